@@ -1,0 +1,382 @@
+"""A GPT, its sizes, and how it is trained: a generator that hands out snapshots.
+
+The model is GPT-2's decoder: token and position embeddings, then blocks that add to a residual stream, each
+block an attention and a two-layer perceptron with a LayerNorm *before* each (pre-norm):
+
+    x = x + attention(LayerNorm(x));    x = x + mlp(LayerNorm(x));    logits = E LayerNorm(x)     (E: the token embedding)
+
+Two things differ from what one reads elsewhere, both because the lines here are short (5 to 20 tokens):
+
+  - Attention is written out: scores, mask, softmax, product.  At this length it is faster than a fused kernel on a CPU, and it
+    has the second derivative that the Hessian needs (fused kernels have none).
+  - Lines of different task-levels differ in length.  Padding them all to the longest would waste half of the work, so
+    several lines share a row, each seeing only itself: `Layout`.
+
+The training loop is at the end: `train(config)` yields a `Snapshot` on a schedule dense early, and knows nothing of
+measures, files or the command line.
+
+Letters used for shapes:  B rows, T tokens, D width, H heads, V vocabulary, N examples, M scored positions.
+"""
+import math
+from dataclasses import dataclass
+from typing import Callable, Iterator, NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import tasks
+from tasks import IGNORE, PAD, VOCAB_SIZE, Batch
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    n_layer: int                      # blocks
+    n_head: int                       # attention heads per block
+    n_embd: int                       # width of the residual stream, D
+    block_size: int = 32              # longest line, in tokens
+    vocab_size: int = VOCAB_SIZE
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Several lines in a row
+
+class Layout(NamedTuple):
+    """Where the lines of a ragged batch stand in a (B, T) grid of tokens, several lines to a row.
+
+    It depends only on how many lines of which length there are, so it is made once and serves every step of a run.
+    """
+    slots: torch.Tensor        # (S,) int64: the place in the flattened grid of each of the S tokens, line after line
+    positions: torch.Tensor    # (B, T) int64: how far each place is from the start of its line
+    mask: torch.Tensor         # (B, 1, T, T) float: 0 where a place may look (its own line, up to itself), else -inf
+
+    def spread(self, flat, fill):
+        """(..., S) values, line after line -> (..., B, T), `fill` where no line stands."""
+        grid = flat.new_full((*flat.shape[:-1], self.positions.numel()), fill)
+        grid[..., self.slots] = flat
+        return grid.view(*flat.shape[:-1], *self.positions.shape)
+
+    def gather(self, grid):
+        """(B, T, ...) -> (S, ...): the inverse of `spread`."""
+        return grid.flatten(0, 1)[self.slots]
+
+
+def pack(lengths, width, device="cpu"):
+    """Lay lines of the given lengths (a list of N integers) out in rows of `width` places: longest first, each row filled
+    with the longest lines that still fit.
+
+    >>> pack([3, 5, 3, 2], 8).positions.tolist()
+    [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 0, 1, 0, 0, 0]]
+    """
+    waiting = {}
+    for n in reversed(range(len(lengths))):
+        waiting.setdefault(lengths[n], []).append(n)
+    place, row = [0] * len(lengths), 0
+    while waiting:
+        column = 0
+        for length in sorted(waiting, reverse=True):
+            while waiting[length] and column + length <= width:
+                place[waiting[length].pop()] = row * width + column
+                column += length
+        if column == 0:
+            raise ValueError(f"a line of {max(waiting)} tokens does not fit into {width}")
+        waiting = {length: lines for length, lines in waiting.items() if lines}
+        row += 1
+    lengths = torch.tensor(lengths)
+    start = torch.repeat_interleave(torch.tensor(place), lengths)                           # (S,)
+    within = torch.cat([torch.arange(n) for n in lengths.tolist()])                         # (S,)
+    slots = start + within
+    positions, line = torch.zeros(row * width, dtype=torch.long), torch.full((row * width,), -1)
+    positions[slots] = within
+    line[slots] = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    line = line.view(row, width)
+    allowed = (line[:, :, None] == line[:, None, :]) & torch.ones(width, width).tril().bool()
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, -math.inf)[:, None]
+    return Layout(*(t.to(device) for t in (slots, positions.view(row, width), mask)))
+
+
+class Ragged(NamedTuple):
+    """Lines of several task-levels, laid out, and where their answers are.  N lines, M answer tokens."""
+    tokens: torch.Tensor       # (B, T)
+    layout: Layout
+    at: torch.Tensor           # (M,) int64: the places in the flattened grid that carry a target
+    targets: torch.Tensor      # (M,) int64: these targets
+    owner: torch.Tensor        # (M,) int64: whose they are, 0 to N - 1
+
+
+def lay_out(batches, device="cpu"):
+    """A list of Batches, each (n, T) with a T of its own -> Ragged; line n is the n-th of all of them, one after another."""
+    lengths = [b.tokens.shape[1] for b in batches for _ in range(len(b.tokens))]
+    layout = pack(lengths, 2 * max(lengths), device)                  # two of the longest to a row: some 95% of it gets used
+    tokens, targets = (torch.cat([x.reshape(-1) for x in side]).to(device) for side in zip(*batches))      # (S,)
+    scored = targets != IGNORE
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+    return Ragged(layout.spread(tokens, PAD), layout, layout.slots[scored], targets[scored], owner[scored])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The model
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        D = config.n_embd
+        self.n_head = config.n_head
+        self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.qkv, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
+
+    def attention(self, x, mask):
+        """softmax(q k' / sqrt(d) + mask) v, head by head.  (B, T, D) -> (B, T, D); the output projection comes later."""
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)   # each (B, H, T, d)
+        scores = (q * (D // self.n_head) ** -0.5) @ k.transpose(-2, -1) + mask                      # (B, H, T, T), float32
+        return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(B, T, D)
+
+    def forward(self, x, mask, at=None):
+        """(B, T, D) -> (B, T, D); with `at`, indices into the B T places, only those places: (M, D)."""
+        a = self.attention(self.ln_1(x), mask)
+        if at is not None:                        # no later block will look at the other places: save their perceptron
+            x, a = x.flatten(0, 1)[at], a.flatten(0, 1)[at]
+        x = x + self.proj(a)
+        return x + self.down(F.gelu(self.up(self.ln_2(x))))
+
+
+class GPT(nn.Module):
+    """GPT-2 with tied embeddings, no dropout, and the exact GELU (three times as fast as GPT-2's tanh form on a CPU).
+
+    Initialisation: normal with standard deviation 0.02; the two projections of a block that add to the residual
+    stream are divided by sqrt(2 n_layer); biases are zero.  Source: Radford et al. 2019, as in nanoGPT.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        causal = torch.zeros(config.block_size, config.block_size)
+        self.register_buffer("causal", causal.masked_fill(torch.ones_like(causal).triu(1).bool(), -math.inf),
+                             persistent=False)
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                residual = name.endswith(("proj.weight", "down.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def embed(self, tokens, layout):
+        """-> (B, T, D), and the mask of attention."""
+        T = tokens.shape[1]
+        if layout is not None:
+            return self.token_embedding(tokens) + self.position_embedding(layout.positions), layout.mask
+        if T > self.config.block_size:
+            raise ValueError(f"a line of {T} tokens is longer than the model's block_size {self.config.block_size}")
+        return self.token_embedding(tokens) + self.position_embedding.weight[:T], self.causal[:T, :T]
+
+    def forward(self, tokens, layout=None, at=None):
+        """tokens (B, T) int64 -> logits (B, T, V); with `at`, indices into the B T places, logits (M, V) there only."""
+        x, mask = self.embed(tokens, layout)
+        for block in self.blocks[:-1]:
+            x = block(x, mask)
+        x = self.blocks[-1](x, mask, at)
+        return F.linear(self.ln_f(x), self.token_embedding.weight)
+
+    def hidden_states(self, tokens, layout=None):
+        """tokens (B, T) -> n_layer + 1 tensors (B, T, D): the embedding, then the residual stream after each block.  The
+        final LayerNorm is NOT applied to the last one: `model.ln_f` does that."""
+        x, mask = self.embed(tokens, layout)
+        states = [x]
+        for block in self.blocks:
+            states.append(block(states[-1], mask))
+        return states
+
+
+SIZES = {                                         # each about four times as many parameters as the one before
+    "nano": GPTConfig(2, 4, 128),                 # 405 thousand
+    "micro": GPTConfig(3, 4, 192),                # 1.3 million
+    "small": GPTConfig(6, 6, 288),                # 6.0 million
+    "medium": GPTConfig(8, 8, 480),               # 22 million
+    "large": GPTConfig(12, 12, 768),              # 85 million
+    "xl": GPTConfig(12, 16, 1024),                # 151 million
+}
+
+
+def parameter_count(config):
+    """Parameters of GPT(config): 12 D^2 + 13 D for each block, a LayerNorm, and the two embeddings.
+
+    >>> parameter_count(SIZES["nano"])
+    404608
+    """
+    D = config.n_embd
+    return config.n_layer * (12 * D * D + 13 * D) + 2 * D + (config.vocab_size + config.block_size) * D
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Losses and answers
+
+def example_loss(model, batch):
+    """Mean cross-entropy over each example's answer tokens.
+
+    batch: a pair (tokens, targets), both (N, T), targets IGNORE off the answer.  Returns (N,) losses in nats per token.
+    """
+    tokens, targets = batch
+    scored = targets != IGNORE                                                              # (N, T)
+    at = scored.flatten().nonzero()[:, 0]                                                   # (M,)
+    loss = F.cross_entropy(model(tokens, at=at).float(), targets.flatten()[at], reduction="none")       # (M,)
+    owner = at // tokens.shape[1]                                                           # (M,): whose token it is
+    return loss.new_zeros(len(tokens)).index_add(0, owner, loss) / scored.sum(1)
+
+
+def example_loss_sum(model, batch):
+    """The same summed, not averaged, over the answer: -log p(answer | prompt), the loss of which the Fisher matrix is the
+    curvature where answers differ in length.  Returns (N,) in nats per answer."""
+    return example_loss(model, batch) * (batch[1] != IGNORE).sum(1)
+
+
+@torch.no_grad()
+def resample_answers(model, batch, generator):
+    """The same prompts with answers drawn from the model, token by token (ancestral sampling), in tokens and targets.
+
+    A Fisher matrix is one only with labels drawn from the model itself; with the true ones it is called empirical.
+    """
+    tokens, targets = batch[0].clone(), batch[1].clone()
+    for t in range(tokens.shape[1] - 1):
+        rows = (targets[:, t] != IGNORE).nonzero()[:, 0]
+        if len(rows):
+            p = model(tokens[rows, :t + 1])[:, -1].float().softmax(-1)                      # (n, V)
+            tokens[rows, t + 1] = targets[rows, t] = torch.multinomial(p, 1, generator=generator)[:, 0]
+    return Batch(tokens, targets)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Training
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the weights.  With the same fields, machine and torch they come out the same, bit for bit."""
+    size: str = "nano"                # a name in SIZES
+    seed: int = 0                     # of the initial weights and of the data
+    levels: tuple = ("modadd-1", "modadd-2", "modadd-3")      # task-levels, trained in equal shares
+    steps: int = 600
+    per_level: int = 44               # examples of each task-level in a batch
+    lr: float = 1e-3                  # peak learning rate of AdamW
+    warmup: int = 100                 # steps of linear warm-up; then a cosine down to `final_lr` of the peak
+    final_lr: float = 0.1
+    weight_decay: float = 0.1         # on matrices, not on biases and LayerNorms
+    beta1: float = 0.9
+    beta2: float = 0.98
+    clip: float = 1.0                 # largest norm of the gradient
+    train_fraction: float = 1.0       # share of the operand tuples that are trained on (1: all, as in the paper)
+    early_snapshots: int = 160        # on a logarithmic grid of steps ...
+    even_snapshots: int = 110         # ... and on an even one: see snapshot_steps
+    dtype: str = "float32"            # of matrix products in training: float32, or bfloat16 (autocast)
+    device: str = "cpu"
+    threads: int = 1
+
+
+class Snapshot(NamedTuple):
+    step: int                         # number of updates so far
+    model: nn.Module                  # the live model: read it, and leave it as it is
+    loss: float                       # mean training loss (nats per token) since the snapshot before; None at step 0
+    state: Callable                   # () -> dict of tensors and numbers with which train(..., resume=) goes on
+
+
+def snapshot_steps(steps, early=160, even=110):
+    """When to look: on a logarithmic grid, for what happens early, and on an even one, for what happens later.
+
+    >>> [len(snapshot_steps(n)) for n in (600, 4000)], snapshot_steps(100, 8, 4)
+    ([208, 241], [0, 1, 2, 4, 7, 14, 25, 27, 50, 52, 75, 100])
+    """
+    log = (round(steps ** (i / (early - 1))) for i in range(early))
+    return sorted({0, steps, *log, *(round(steps * i / even) for i in range(even + 1))})
+
+
+def learning_rate(config, step):
+    """Linear warm-up, then a cosine from the peak down to final_lr times the peak."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    t = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * t)))
+
+
+class TrainingData:
+    """Batches of all task-levels in equal shares, as a function of (seed, step).
+
+    They are drawn for BLOCK steps at a time: one call of `sample` per task-level then serves many steps."""
+    BLOCK = 64
+
+    def __init__(self, config):
+        self.config, self.block = config, None
+        generator = torch.Generator().manual_seed(0)                  # for the shapes alone, which every batch shares
+        shapes = [tasks.sample(*tasks.split_name(name), config.per_level, generator) for name in config.levels]
+        shapes = lay_out([Batch(b.tokens[:, :-1], b.targets[:, :-1]) for b in shapes], config.device)
+        self.layout, self.at = shapes.layout, shapes.at
+        answer_tokens = shapes.owner.bincount()                       # (N,)
+        self.weights = 1 / (answer_tokens * len(answer_tokens))[shapes.owner].float()      # (M,): each example counts once
+
+    def __call__(self, step):
+        """-> tokens (B, T) in the layout, targets (M,) at the places `self.at`."""
+        c = self.config
+        if self.block != step // self.BLOCK:
+            self.block = step // self.BLOCK
+            generators = [tasks.seeded(c.device, "train", c.seed, name, self.block) for name in c.levels]
+            batches = [tasks.sample(*tasks.split_name(name), self.BLOCK * c.per_level, g, "train", c.train_fraction)
+                       for name, g in zip(c.levels, generators)]
+            flat = [torch.cat([x[:, :-1].reshape(self.BLOCK, -1) for x in side], 1) for side in zip(*batches)]
+            self.tokens = self.layout.spread(flat[0], PAD)                                  # (BLOCK, B, T)
+            self.targets = self.layout.spread(flat[1], IGNORE).flatten(1)[:, self.at]       # (BLOCK, M)
+        return self.tokens[step % self.BLOCK], self.targets[step % self.BLOCK]
+
+
+def new_model(config):
+    """The untrained model of a TrainConfig; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return GPT(SIZES[config.size]).to(config.device)
+
+
+def train(config, resume=None) -> Iterator[Snapshot]:
+    """Train one model on all task-levels of `config`; yields a Snapshot at each of snapshot_steps.
+
+    resume: what `snapshot.state()` returned; training goes on behind that snapshot, to the same bits as if it had not stopped.
+    Raises FloatingPointError, naming the step, when the loss is no longer finite.
+    Differs from the paper: everything here that is a number, for its protocol is public only in outline.
+    """
+    model, data = new_model(config), TrainingData(config)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() != 2]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay},
+                                   {"params": vectors, "weight_decay": 0.0}],
+                                  lr=config.lr, betas=(config.beta1, config.beta2), fused=config.device != "mps")
+    losses = torch.zeros(config.steps, device=config.device)          # stays on the device: no waiting inside the loop
+    done, seen = -1, 0
+    if resume is not None:
+        model.load_state_dict(resume["model"])
+        optimizer.load_state_dict(resume["optimizer"])
+        done = seen = resume["step"]
+    schedule = set(snapshot_steps(config.steps, config.early_snapshots, config.even_snapshots))
+
+    for step in range(max(done, 0), config.steps + 1):
+        if step in schedule and step > done:
+            part = losses[seen:step]
+            if not torch.isfinite(part).all():
+                first = seen + int((~torch.isfinite(part)).nonzero()[0])
+                raise FloatingPointError(f"the training loss is no longer finite at step {first + 1}")
+            yield Snapshot(step, model, float(part.mean()) if step else None,
+                           lambda: {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            seen = step
+        if step == config.steps:
+            return
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        tokens, targets = data(step)
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            logits = model(tokens, data.layout, data.at)                                    # (M, V)
+        loss = F.cross_entropy(logits.float(), targets, reduction="none") @ data.weights
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        losses[step] = loss.detach()

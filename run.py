@@ -1,0 +1,605 @@
+"""The command line, and the only file that writes run directories and prints.
+
+    python run.py sweep --task modadd              train, measure, find the events, draw: the main job
+    python run.py sweep --task all --sizes nano    the study: 24 task-levels and 4 controls in one model
+    python run.py analyse runs/modadd              findings and figures again, from config.json and metrics.jsonl alone
+    python run.py tasks                            what the tasks look like
+
+What a sweep leaves behind:
+
+    runs/<sweep>/                 named after its tasks
+        <size>-s<seed>/           one run: one model, trained once
+            config.json           every field, chance levels, command line, versions
+            metrics.jsonl         one row per snapshot, appended as training goes on
+            checkpoint.pt         where to go on after a stop; replaced atomically, every 20 seconds
+            weights/              with --keep N: the weights of every N-th snapshot
+            done                  written last: a run that has it is not run again
+        findings.json, events.csv, figures/*.png        derived: `analyse` makes them again
+
+The same command again resumes: finished runs are skipped, a stopped one goes on from its checkpoint, to the same bits as
+if it had not been stopped.  A reader who wants the science can skip this file.
+"""
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+# torch takes two seconds to import.  So the names that a command line can get wrong stand here once more, for an answer
+# in no time (a test holds them to the tables in tasks.py and models.py), and everything else is imported where it is used.
+TASK_NAMES = ("copy", "reverse", "compare", "parity", "add", "modadd", "sort", "multiply")
+SIZE_NAMES = ("nano", "micro", "small", "medium", "large", "xl")
+CONTROL_COUNT = 24
+
+out = Console(highlight=False)
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  help="When a neural network suddenly gains a capability, what changed inside it first?")
+
+
+class BadInput(Exception):
+    """What the user can mend by writing another command: exit status 2."""
+
+
+class Failed(Exception):
+    """What went wrong while running: exit status 1."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What a sweep measures
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """Everything that decides what is measured.  It does not touch the weights."""
+    measures: tuple = ("rankme",)     # names in MEASURES
+    probe_examples: int = 200         # of each task-level, fixed, distinct where there are so many: for hidden states
+    eval_examples: int = 1000         # of each task-level, others: for accuracy and log-probability
+    keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
+
+
+class Probes:
+    """The examples that a run is measured on: fixed, the same for every seed and size."""
+    CHUNK, ROWS = 512, 64             # lines, or rows of several, that go through the model at once: they stay in the cache
+
+    def __init__(self, train, measure):
+        import torch, models, tasks
+        self.levels, self.device, self.dtype, self.n = train.levels, train.device, train.dtype, measure.probe_examples
+        pairs = [tasks.split_name(name) for name in self.levels]
+        drawn = [tasks.probe_set(*pair, self.n, tasks.seeded("cpu", "probe", *pair)) for pair in pairs]
+        self.probes = [tasks.Batch(*(x[:d] for x in batch)) for batch, d in drawn]   # each of the distinct ones is run once
+        self.ragged, self.positions = models.lay_out(self.probes, self.device), {}
+        for name, batch in zip(self.levels, self.probes):
+            answer = tuple((batch.targets[0] != tasks.IGNORE).nonzero()[:, 0].tolist())
+            self.positions[name] = {"first": answer[:1], "answer": answer, "last": (batch.tokens.shape[1] - 1,)}
+        splits = ["all"] if train.train_fraction == 1 else ["all", "train", "test"]
+        self.groups = [(name, "accuracy" if split == "all" else f"accuracy_{split}") for split in splits for name in self.levels]
+        lines, self.chunks, groups = [], [], []
+        for g, (name, column) in enumerate(self.groups):
+            split = {"accuracy": "all", "accuracy_train": "train", "accuracy_test": "test"}[column]
+            pair = tasks.split_name(name)
+            batch = tasks.sample(*pair, measure.eval_examples, tasks.seeded("cpu", "eval", *pair, split), split, train.train_fraction)
+            both, count = torch.cat(batch, 1).unique(dim=0, return_counts=True)      # a line that comes up 20 times is run once
+            tokens, targets = both.chunk(2, 1)
+            lines += [(tasks.Batch(tokens[i:i + 1, :-1], targets[i:i + 1, :-1]), g, int(c)) for i, c in enumerate(count)]
+        for i in range(0, len(lines), self.CHUNK):
+            batches, group, count = zip(*lines[i:i + self.CHUNK])
+            self.chunks.append((models.lay_out(batches, self.device), torch.tensor(group, device=self.device),
+                                torch.tensor(count, device=self.device, dtype=torch.float32)))
+
+
+def measure_behaviour(snapshot, probes):
+    """Accuracy (exact match), log-probability of the whole answer and loss per answer token, for every task-level.
+
+    Greedy decoding gets an answer right exactly if each of its tokens is the most likely one after the true ones before it,
+    so one forward pass is enough.  It runs in the precision of training."""
+    import torch
+    import torch.nn.functional as F
+    totals = torch.zeros(4, len(probes.groups), device=probes.device)
+    with torch.no_grad(), torch.autocast(torch.device(probes.device).type, torch.bfloat16, enabled=probes.dtype == "bfloat16"):
+        for ragged, group, count in probes.chunks:
+            logits = snapshot.model(ragged.tokens, ragged.layout, ragged.at).float()                # (M, V)
+            nll = F.cross_entropy(logits, ragged.targets, reduction="none")                         # (M,)
+            per_line = torch.zeros(3, len(group), device=probes.device)
+            per_line.index_add_(1, ragged.owner, torch.stack([(logits.argmax(1) != ragged.targets).float(), nll, torch.ones_like(nll)]))
+            wrong, nll, tokens = per_line
+            totals.index_add_(1, group, torch.stack([(wrong == 0) * count, -nll * count, nll / tokens * count, count]))
+    accuracy, log_prob, loss = (totals[:3] / totals[3]).tolist()
+    columns = {}
+    for i, (level, column) in enumerate(probes.groups):
+        columns.setdefault(level, {})[column] = accuracy[i]
+        if column == "accuracy":
+            columns[level] |= {"log_prob": log_prob[i], "loss": loss[i]}
+    return columns
+
+
+def measure_rankme(snapshot, probes):
+    """RankMe of every layer's hidden states, at three kinds of position, for every task-level: one forward pass for all.
+
+    Layers: the embedding, the residual stream after each block, and that after the final LayerNorm.  In float32, whatever
+    training uses: rounding to bfloat16 is noise in all directions, and would lift a collapsed rank of 2.0 to 2.4."""
+    import torch, measures
+    model, (tokens, layout, *_), jobs, start = snapshot.model, probes.ragged, {}, 0
+    with torch.no_grad():
+        parts = [model.hidden_states(tokens[i:i + probes.ROWS], layout._replace(positions=layout.positions[i:i + probes.ROWS], mask=layout.mask[i:i + probes.ROWS]))
+                 for i in range(0, len(tokens), probes.ROWS)]
+        states = [torch.cat(layer) for layer in zip(*parts)]
+        states = torch.stack([layout.gather(h) for h in [*states, model.ln_f(states[-1])]])         # (L, S, D)
+    for level, batch in zip(probes.levels, probes.probes):
+        d, T = batch.tokens.shape
+        times = (torch.arange(probes.n) % d).bincount().to(states)            # a row that counts c times is that row times sqrt(c)
+        lines = states[:, start:start + d * T].unflatten(1, (d, T)) * times.sqrt()[:, None, None]   # (L, d, T, D)
+        start += d * T
+        for where in dict.fromkeys(probes.positions[level].values()):         # with one answer token, "first" is "answer"
+            jobs.setdefault((d, len(where)), []).append((level, where, lines[:, :, where].flatten(1, 2)))
+    ranks = {}
+    for same in jobs.values():                                                # matrices of one shape go together
+        values = measures.rankme_many(torch.cat([features for _, _, features in same])).view(len(same), -1).tolist()
+        ranks |= {(level, where): layers for (level, where, _), layers in zip(same, values)}
+    columns = {}
+    for level, batch in zip(probes.levels, probes.probes):
+        columns[level] = {"distinct": len(batch.tokens),
+                          "rankme": {name: ranks[level, where] for name, where in probes.positions[level].items()}}
+    return columns
+
+
+# The vocabulary of --measures: name -> (snapshot, probes) -> columns for each task-level.  Accuracy needs no name.
+MEASURES = {"rankme": measure_rankme}
+
+
+def measure_row(snapshot, probes, names):
+    """One row of metrics.jsonl, but for the clock."""
+    levels = measure_behaviour(snapshot, probes)
+    for name in names:
+        for level, columns in MEASURES[name](snapshot, probes).items():
+            levels[level] |= columns
+    return {"step": snapshot.step, "loss": snapshot.loss, "levels": levels}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Run directories
+
+def rounded(x):
+    """Six significant digits, and null for what is not a number (bare NaN is not JSON)."""
+    if isinstance(x, dict):
+        return {k: rounded(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [rounded(v) for v in x]
+    return x if not isinstance(x, float) else float(f"{x:.6g}") if math.isfinite(x) else None
+
+
+def write_atomically(path, text):
+    """All of it or nothing: written under another name in the same folder, then moved."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path, value):
+    write_atomically(path, json.dumps(rounded(value), indent=1) + "\n")
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise Failed(f"{path} cannot be read as JSON ({error}); it should have been written by `sweep`: move it away and run that again")
+
+
+def read_rows(path):
+    """The rows of a metrics.jsonl; a last line that was cut off half-way is left out."""
+    rows = []
+    lines = path.read_text().splitlines() if path.exists() else []
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            row["step"], row["levels"]
+        except (ValueError, KeyError, TypeError):
+            if i == len(lines) - 1:
+                break
+            raise Failed(f"{path}, line {i + 1}, is not a row that `sweep` wrote; move the run directory away and run it again")
+        rows.append(row)
+    return rows
+
+
+def environment():
+    """What a run depends on besides its config: for the record, not compared when resuming."""
+    import torch
+
+    def git(*arguments):
+        try:
+            return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"command": ["python", "run.py", *sys.argv[1:]], "git": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status),
+            "torch": torch.__version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+            "processor": torch.backends.cpu.get_cpu_capability(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+
+def run_config(train, measure):
+    """config.json: every field, and what analysis needs to know about the tasks and the model."""
+    import torch, models, tasks
+    pairs = {name: tasks.split_name(name) for name in train.levels}
+    one = {name: tasks.sample(*pair, 1, torch.Generator().manual_seed(0)) for name, pair in pairs.items()}
+    return rounded({**dataclasses.asdict(train), **dataclasses.asdict(measure),
+                    "parameters": models.parameter_count(models.SIZES[train.size]), "width": models.SIZES[train.size].n_embd,
+                    "n_layer": models.SIZES[train.size].n_layer,
+                    "chance": {name: tasks.chance(*pair) for name, pair in pairs.items()},
+                    "chance_log_prob": {name: tasks.chance_log_prob(*pair) for name, pair in pairs.items()},
+                    "answer_tokens": {name: int((b.targets != tasks.IGNORE).sum()) for name, b in one.items()}})
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Hold the folder's lock, or raise Failed if another process has it.  The system lets go of it when a process ends, however
+    it ends, so a killed run leaves no lock behind.  (Not on Windows, which has no fcntl.)"""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Failed(f"{folder} is being written by another process; wait for it, or stop it")
+    finally:
+        os.close(handle)
+
+
+def load_checkpoint(path):
+    import torch
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)       # weights_only: a checkpoint cannot run code
+        state["train"]["step"], state["train"]["model"], state["train"]["optimizer"], state["wall"]
+        return state
+    except Exception as error:                                                # whatever is wrong with a foreign file
+        raise Failed(f"{path} is not a checkpoint that `sweep` wrote ({type(error).__name__}); move it away to start this run afresh")
+
+
+def execute(folder, train, measure, tick):
+    """Carry out one run in its directory, from wherever it was left.  tick(step, loss) is called at every snapshot."""
+    import torch, models
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if (folder / "done").exists():
+            return
+        config = run_config(train, measure)
+        path, rows_path, checkpoint = folder / "config.json", folder / "metrics.jsonl", folder / "checkpoint.pt"
+        if path.exists():
+            old = {k: v for k, v in read_json(path).items() if k != "environment"}
+            different = [f"{k} was {old.get(k)!r}, now {config.get(k)!r}" for k in {**old, **config} if old.get(k) != config.get(k)]
+            if different:
+                raise BadInput(f"{folder} holds a run with another config ({'; '.join(different)}); choose another --out, or repeat the old command")
+        else:
+            write_json(path, {**config, "environment": environment()})
+        resume, wall = None, {"train": 0.0, "measure": 0.0}
+        if checkpoint.exists():
+            saved = load_checkpoint(checkpoint)
+            resume, wall = saved["train"], saved["wall"]
+        rows = [row for row in read_rows(rows_path) if resume is not None and row["step"] <= resume["step"]]
+        write_atomically(rows_path, "".join(json.dumps(row) + "\n" for row in rows))
+        torch.set_num_threads(train.threads)
+        probes, last_saved, last = Probes(train, measure), time.monotonic(), time.monotonic()
+        snapshots = models.train(train, resume)
+        with open(rows_path, "a") as file:
+            try:
+                for count, snapshot in enumerate(snapshots, len(rows)):
+                    wall["train"] += time.monotonic() - last
+                    last = time.monotonic()
+                    row = measure_row(snapshot, probes, measure.measures)
+                    wall["measure"] += time.monotonic() - last
+                    last = time.monotonic()
+                    row |= {"wall_train_s": round(wall["train"], 2), "wall_measure_s": round(wall["measure"], 2)}
+                    file.write(json.dumps(rounded(row)) + "\n")
+                    file.flush()
+                    if measure.keep and count % measure.keep == 0:
+                        (folder / "weights").mkdir(exist_ok=True)
+                        save(snapshot.model.state_dict(), folder / "weights" / f"step-{snapshot.step:06d}.pt")
+                    if last - last_saved > 20 or snapshot.step == train.steps:
+                        save({"train": snapshot.state(), "wall": wall}, checkpoint)
+                        last_saved = time.monotonic()
+                    tick(snapshot.step, snapshot.loss)
+            except FloatingPointError as error:
+                raise Failed(f"{folder}: {error}; the rows up to there are kept: try a smaller learning rate (--set lr=...)")
+        write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"]})
+
+
+def save(state, path):
+    import torch
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_sweep(folder):
+    """-> (finished runs as (config, rows), what is missing in words)."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
+    runs, missing = [], []
+    for path in sorted(folder.glob("*/config.json")):
+        config, rows = read_json(path), read_rows(path.parent / "metrics.jsonl")
+        if "levels" not in config or "chance" not in config:
+            raise Failed(f"{path} is not a config that `sweep` wrote; move it out of {folder}")
+        if rows and rows[-1]["step"] == config["steps"]:
+            runs.append((config, rows))
+        else:
+            missing.append(f"{path.parent.name} stopped at step {rows[-1]['step'] if rows else 0} of {config['steps']}")
+    if not runs:
+        raise BadInput(f"{folder} holds no finished run" + (f" ({'; '.join(missing)})" if missing else "; expected a sweep's directory, such as runs/modadd"))
+    return sorted(runs, key=lambda run: (run[0]["parameters"], run[0]["seed"])), missing
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The plan: which runs, and how long they will take
+
+def chosen(option, text, names):
+    """"a,b" -> ("a", "b"), all of them in `names`; "all" is all of them."""
+    picked = tuple(names) if text == "all" else tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    wrong = [p for p in picked if p not in names]
+    if wrong or not picked:
+        raise BadInput(f"{option} {text!r}: {(wrong or ['nothing'])[0]!r} is not one of {', '.join(names)} (several: separated by commas; or all)")
+    return picked
+
+
+def with_settings(settings, *configs):
+    """Apply ["lr=0.01", ...] to frozen dataclasses; each field is looked for in all of them."""
+    fields = {f.name: i for i, config in enumerate(configs) for f in dataclasses.fields(config)}
+    configs = list(configs)
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if name not in fields or not equals:
+            raise BadInput(f"--set {setting!r}: expected field=value, with a field out of {', '.join(sorted(fields))}")
+        config = configs[fields[name]]
+        kind = type(getattr(config, name))
+        try:
+            value = tuple(value.split(",")) if kind is tuple else kind(value)
+        except ValueError:
+            raise BadInput(f"--set {setting!r}: {name} is of type {kind.__name__}, and {value!r} is not")
+        configs[fields[name]] = dataclasses.replace(config, **{name: value})
+    return configs
+
+
+def check(train, measure):
+    """The values that would fail late, or not at all, are refused early."""
+    positive = {"steps": train.steps, "per_level": train.per_level, "lr": train.lr, "threads": train.threads, "clip": train.clip,
+                "early_snapshots": train.early_snapshots - 1, "even_snapshots": train.even_snapshots,
+                "probe_examples": measure.probe_examples - 1, "eval_examples": measure.eval_examples}
+    for name, value in positive.items():
+        if not value > 0:
+            raise BadInput(f"{name}: expected a larger number, got {getattr(train, name, None) or getattr(measure, name, value)!r}")
+    for name, value in {"warmup": train.warmup, "keep": measure.keep, "weight_decay": train.weight_decay}.items():
+        if value < 0:
+            raise BadInput(f"{name}: expected a number of at least 0, got {value!r}")
+    if not 0 < train.train_fraction <= 1:
+        raise BadInput(f"train_fraction: expected a number above 0 and at most 1, got {train.train_fraction!r}")
+    if train.dtype not in ("float32", "bfloat16"):
+        raise BadInput(f"dtype: expected float32 or bfloat16, got {train.dtype!r}")
+
+
+def pick_device(name):
+    import torch
+    if name not in ("auto", "cpu", "cuda"):
+        raise BadInput(f"--device {name!r}: expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: torch finds no CUDA device here; use --device cpu, or install torch with CUDA")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def pick_dtype(device):
+    """bfloat16 where the processor or GPU says that it has the instructions; never by a clock, for it changes numbers."""
+    import torch
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    declared = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bfloat16" if declared() else "float32"
+
+
+def default_steps(levels):
+    """Enough for nearly all task-levels to emerge at the smallest size: one task alone is quick, 24 levels share one model."""
+    return 600 if levels <= 3 else 2000 if levels <= 12 else 4000
+
+
+def estimate(train, measure):
+    """Seconds of training and of measuring in one run, from a few steps and one snapshot of it timed here and now."""
+    import torch, models
+    torch.set_num_threads(train.threads)
+    probes = Probes(train, measure)
+    snapshots = models.train(dataclasses.replace(train, early_snapshots=2, even_snapshots=max(1, train.steps // 4)))
+    next(snapshots)
+    next(snapshots)                                                          # the first step pays for what is set up once
+    start = time.monotonic()
+    first = next(snapshots)                                                   # some four steps later
+    per_step = (time.monotonic() - start) / max(1, first.step - 1)
+    times = []
+    for _ in range(2):
+        start = time.monotonic()
+        measure_row(first, probes, measure.measures)
+        times.append(time.monotonic() - start)
+    count = len(models.snapshot_steps(train.steps, train.early_snapshots, train.even_snapshots))
+    return per_step * train.steps, min(times) * count, count
+
+
+def minutes(seconds):
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@app.command()
+def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NAMES)}, separated by commas; or all"),
+          sizes: str = typer.Option("nano,micro", help=f"one or more of {', '.join(SIZE_NAMES)}; or all"),
+          seeds: int = typer.Option(3, help="number of seeds: 0 to N-1"),
+          steps: int = typer.Option(0, help="training steps  [default: 600 for one task, 2000 for up to four, else 4000]"),
+          measure: str = typer.Option("all", "--measures", help="rankme; all; or none (accuracy is always measured)"),
+          controls: int = typer.Option(-1, help="sham task-levels trained beside the others  [default: 4 with --task all, else 0]"),
+          train_fraction: float = typer.Option(1.0, help="share of the operand tuples to train on; below 1, accuracy on the unseen ones is a column"),
+          out_dir: Path = typer.Option("runs", "--out", help="where the sweep's directory goes"),
+          device: str = typer.Option("auto", help="auto, cpu or cuda"),
+          keep: int = typer.Option(0, help="keep the weights of every so-many-th snapshot"),
+          settings: list[str] = typer.Option([], "--set", metavar="FIELD=VALUE", help="any other field of the config; may be repeated"),
+          dry_run: bool = typer.Option(False, "--dry-run", help="show the plan and what it will cost, and stop")):
+    """Train models, measure them on the way, find when capabilities emerge and what came before."""
+    names = chosen("--task", task, TASK_NAMES)
+    picked_sizes = chosen("--sizes", sizes, SIZE_NAMES)
+    wanted = () if measure == "none" else chosen("--measures", measure, tuple(MEASURES))
+    controls = controls if controls >= 0 else 4 if names == TASK_NAMES else 0
+    if seeds < 1 or controls > CONTROL_COUNT or steps < 0:
+        raise BadInput(f"--seeds {seeds}, --controls {controls}, --steps {steps}: expected at least one seed, at most {CONTROL_COUNT} controls, and no negative number")
+    import torch, models, tasks
+    device = pick_device(device)
+    levels = tuple(f"{name}-{k}" for name in names for k in tasks.LEVELS) + tasks.CONTROLS[:controls]
+    base = models.TrainConfig(levels=levels, steps=steps or default_steps(len(levels)), per_level=max(10, 132 // len(levels)), device=device,
+                              dtype=pick_dtype(device), threads=torch.get_num_threads(), train_fraction=train_fraction)
+    base, measured = with_settings(settings, base, MeasureConfig(measures=wanted, keep=keep))
+    check(base, measured)
+    folder = out_dir / (("all" if names == TASK_NAMES else "+".join(names)) + (f"-fraction{train_fraction:g}" if train_fraction < 1 else ""))
+    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed)) for size in picked_sizes for seed in range(seeds)]
+    waiting = [(path, config) for path, config in plan if not (path / "done").exists()]
+
+    out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, "
+              f"{base.dtype} on {device} ({base.threads} threads), measuring {', '.join(('accuracy', *wanted))}")
+    costs = {size: estimate(dataclasses.replace(base, size=size), measured) for size in dict.fromkeys(config.size for _, config in waiting)}
+    table = Table("size", "parameters", "runs", "snapshots", "training", "measuring", "in all", box=None, pad_edge=False, header_style="dim")
+    for size, (training, measuring, count) in costs.items():
+        n = sum(config.size == size for _, config in waiting)
+        table.add_row(size, f"{models.parameter_count(models.SIZES[size]):,}", str(n), str(count), minutes(training), minutes(measuring), minutes(n * (training + measuring)))
+    if waiting:
+        out.print(table)
+    total = sum(sum(costs[config.size][:2]) for _, config in waiting)
+    out.print(f"{len(waiting)} runs to do, {len(plan) - len(waiting)} done already; about {minutes(total)} on this machine")
+    if dry_run:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn()
+    failures = []
+    with Progress(*columns, console=out, transient=True) as progress:
+        for k, (path, config) in enumerate(waiting):
+            line = progress.add_task(f"{path.name} ({k + 1} of {len(waiting)})", total=config.steps, note="")
+            start = time.monotonic()
+            try:
+                execute(path, config, measured, lambda step, loss: progress.update(
+                    line, completed=step, note=f"step {step:,}" + ("" if loss is None else f"  loss {loss:.3f}")))
+                progress.console.print(f"{path.name}  done in {minutes(time.monotonic() - start)}")
+            except Failed as error:                                           # the other runs can still be done
+                failures.append(str(error))
+            progress.remove_task(line)
+    if any((path / "done").exists() for path, _ in plan):
+        report(folder, [path.name for path, _ in plan if not (path / "done").exists()])
+    if failures:
+        raise Failed("; ".join(failures))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Findings
+
+def report(folder, unfinished=()):
+    """Everything derived: findings.json, events.csv, the figures, and the table on the screen."""
+    start = time.monotonic()
+    import emergence
+    runs, missing = load_sweep(folder)
+    missing += [f"{name} was not started" for name in unfinished if not (folder / name / "config.json").exists()]
+    if not all("rankme" in config["measures"] for config, _ in runs):
+        out.print("RankMe was not measured: there is nothing to find in this sweep")
+        return
+    choices = emergence.Choices()
+    found = [event for config, rows in runs for event in emergence.events(config, rows, choices)]
+    summary = emergence.summarise(found)
+    write_json(folder / "findings.json", {"choices": dataclasses.asdict(choices), "runs": len(runs), "missing": missing, "levels": summary})
+    temporary = folder / "events.csv.tmp"
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(found[0]))
+        writer.writeheader()
+        writer.writerows(rounded(event) for event in found)
+    os.replace(temporary, folder / "events.csv")
+    paths = []
+    (folder / "figures").mkdir(exist_ok=True)
+    for make in emergence.FIGURES.values():
+        for name, figure in make(runs, choices).items():
+            paths.append(folder / "figures" / f"{name}.png")
+            figure.savefig(paths[-1], dpi=160)
+    out.print(summary_table(summary))
+    for line in missing:
+        out.print(f"missing: {escape(line)}")
+    wall = [read_json(path) for path in folder.glob("*/done")]
+    training, measuring = (sum(w[key] for w in wall) for key in ("wall_train_s", "wall_measure_s"))
+    out.print(f"training {minutes(training)}, measuring {minutes(measuring)}, analysing and drawing {minutes(time.monotonic() - start)}")
+    out.print(f"{folder}/findings.json, events.csv; figures: {', '.join(str(path) for path in paths)}")
+
+
+def summary_table(summary):
+    """Per size and task-level: medians over seeds, with the range."""
+    def cell(spread, form="{:.0f}"):
+        if not spread:
+            return "-"
+        text = form.format(spread["median"])
+        return text if spread["low"] == spread["high"] else f"{text} ({form.format(spread['low'])} to {form.format(spread['high'])})"
+    table = Table("size", "task-level", "floor", "onset", "emergence", "lead", "first", box=None, pad_edge=False, header_style="dim",
+                  caption="Steps; median (range) over seeds.  floor: lowest RankMe.  onset: RankMe recovers.  emergence: of those seeds that have one.\n"
+                          "lead: emergence - onset.  first: seeds in which RankMe recovered before emergence, of those that emerged, of all.", caption_justify="left")
+    for s in summary:
+        table.add_row(s["size"], s["level"], cell(s["floor"], "{:.1f}"), cell(s["onset"]), cell(s["emergence"]) if s["emerged"] else "never", cell(s["lead"]),
+                      f"{s['rankme_first']}/{s['emerged']}/{s['seeds']}", style="dim" if s["control"] else None)
+    return table
+
+
+@app.command()
+def analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="directories of sweeps, such as runs/modadd")):
+    """Findings, events.csv and figures again, from config.json and metrics.jsonl alone."""
+    for folder in folders:
+        report(folder)
+
+
+@app.command("tasks")
+def show_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one task, or several separated by commas")):
+    """What each task looks like: examples of every level, chance level, vocabulary."""
+    names = chosen("NAME", name, TASK_NAMES)
+    import torch, tasks
+    table = Table("task-level", "example", "another", "tokens", "chance", box=None, pad_edge=False, header_style="dim")
+    for task in names:
+        for level in tasks.LEVELS:
+            batch = tasks.sample(task, level, 2, torch.Generator().manual_seed(level))
+            table.add_row(f"{task}-{level}", *(escape(tasks.decode(row)) for row in batch.tokens), str(batch.tokens.shape[1]), f"{tasks.chance(task, level):.3g}")
+    out.print(table)
+    for task in names:
+        out.print(f"{task}: {tasks.TASKS[task].about}")
+    out.print("chance: how often the best answer that ignores the operands is right, all of it.")
+    out.print(escape(f"vocabulary ({tasks.VOCAB_SIZE}): {' '.join(tasks.VOCABULARY)}"))
+
+
+def main():
+    """One sentence on stderr for whatever the user can mend; a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        sys.exit(app(arguments, standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        message, status = "stopped; the same command goes on from the last checkpoint", 130
+    except Exception as error:
+        if debug:
+            raise
+        if hasattr(error, "format_message"):                                  # the command line's own errors
+            message, status = f"{error.format_message().rstrip('.')}; see python run.py {' '.join(arguments[:1])} --help", 2
+        elif isinstance(error, OSError):
+            message, status = f"{error.filename or 'the disk'}: {error.strerror}; what was written before is kept, and the same command goes on from there", 1
+        elif isinstance(error, (BadInput, Failed, ValueError)):
+            message, status = str(error), 1 if isinstance(error, Failed) else 2
+        else:
+            message, status = f"unexpected {type(error).__name__}: {error} (--debug shows where; what was written before is kept)", 1
+    print(f"run.py: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
