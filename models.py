@@ -17,6 +17,7 @@ measures, files or the command line.
 
 Letters used for shapes:  B rows, T tokens, D width, H heads, V vocabulary, N examples, M scored positions.
 """
+import copy
 import math
 from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple
@@ -269,7 +270,7 @@ class TrainConfig:
     beta2: float = 0.98
     clip: float = 1.0                 # largest norm of the gradient
     train_fraction: float = 1.0       # share of the operand tuples that are trained on (1: all, as in the paper)
-    early_snapshots: int = 160        # on a logarithmic grid of steps ...
+    early_snapshots: int = 166        # on a logarithmic grid of steps ...
     even_snapshots: int = 110         # ... and on an even one: see snapshot_steps
     dtype: str = "float32"            # of matrix products in training: float32, or bfloat16 (autocast)
     device: str = "cpu"
@@ -283,11 +284,11 @@ class Snapshot(NamedTuple):
     state: Callable                   # () -> dict of tensors and numbers with which train(..., resume=) goes on
 
 
-def snapshot_steps(steps, early=160, even=110):
+def snapshot_steps(steps, early=166, even=110):
     """When to look: on a logarithmic grid, for what happens early, and on an even one, for what happens later.
 
     >>> [len(snapshot_steps(n)) for n in (600, 4000)], snapshot_steps(100, 8, 4)
-    ([208, 241], [0, 1, 2, 4, 7, 14, 25, 27, 50, 52, 75, 100])
+    ([203, 232], [0, 1, 2, 4, 7, 14, 25, 27, 50, 52, 75, 100])
     """
     log = (round(steps ** (i / (early - 1))) for i in range(early))
     return sorted({0, steps, *log, *(round(steps * i / even) for i in range(even + 1))})
@@ -354,7 +355,7 @@ def train(config, resume=None) -> Iterator[Snapshot]:
     done, seen = -1, 0
     if resume is not None:
         model.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
+        optimizer.load_state_dict(copy.deepcopy(resume["optimizer"]))  # or it would go on writing into the caller's tensors
         done = seen = resume["step"]
     schedule = set(snapshot_steps(config.steps, config.early_snapshots, config.even_snapshots))
 

@@ -86,11 +86,17 @@ def parity(x, size):
 
 
 def compare(x, size):
-    """Numbers of `size` digits; the columns are (kind, a, offset), see TASKS: kind 0 makes the two equal."""
-    kind, a, offset = x.unbind(1)
-    b = torch.where(kind == 0, a, (a + 1 + offset) % 10 ** size)            # never a when kind > 0
+    """Numbers of `size` digits."""
+    a, b = x.unbind(1)
     sign = torch.where(a < b, ID["<"], torch.where(a > b, ID[">"], ID["="]))
     return torch.cat([digits(a, size), words(len(a), a.device, ","), digits(b, size)], 1), sign[:, None]
+
+
+def a_third_equal(x, size):
+    """Columns (kind, a, offset) -> operands (a, b): kind 0, a third of the draws, makes the two equal, or "=" would hardly
+    ever be the answer; otherwise b is any number but a."""
+    kind, a, offset = x.unbind(1)
+    return torch.stack([a, torch.where(kind == 0, a, (a + 1 + offset) % 10 ** size)], 1)
 
 
 def add(x, size):
@@ -116,13 +122,14 @@ def multiply(x, size):
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table TASKS.  Operands are K independent columns, the k-th uniform over range(radices[k])."""
+    """One row of the table TASKS.  Operands are drawn as independent columns, the k-th uniform over range(radices[k])."""
     line: Callable                               # (operands (N, K), size) -> prompt (N, ...), answer (N, A)
     sizes: tuple                                 # what levels 1, 2, 3 mean
     radices: Callable                            # size -> the K numbers of values that the columns take
     about: str                                   # one line for `run.py tasks`
     numbers: bool = True                         # operands are numbers, not sequences of digits
     backwards: bool = False                      # the answer is written least significant digit first
+    operands: Callable = lambda columns, size: columns        # where the columns are not the operands themselves
     answers: Callable | None = None              # size -> [(probability, number of answers that have it)], where
                                                  # the operands are too many to go through
 
@@ -142,7 +149,7 @@ TASKS = {
     "reverse": Task(reverse, (3, 5, 8), lambda n: (10,) * n, "the digits from last to first", numbers=False,
                     answers=_sequences),
     "compare": Task(compare, (1, 2, 3), lambda d: (3, 10 ** d, 10 ** d - 1), "which of two numbers is larger",
-                    answers=lambda d: [(1 / 3, 3)]),
+                    operands=a_third_equal, answers=lambda d: [(1 / 3, 3)]),
     "parity": Task(parity, (3, 5, 6), lambda n: (2,) * n, "is the number of ones odd (1) or even (0)", numbers=False),
     "add": Task(add, (1, 2, 3), lambda d: (10 ** d, 10 ** d), "sum of two numbers", backwards=True),
     "modadd": Task(modadd, MODULI, lambda p: (p, p), "sum modulo a prime"),
@@ -196,20 +203,20 @@ def operand_hash(x):
     return ((h >> 11) & (2 ** 53 - 1)).double() / 2 ** 53
 
 
-def _columns(radices, n, generator, device):
-    return torch.stack([torch.randint(r, (n,), generator=generator, device=device) for r in radices], 1)     # (N, K)
-
-
 def _draw(task, level, n, generator, split, train_fraction):
     """(N, K) operands of one side of the train / test split, by drawing until there are enough."""
     spec, size, _ = _lookup(task, level)
-    radices, device = spec.radices(size), generator.device
+    radices = spec.radices(size)
+
+    def operands(count):
+        columns = [torch.randint(r, (count,), generator=generator, device=generator.device) for r in radices]
+        return spec.operands(torch.stack(columns, 1), size)
     if split == "all" or (split == "train" and train_fraction == 1):
-        return _columns(radices, n, generator, device)
+        return operands(n)
     share = train_fraction if split == "train" else 1 - train_fraction
     kept, have = [], 0
     for _ in range(100):                                                    # one or two rounds, unless the split is tiny
-        x = _columns(radices, int(1.3 * n / max(share, 0.01)) + 32, generator, device)
+        x = operands(int(1.3 * n / max(share, 0.01)) + 32)
         x = x[(operand_hash(x) < train_fraction) == (split == "train")]
         kept, have = kept + [x], have + len(x)
         if have >= n:
@@ -285,7 +292,7 @@ def answer_distribution(task, level):
     if math.prod(radices) > 2_000_000:
         return spec.answers(size)
     columns = torch.meshgrid(*[torch.arange(r) for r in radices], indexing="ij")
-    _, answer = spec.line(torch.stack([c.reshape(-1) for c in columns], 1), size)
+    _, answer = spec.line(spec.operands(torch.stack([c.reshape(-1) for c in columns], 1), size), size)
     code = answer @ (VOCAB_SIZE ** torch.arange(answer.shape[1]))           # one integer per answer
     counts = code.unique(return_counts=True)[1]
     values, multiplicity = counts.unique(return_counts=True)
