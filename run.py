@@ -43,6 +43,7 @@ from rich.table import Table
 TASK_NAMES = ("copy", "reverse", "compare", "parity", "add", "modadd", "sort", "multiply")
 SIZE_NAMES = ("nano", "micro", "small", "medium", "large", "xl")
 CONTROL_COUNT = 24
+CHECKPOINT_SECONDS = 20               # how much work a killed run may lose
 
 out = Console(highlight=False)
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -309,7 +310,7 @@ def execute(folder, train, measure, tick):
                     if measure.keep and count % measure.keep == 0:
                         (folder / "weights").mkdir(exist_ok=True)
                         save(snapshot.model.state_dict(), folder / "weights" / f"step-{snapshot.step:06d}.pt")
-                    if last - last_saved > 20 or snapshot.step == train.steps:
+                    if last - last_saved > CHECKPOINT_SECONDS or snapshot.step == train.steps:
                         save({"train": snapshot.state(), "wall": wall}, checkpoint)
                         last_saved = time.monotonic()
                     tick(snapshot.step, snapshot.loss)
@@ -347,12 +348,11 @@ def load_sweep(folder):
 # The plan: which runs, and how long they will take
 
 def chosen(option, text, names):
-    """"a,b" -> ("a", "b"), all of them in `names`; "all" is all of them."""
-    picked = tuple(names) if text == "all" else tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    wrong = [p for p in picked if p not in names]
-    if wrong or not picked:
-        raise BadInput(f"{option} {text!r}: {(wrong or ['nothing'])[0]!r} is not one of {', '.join(names)} (several: separated by commas; or all)")
-    return picked
+    """"b,a" -> ("a", "b"), in the order of `names`, in which all of them must be; "all" is all of them."""
+    asked = set(names) if text == "all" else {part.strip() for part in text.split(",")}
+    for wrong in sorted(asked - set(names)):
+        raise BadInput(f"{option} {text!r}: {wrong!r} is not one of {', '.join(names)} (several: separated by commas; or all)")
+    return tuple(name for name in names if name in asked)
 
 
 def with_settings(settings, *configs):
@@ -418,7 +418,7 @@ def estimate(train, measure):
     import torch, models
     torch.set_num_threads(train.threads)
     probes = Probes(train, measure)
-    snapshots = models.train(dataclasses.replace(train, early_snapshots=2, even_snapshots=max(1, train.steps // 4)))
+    snapshots = models.train(dataclasses.replace(train, lr=0.0, early_snapshots=2, even_snapshots=max(1, train.steps // 4)))
     next(snapshots)
     next(snapshots)                                                          # the first step pays for what is set up once
     start = time.monotonic()
@@ -566,11 +566,12 @@ def show_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one tas
     """What each task looks like: examples of every level, chance level, vocabulary."""
     names = chosen("NAME", name, TASK_NAMES)
     import torch, tasks
-    table = Table("task-level", "example", "another", "tokens", "chance", box=None, pad_edge=False, header_style="dim")
+    table = Table("task-level", "example", "tokens", "chance", box=None, pad_edge=False, header_style="dim")
     for task in names:
         for level in tasks.LEVELS:
-            batch = tasks.sample(task, level, 2, torch.Generator().manual_seed(level))
-            table.add_row(f"{task}-{level}", *(escape(tasks.decode(row)) for row in batch.tokens), str(batch.tokens.shape[1]), f"{tasks.chance(task, level):.3g}")
+            batch = tasks.sample(task, level, 1 if name == "all" else 4, torch.Generator().manual_seed(level))
+            for i, row in enumerate(batch.tokens):
+                table.add_row(f"{task}-{level}" if i == 0 else "", escape(tasks.decode(row)), str(len(row)), f"{tasks.chance(task, level):.3g}" if i == 0 else "")
     out.print(table)
     for task in names:
         out.print(f"{task}: {tasks.TASKS[task].about}")

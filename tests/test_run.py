@@ -1,0 +1,318 @@
+"""The command line from end to end: a small sweep, its files, resuming, identical bits, and every bad input."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import models
+import run
+import tasks
+
+RUN = str(Path(run.__file__))
+SMALL = ["--task", "parity,copy", "--controls", "1", "--sizes", "nano", "--seeds", "1", "--steps", "40", "--set", "early_snapshots=8",
+         "--set", "even_snapshots=4", "--set", "per_level=4", "--set", "eval_examples=50", "--set", "probe_examples=20", "--set", "threads=1"]
+
+
+def call(capsys, monkeypatch, *arguments):
+    """Run the command line in this process: (exit status, what it wrote to stdout, to stderr)."""
+    monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        run.main()
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+def rows_without_clock(path):
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("wall_")} for row in rows]
+
+
+def weights(path):
+    return torch.load(path / "checkpoint.pt", weights_only=True)["train"]["model"]
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One small sweep, made once."""
+    folder = tmp_path_factory.mktemp("sweep")
+    done = subprocess.run([sys.executable, RUN, "sweep", *SMALL, "--out", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "copy+parity", done.stdout
+
+
+def test_names_on_the_command_line_are_those_of_the_tables():
+    assert run.TASK_NAMES == tuple(tasks.TASKS) and run.SIZE_NAMES == tuple(models.SIZES)
+    assert run.CONTROL_COUNT == len(tasks.CONTROLS)
+
+
+def test_a_sweep_leaves_what_the_docstring_draws(finished):
+    folder, screen = finished
+    assert {p.name for p in folder.iterdir()} == {"nano-s0", "findings.json", "events.csv", "figures"}
+    one = folder / "nano-s0"
+    assert {p.name for p in one.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"}
+    config = json.loads((one / "config.json").read_text())
+    assert config["levels"] == [*(f"{t}-{k}" for t in ("copy", "parity") for k in (1, 2, 3)), "sham-modadd-2"]
+    assert config["steps"] == 40 and config["chance"]["parity-1"] == 0.5 and config["environment"]["torch"] == torch.__version__
+    rows = rows_without_clock(one / "metrics.jsonl")
+    assert [r["step"] for r in rows] == models.snapshot_steps(40, 8, 4) and rows[0]["loss"] is None and rows[-1]["loss"] > 0
+    level = rows[-1]["levels"]["parity-1"]
+    assert level["distinct"] == 8 and set(level["rankme"]) == {"first", "answer", "last"}
+    assert all(len(layers) == 4 and all(1 <= r <= 20.1 for r in layers) for layers in level["rankme"].values())
+    assert level["rankme"]["first"] == level["rankme"]["answer"], "an answer of one token"
+    with open(folder / "events.csv") as file:
+        events = list(csv.DictReader(file))
+    assert len(events) == 7 and sum(e["control"] == "True" for e in events) == 1
+    assert {p.name for p in (folder / "figures").iterdir()} == {"curves-nano.png", "layers-nano.png", "floors.png"}
+    assert "findings.json" in screen and "parity-3" in screen
+
+
+def test_recorded_numbers_against_the_model_itself(finished):
+    """The last row's accuracy, log-probability and RankMe once more, line by line, without packing or batching."""
+    import measures
+    one = finished[0] / "nano-s0"
+    config, row = json.loads((one / "config.json").read_text()), rows_without_clock(one / "metrics.jsonl")[-1]
+    model = models.GPT(models.SIZES["nano"])
+    model.load_state_dict(weights(one))
+    for name in config["levels"]:
+        pair, seen = tasks.split_name(name), row["levels"][name]
+        batch = tasks.sample(*pair, 50, tasks.seeded("cpu", "eval", *pair, "all"))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=config["dtype"] == "bfloat16"):
+            log_p = model(batch.tokens).float().log_softmax(-1)
+        scored = batch.targets != tasks.IGNORE
+        picked = log_p.gather(2, batch.targets.clamp(min=0)[:, :, None])[:, :, 0]
+        right = ((log_p.argmax(-1) == batch.targets) | ~scored).all(1)
+        assert seen["accuracy"] == pytest.approx(right.float().mean().item(), abs=0.021)       # one line of 50: a tie in bfloat16
+        assert seen["log_prob"] == pytest.approx((picked * scored).sum(1).mean().item(), abs=0.05)
+        probe, distinct = tasks.probe_set(*pair, 20, tasks.seeded("cpu", "probe", *pair))
+        assert seen["distinct"] == distinct
+        with torch.no_grad():
+            states = model.hidden_states(probe.tokens)
+        at = (probe.targets[0] != tasks.IGNORE).nonzero()[:, 0]
+        for layer, state in enumerate([*states, model.ln_f(states[-1])]):
+            assert seen["rankme"]["first"][layer] == pytest.approx(measures.rankme(state[:, at[0]]), rel=1e-3)
+            assert seen["rankme"]["answer"][layer] == pytest.approx(measures.rankme(state[:, at].flatten(0, 1)), rel=1e-3)
+            assert seen["rankme"]["last"][layer] == pytest.approx(measures.rankme(state[:, -1]), rel=1e-3)
+
+
+def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(finished, tmp_path, capsys, monkeypatch):
+    for name, extra in (("twice", []), ("unmeasured", ["--measures", "none"])):
+        assert call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path / name, *extra)[0] == 0
+        assert same_weights(tmp_path / name / "copy+parity/nano-s0", finished[0] / "nano-s0"), name
+    twice = rows_without_clock(tmp_path / "twice/copy+parity/nano-s0/metrics.jsonl")
+    assert twice == rows_without_clock(finished[0] / "nano-s0/metrics.jsonl")
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, capsys, monkeypatch):
+    """Killed without warning in the middle of writing a row; then the same command again."""
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+    real, count = run.measure_row, iter(range(100))
+
+    def killed(*arguments):
+        if next(count) == 6:
+            raise MemoryError("planted")
+        return real(*arguments)
+    monkeypatch.setattr(run, "measure_row", killed)
+    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
+    status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
+    assert status == 1 and "planted" in err
+    path = tmp_path / "copy+parity/nano-s0"
+    assert not (path / "done").exists() and len(rows_without_clock(path / "metrics.jsonl")) == 6
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 17, "lev')                                # the half-written line of a process that died
+    monkeypatch.setattr(run, "measure_row", real)
+    assert call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)[0] == 0
+    assert rows_without_clock(path / "metrics.jsonl") == rows_without_clock(finished[0] / "nano-s0/metrics.jsonl")
+    assert same_weights(path, finished[0] / "nano-s0")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_real_kill_and_ctrl_c_resume(how, finished, tmp_path, capsys, monkeypatch):
+    command = [sys.executable, RUN, "sweep", *SMALL, "--steps", "400", "--out", tmp_path]
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)         # a background shell may have told its children to ignore it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    rows = tmp_path / "copy+parity/nano-s0/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (rows.exists() and len(rows.read_text().splitlines()) > 5):
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == (130 if how == signal.SIGINT else -how), err
+    assert how == signal.SIGKILL or err.strip() == "run.py: stopped; the same command goes on from the last checkpoint"
+    assert not (rows.parent / "done").exists()
+    assert call(capsys, monkeypatch, *command[2:])[0] == 0
+    seen = [r["step"] for r in rows_without_clock(rows)]
+    assert seen == models.snapshot_steps(400, 8, 4) and (rows.parent / "done").exists()
+
+
+def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finished, capsys, monkeypatch):
+    folder, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in (folder / "nano-s0").iterdir()}
+    findings, events = (folder / "findings.json").read_text(), (folder / "events.csv").read_text()
+    status, screen, _ = call(capsys, monkeypatch, "sweep", *SMALL, "--out", folder.parent)
+    assert status == 0 and "0 runs to do, 1 done already" in screen
+    (folder / "findings.json").unlink()
+    assert call(capsys, monkeypatch, "analyse", folder)[0] == 0
+    assert before == {p: p.stat().st_mtime_ns for p in (folder / "nano-s0").iterdir()}
+    assert (folder / "findings.json").read_text() == findings and (folder / "events.csv").read_text() == events
+
+
+def test_dry_run_does_nothing(tmp_path, capsys, monkeypatch):
+    status, screen, _ = call(capsys, monkeypatch, "sweep", *SMALL, "--dry-run", "--out", tmp_path / "x")
+    assert status == 0 and "1 runs to do" in screen and not (tmp_path / "x").exists()
+
+
+def test_seen_and_unseen_operands_are_columns_of_their_own(tmp_path, capsys, monkeypatch):
+    arguments = [a for a in SMALL]
+    arguments[1] = "modadd"
+    assert call(capsys, monkeypatch, "sweep", *arguments, "--train-fraction", "0.4", "--out", tmp_path, "--keep", "3")[0] == 0
+    path = tmp_path / "modadd-fraction0.4/nano-s0"
+    level = rows_without_clock(path / "metrics.jsonl")[-1]["levels"]["modadd-1"]
+    assert {"accuracy", "accuracy_train", "accuracy_test"} <= set(level)
+    kept = sorted(p.name for p in (path / "weights").iterdir())
+    assert kept == [f"step-{s:06d}.pt" for s in models.snapshot_steps(40, 8, 4)[::3]]
+
+
+def test_a_loss_that_is_not_finite_is_said_and_the_other_runs_go_on(tmp_path, capsys, monkeypatch):
+    status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--set", "lr=1e30", "--set", "clip=1e30", "--set", "warmup=0", "--out", tmp_path)
+    assert status == 1 and "no longer finite at step" in err and len(err.strip().splitlines()) == 1
+    assert len(rows_without_clock(tmp_path / "copy+parity/nano-s0/metrics.jsonl")) >= 1
+
+
+@pytest.mark.parametrize("arguments, status, says", [
+    (["sweep", "--task", "substract"], 2, "'substract' is not one of copy, reverse"),
+    (["sweep"], 2, "--task"), (["swep"], 2, "swep"), (["sweep", "--task", "add", "--sizs", "nano"], 2, "--sizs"),
+    (["sweep", "--task", "add", "--sizes", "huge"], 2, "'huge' is not one of nano"),
+    (["sweep", "--task", "add", "--measures", "rank"], 2, "'rank' is not one of"),
+    (["sweep", "--task", "add", "--seeds", "0"], 2, "at least one seed"), (["sweep", "--task", "add", "--controls", "99"], 2, "at most 24"),
+    (["sweep", "--task", "add", "--seeds", "many"], 2, "--seeds"),
+    (["sweep", "--task", "add", "--set", "learning=1"], 2, "a field out of beta1"),
+    (["sweep", "--task", "add", "--set", "lr=fast"], 2, "of type float"), (["sweep", "--task", "add", "--set", "lr=0"], 2, "lr: expected a larger"),
+    (["sweep", "--task", "add", "--set", "dtype=int8"], 2, "expected float32 or bfloat16"),
+    (["sweep", "--task", "add", "--train-fraction", "1.5"], 2, "train_fraction"), (["sweep", "--task", "add", "--device", "tpu"], 2, "expected auto, cpu or cuda"),
+    (["sweep", "--task", "parity", "--train-fraction", "1e-9"], 2, "has no operands"),
+    (["tasks", "division"], 2, "'division' is not one of"), (["analyse", "nowhere"], 2, "nowhere is not a directory")])
+def test_bad_arguments_get_one_sentence(arguments, status, says, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    got, _, err = call(capsys, monkeypatch, *arguments)
+    assert (got, len(err.strip().splitlines())) == (status, 1) and says in err and "Traceback" not in err, err
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_where_there_is_none(capsys, monkeypatch):
+    status, _, err = call(capsys, monkeypatch, "sweep", "--task", "add", "--device", "cuda")
+    assert status == 2 and "finds no CUDA device" in err
+
+
+def spoil(what, finished, folder):
+    """Copy the finished sweep, unfinish it, and plant one fault.  -> the run's directory."""
+    import shutil
+    shutil.copytree(finished, folder / "copy+parity")
+    path = folder / "copy+parity/nano-s0"
+    (path / "done").unlink()
+    {"foreign checkpoint": lambda: (path / "checkpoint.pt").write_bytes(b"not a checkpoint"),
+     "checkpoint of something else": lambda: torch.save({"weights": torch.zeros(3)}, path / "checkpoint.pt"),
+     "config cut off": lambda: (path / "config.json").write_text('{"size": "na'),
+     "foreign metrics": lambda: (path / "metrics.jsonl").write_text("time,loss\n1,2\n3,4\n"),
+     "config of another run": lambda: (path / "config.json").write_text((path / "config.json").read_text().replace('"lr": 0.001', '"lr": 0.002'))}[what]()
+    return path
+
+
+@pytest.mark.parametrize("what, status, says", [
+    ("foreign checkpoint", 1, "checkpoint.pt is not a checkpoint that `sweep` wrote"), ("checkpoint of something else", 1, "checkpoint.pt is not a checkpoint"),
+    ("config cut off", 1, "config.json cannot be read"), ("foreign metrics", 1, "metrics.jsonl, line 1, is not a row"),
+    ("config of another run", 2, "lr was 0.002, now 0.001")])
+def test_spoiled_directories_are_named_and_left_alone(what, status, says, finished, tmp_path, capsys, monkeypatch):
+    path = spoil(what, finished[0], tmp_path)
+    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    got, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
+    assert got == status and says in err and len(err.strip().splitlines()) == 1, err
+    assert before == {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+def test_a_malicious_checkpoint_is_not_executed(finished, tmp_path, capsys, monkeypatch):
+    import pickle
+    path = spoil("foreign checkpoint", finished[0], tmp_path)
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+    (path / "checkpoint.pt").write_bytes(pickle.dumps(Bomb()))
+    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
+    assert call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)[0] == 1
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named_and_loses_nothing(finished, tmp_path, capsys, monkeypatch):
+    path = spoil("config of another run", finished[0], tmp_path)
+    (path / "config.json").write_text((finished[0] / "nano-s0/config.json").read_text())
+    (path / "checkpoint.pt").unlink()
+    real = run.write_atomically
+    monkeypatch.setattr(run, "write_atomically", lambda p, text: None if p.name == "metrics.jsonl" else real(p, text))
+    (path / "metrics.jsonl").unlink()
+    (path / "metrics.jsonl").symlink_to("/dev/full")                   # every write to it: no space left on device
+    monkeypatch.setattr(run, "read_rows", lambda _: [])
+    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
+    status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
+    assert status == 1 and "No space left on device" in err and len(err.strip().splitlines()) == 1, err
+    assert (path / "config.json").exists()
+
+
+def test_two_processes_do_not_write_one_run(finished, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("fcntl")
+    path = spoil("config of another run", finished[0], tmp_path)
+    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
+    with run.locked(path):
+        status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
+    assert status == 1 and "another process" in err
+
+
+def test_analyse_says_what_is_missing(finished, tmp_path, capsys, monkeypatch):
+    import shutil
+    shutil.copytree(finished[0], tmp_path / "s")
+    shutil.copytree(tmp_path / "s/nano-s0", tmp_path / "s/nano-s1")
+    lines = (tmp_path / "s/nano-s1/metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "s/nano-s1/metrics.jsonl").write_text("".join(lines[:5]) + lines[5][:40])
+    status, screen, _ = call(capsys, monkeypatch, "analyse", tmp_path / "s")
+    assert status == 0 and "missing: nano-s1 stopped at step" in screen
+    assert json.loads((tmp_path / "s/findings.json").read_text())["runs"] == 1
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    status, _, err = call(capsys, monkeypatch, "analyse", empty)
+    assert status == 2 and "holds no finished run" in err
+
+
+def test_tasks_shows_examples_and_chance(capsys, monkeypatch):
+    status, screen, _ = call(capsys, monkeypatch, "tasks", "compare")
+    assert status == 0 and "compare-3" in screen and "0.333" in screen and "vocabulary (29)" in screen
+    assert all(len(line) <= 80 for line in screen.splitlines())
+
+
+def test_debug_shows_the_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "sweep", "--task", "nothing", "--debug"])
+    with pytest.raises(run.BadInput):
+        run.main()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["sweep", "--task", "nothing"]])
+def test_help_and_bad_arguments_answer_at_once(arguments):
+    """Without importing torch, which alone takes longer; the time itself is asserted loosely, for slow machines."""
+    start = time.monotonic()
+    code = f"import sys, runpy; sys.argv = ['run.py', *{arguments!r}]\ntry: runpy.run_path({RUN!r}, run_name='__main__')\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("False"), done.stdout + done.stderr
+    assert time.monotonic() - start < 3
