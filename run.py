@@ -58,6 +58,10 @@ class Failed(Exception):
     """What went wrong while running: exit status 1."""
 
 
+class Stopped(Exception):
+    """Ctrl-C: exit status 130."""
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # What a sweep measures
 
@@ -307,6 +311,7 @@ def execute(folder, train, measure, tick):
                     row |= {"wall_train_s": round(wall["train"], 2), "wall_measure_s": round(wall["measure"], 2)}
                     file.write(json.dumps(rounded(row)) + "\n")
                     file.flush()
+                    rows.append(row)
                     if measure.keep and count % measure.keep == 0:
                         (folder / "weights").mkdir(exist_ok=True)
                         save(snapshot.model.state_dict(), folder / "weights" / f"step-{snapshot.step:06d}.pt")
@@ -314,8 +319,8 @@ def execute(folder, train, measure, tick):
                         save({"train": snapshot.state(), "wall": wall}, checkpoint)
                         last_saved = time.monotonic()
                     tick(snapshot.step, snapshot.loss)
-            except FloatingPointError as error:
-                raise Failed(f"{folder}: {error}; the rows up to there are kept: try a smaller learning rate (--set lr=...)")
+            except (FloatingPointError, ValueError) as error:                 # from training; from a measure that met a NaN
+                raise Failed(f"{folder}, after step {rows[-1]['step'] if rows else 0}: {error}; the rows up to there are kept: try a smaller learning rate (--set lr=...)")
         write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"]})
 
 
@@ -494,6 +499,8 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
                 progress.console.print(f"{path.name}  done in {minutes(time.monotonic() - start)}")
             except Failed as error:                                           # the other runs can still be done
                 failures.append(str(error))
+            except KeyboardInterrupt:
+                raise Stopped("stopped; the same command goes on from the last checkpoint")
             progress.remove_task(line)
     if any((path / "done").exists() for path, _ in plan):
         report(folder, [path.name for path, _ in plan if not (path / "done").exists()])
@@ -585,8 +592,8 @@ def main():
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         sys.exit(app(arguments, standalone_mode=False) or 0)
-    except (KeyboardInterrupt, typer.Abort):
-        message, status = "stopped; the same command goes on from the last checkpoint", 130
+    except KeyboardInterrupt:
+        message, status = "stopped", 130
     except Exception as error:
         if debug:
             raise
@@ -594,8 +601,8 @@ def main():
             message, status = f"{error.format_message().rstrip('.')}; see python run.py {' '.join(arguments[:1])} --help", 2
         elif isinstance(error, OSError):
             message, status = f"{error.filename or 'the disk'}: {error.strerror}; what was written before is kept, and the same command goes on from there", 1
-        elif isinstance(error, (BadInput, Failed, ValueError)):
-            message, status = str(error), 1 if isinstance(error, Failed) else 2
+        elif isinstance(error, (BadInput, Failed, Stopped, ValueError)):
+            message, status = str(error), {Failed: 1, Stopped: 130}.get(type(error), 2)
         else:
             message, status = f"unexpected {type(error).__name__}: {error} (--debug shows where; what was written before is kept)", 1
     print(f"run.py: {message}", file=sys.stderr)

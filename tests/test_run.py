@@ -186,7 +186,7 @@ def test_seen_and_unseen_operands_are_columns_of_their_own(tmp_path, capsys, mon
 
 def test_a_loss_that_is_not_finite_is_said_and_the_other_runs_go_on(tmp_path, capsys, monkeypatch):
     status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--set", "lr=1e30", "--set", "clip=1e30", "--set", "warmup=0", "--out", tmp_path)
-    assert status == 1 and "no longer finite at step" in err and len(err.strip().splitlines()) == 1
+    assert status == 1 and "finite" in err and "after step" in err and len(err.strip().splitlines()) == 1
     assert len(rows_without_clock(tmp_path / "copy+parity/nano-s0/metrics.jsonl")) >= 1
 
 

@@ -1,0 +1,700 @@
+"""measures.py against known answers: closed forms, slow exact methods, invariants, and other people's code."""
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import measures
+from measures import (effective_rank, effective_samples, fisher_rank, gradient_gram, gradient_rank, hessian_top, lanczos,
+                      linear_probe, llc, per_example_gradients, per_example_gradients_vmap, power_iteration, rankme,
+                      rankme_many, sgld_step, split_r_hat)
+
+exercise = pytest.mark.exercise
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def net_and_data(n=40, dtype=torch.float64, seed=0):
+    """A small classifier with what a measure could trip over: dropout, running statistics, a frozen and an unused parameter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 8), nn.LayerNorm(8),
+                              nn.GELU(), nn.Linear(8, 3))
+        model.register_parameter("unused", nn.Parameter(torch.ones(5)))
+        model[0].bias.requires_grad_(False)
+        data = (torch.randn(n, 6).to(dtype), torch.randint(3, (n,)))
+    return model.to(dtype), data
+
+
+def cross_entropy(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+class Toy(nn.Module):
+    """A loss that is a function of the weights alone."""
+
+    def __init__(self, w, potential):
+        super().__init__()
+        self.w, self.potential = nn.Parameter(w.clone()), potential
+
+
+def toy_loss(model, batch):
+    return model.potential(model.w).expand(len(batch[0]))
+
+
+ONE_ROW = (torch.zeros(1, 1),)
+
+
+def toy_llc(w, potential, **options):
+    return llc(Toy(w, potential), toy_loss, ONE_ROW, **{"localization": 0.0, "generator": seeded(), **options})
+
+
+def assert_llc(result, exact, what):
+    """Within the larger of 2% and 3 of its own Monte Carlo errors."""
+    error, allowed = abs(result.mean - exact), max(0.02 * abs(exact), 3 * result.mc_error)
+    assert error <= allowed, f"{what}: {result.mean:.4f} for {exact:.4f}, off by {error:.4f}, allowed {allowed:.4f}"
+    assert result.mc_error < 0.05 * abs(exact), f"{what}: a Monte Carlo error of {result.mc_error:.4f} would allow anything"
+
+
+# ------------------------------------------------------------------------------------------------------------------ RankMe
+
+
+@exercise(name="measures.rankme")
+@pytest.mark.parametrize("r", [1, 2, 16, 64])
+def test_rankme_of_r_orthonormal_directions_is_r(r):
+    q = torch.linalg.qr(torch.randn(200, 128, generator=seeded())).Q
+    assert rankme(q[:, :r] @ torch.linalg.qr(torch.randn(128, r, generator=seeded(1))).Q.T) == pytest.approx(r, rel=1e-3)       # eps adds 2e-4 of it
+
+
+@exercise(name="measures.rankme")
+def test_rankme_uses_singular_values_neither_squared_nor_centred():
+    s = torch.tensor([4.0, 2.0, 1.0, 1.0])
+    p = s / s.sum()
+    assert rankme(torch.diag(s)) == pytest.approx(float(torch.exp(-(p * p.log()).sum())), abs=1e-4)
+    assert rankme(torch.ones(50, 7)) == pytest.approx(1, abs=1e-3)              # centred, nothing would be left
+
+
+@exercise(name="measures.rankme")
+@pytest.mark.parametrize("bad", [torch.zeros(5, 3), torch.full((5, 3), math.nan), torch.full((5, 3), math.inf), torch.ones(3)])
+def test_rankme_refuses_what_has_no_rank(bad):
+    with pytest.raises(ValueError, match="rankme"):
+        rankme(bad)
+
+
+@pytest.mark.parametrize("shape", [(200, 128), (50, 128), (30, 30)])
+def test_rankme_many_equals_rankme_down_to_collapse(shape):
+    scales = [torch.logspace(0, -k, shape[1]) for k in (0, 2, 5, 9)]
+    x = [torch.randn(shape, generator=seeded(i)) * scale for i, scale in enumerate(scales)]
+    x.append(torch.randn(shape[0], 1, generator=seeded(8)) @ torch.randn(1, shape[1], generator=seeded(9)))     # rank one
+    x.append(torch.randn(shape[0], 16, generator=seeded(8)) @ torch.randn(16, shape[1], generator=seeded(9)))
+    x.append(1e-12 * x[0])
+    threads = torch.get_num_threads()
+    many = rankme_many(torch.stack(x))
+    assert torch.get_num_threads() == threads
+    for got, features in zip(many.tolist(), x):
+        assert got == pytest.approx(rankme(features), abs=1e-3)
+    with pytest.raises(ValueError, match="matrix 2"):
+        rankme_many(torch.stack([x[0], x[1], torch.zeros(shape)]))
+
+
+# --------------------------------------------------------------------------------------------------- gradient and Fisher rank
+
+
+@exercise(name="measures.effective_rank")
+def test_effective_rank_of_equal_and_of_known_eigenvalues():
+    assert effective_rank(torch.tensor([3.0] * 7 + [0.0] * 5)) == pytest.approx(7)
+    p = torch.tensor([0.5, 0.25, 0.25])
+    assert effective_rank(1e-12 * p) == pytest.approx(2 ** 1.5)                 # entropy 1.5 bits
+    assert effective_rank(torch.tensor([1.0, -1e-12])) == pytest.approx(1)
+    for bad in (torch.zeros(3), torch.tensor([1.0, -0.5]), torch.tensor([1.0, math.nan])):
+        with pytest.raises(ValueError, match="effective_rank"):
+            effective_rank(bad)
+
+
+def slow_gram(model, data):
+    """One backward pass per example, over the trainable parameters, nothing shared with the code under test."""
+    model = copy.deepcopy(model).eval()
+    rows = []
+    for x, y in zip(*data):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x[None]), y[None]).backward()
+        rows.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                               for p in model.parameters() if p.requires_grad]))
+    g = torch.stack(rows).double()
+    return g @ g.T
+
+
+@exercise(name="measures.gradient_gram")
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_gradient_gram_equals_the_loop(chunk):
+    model, data = net_and_data()
+    exact = slow_gram(model, data)
+    got = gradient_gram(model, cross_entropy, data, chunk)
+    assert got.dtype == torch.float64 and got.shape == (40, 40)
+    assert torch.allclose(got, exact, rtol=1e-9, atol=1e-12), float((got - exact).abs().max())
+    single, data32 = net_and_data(dtype=torch.float32)
+    rank = effective_rank(torch.linalg.eigvalsh(exact))
+    assert fisher_rank(single, cross_entropy, data32) == pytest.approx(rank, rel=1e-3)
+
+
+@exercise(name="measures.gradient_gram")
+def test_gradient_gram_in_blocks_of_parameters(monkeypatch):
+    model, data = net_and_data()
+    exact = slow_gram(model, data)
+    calls = []
+    plain = per_example_gradients_vmap
+
+    def counted(net, loss_fn, batch, params):
+        calls.append(sum(p.numel() for p in params) * len(batch[0]))
+        return plain(net, loss_fn, batch, params)
+    monkeypatch.setattr(measures, "SMALL", 0)                                   # as if the model were large
+    monkeypatch.setattr(measures, "per_example_gradients_vmap", counted)
+    got = gradient_gram(model, cross_entropy, data, chunk=4)
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert torch.allclose(got, exact, rtol=1e-9, atol=1e-12)
+    assert max(calls) <= 4 * total and sum(calls) == 40 * total                 # never more than a chunk; each gradient once
+
+
+def test_per_example_gradients_two_ways_and_torch_func():
+    model, data = net_and_data()
+    net = copy.deepcopy(model).eval()
+    params = [p for p in net.parameters() if p.requires_grad]
+    for a, b in zip(per_example_gradients(net, cross_entropy, data, params),
+                    per_example_gradients_vmap(net, cross_entropy, data, params)):
+        assert torch.allclose(a, b, atol=1e-12)
+    jacobian = torch.func.jacrev(lambda p: cross_entropy(lambda x: torch.func.functional_call(net, p, (x,)), data))(
+        dict(net.named_parameters()))
+    g = torch.cat([jacobian[k].flatten(1) for k, p in net.named_parameters() if p.requires_grad], 1)
+    assert torch.allclose(gradient_gram(model, cross_entropy, data), g @ g.T, atol=1e-10)
+
+
+def test_gradient_gram_of_a_loss_that_vmap_cannot_run():
+    model, data = net_and_data()
+
+    def with_item(model, batch):
+        return cross_entropy(model, batch) * (2.0 if float(batch[0].detach().sum()) > -1e9 else 1.0)
+    assert torch.allclose(gradient_gram(model, with_item, data), 4 * slow_gram(model, data), rtol=1e-9)
+
+
+def test_ranks_of_gradients_that_are_known():
+    """The gradient of w . x in w is x: K is the Gram matrix of the inputs, and centring it is centring them."""
+    model = nn.Linear(12, 1, bias=False)
+    x = torch.randn(30, 12, generator=seeded()) + 2
+
+    def linear(model, batch):
+        return model(batch[0]).squeeze(1)
+    assert fisher_rank(model, linear, (x,)) == pytest.approx(effective_rank(torch.linalg.svdvals(x) ** 2), rel=1e-4)
+    assert gradient_rank(model, linear, (x,)) == pytest.approx(
+        effective_rank(torch.linalg.svdvals(x - x.mean(0)) ** 2), rel=1e-4)
+    with pytest.raises(ValueError, match="coincide"):
+        gradient_rank(model, linear, (torch.ones(9, 12),))
+    with pytest.raises(ValueError, match="two examples"):
+        gradient_rank(model, linear, (x[:1],))
+
+
+# ---------------------------------------------------------------------------------------------------------- top eigenvalue
+
+
+def matrix(spectrum, seed=0):
+    spectrum = torch.as_tensor(spectrum, dtype=torch.float64)
+    q = torch.linalg.qr(torch.randn(len(spectrum), len(spectrum), dtype=torch.float64, generator=seeded(seed))).Q
+    return q @ torch.diag(spectrum) @ q.T
+
+
+SPECTRA = {
+    "largest in size is negative": [-2.0, 1.0] + [0.1 * i / 50 for i in range(50)],
+    "gap ratio .99": [1.0, 0.99] + [0.5 * i / 100 for i in range(100)],
+    "gap ratio .99, scaled by 1e-5": [1e-5, 0.99e-5] + [0.5e-5 * i / 100 for i in range(100)],
+    "power law": [1 / i for i in range(1, 200)],
+}
+
+
+@exercise(name="measures.power_iteration")
+@pytest.mark.parametrize("name", SPECTRA)
+def test_power_iteration_and_lanczos_agree_with_the_dense_spectrum(name):
+    h = matrix(SPECTRA[name])
+    exact = max(SPECTRA[name], key=abs)
+    start = torch.randn(len(h), dtype=torch.float64, generator=seeded(1))
+    slow = power_iteration(lambda v: h @ v, start, tol=1e-3, max_iters=5000)
+    fast = lanczos(lambda v: h @ v, start, tol=1e-3)
+    for result in (slow, fast):
+        v = result.eigenvector
+        assert result.converged and result.eigenvalue == pytest.approx(exact, rel=1e-3)
+        residual = float((h @ v - result.eigenvalue * v).norm()) / abs(result.eigenvalue)
+        assert residual == pytest.approx(result.residual, rel=1e-6, abs=1e-12) and residual <= 1e-3
+        assert float(v.norm()) == pytest.approx(1)
+    assert fast.iterations < slow.iterations
+
+
+@exercise(name="measures.power_iteration")
+def test_both_signs_never_converge_by_power_iteration_but_by_lanczos():
+    h = matrix([1.0, -1.0])
+    start = torch.randn(2, dtype=torch.float64, generator=seeded(1))
+    slow = power_iteration(lambda v: h @ v, start, max_iters=200)
+    assert not slow.converged and slow.residual > 0.1 and slow.iterations == 200
+    fast = lanczos(lambda v: h @ v, start)
+    assert fast.converged and abs(fast.eigenvalue) == pytest.approx(1) and fast.smallest == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_converged_is_never_said_when_the_residual_says_no(seed):
+    h = matrix(torch.randn(80, dtype=torch.float64, generator=seeded(seed)), seed)
+    for tol in (1e-1, 1e-2, 1e-6, 1e-9):
+        for limit in (1, 2, 5, 20, 60):
+            start = torch.randn(80, dtype=torch.float64, generator=seeded(seed + 100))
+            result = lanczos(lambda v: h @ v, start, tol, limit, max_basis=12)
+            v = result.eigenvector
+            residual = float((h @ v - result.eigenvalue * v).norm()) / abs(result.eigenvalue)
+            assert result.converged == (residual <= tol * (1 + 1e-6)), (tol, limit, residual)
+            assert result.iterations <= limit
+
+
+def test_lanczos_restarted_and_from_several_vectors():
+    spectrum = [1 - 0.5 * (i / 300) ** 0.5 for i in range(300)]                 # crowded at the top: many products
+    h = matrix(spectrum)
+    start = torch.randn(300, dtype=torch.float64, generator=seeded(1))
+    result = lanczos(lambda v: h @ v, start, tol=1e-4, max_iters=400, max_basis=10)
+    assert result.converged and result.iterations > 20 and result.eigenvalue == pytest.approx(1, rel=1e-3)
+    warm = lanczos(lambda v: h @ v, torch.stack([result.eigenvector, start]), tol=1e-3)
+    assert warm.converged and warm.iterations <= 3
+    zero = lanczos(lambda v: 0 * v, start)
+    assert zero.converged and zero.eigenvalue == 0 and zero.residual == 0
+
+
+def dense_hessian(model, data):
+    model = copy.deepcopy(model).eval()
+    params = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
+    names, sizes = list(params), [p.numel() for p in params.values()]
+
+    def loss(flat):
+        point = {k: v.view_as(params[k]) for k, v in zip(names, flat.split(sizes))}
+        return nn.functional.cross_entropy(torch.func.functional_call(model, point, (data[0],)), data[1])
+    return torch.autograd.functional.hessian(loss, torch.cat([p.flatten() for p in params.values()]))
+
+
+@exercise(name="measures.power_iteration")
+def test_hessian_top_against_the_dense_spectrum():
+    model, data = net_and_data(n=150)                           # more rows than are taken at a time
+    h = dense_hessian(model, data)
+    spectrum = torch.linalg.eigvalsh(h)
+    exact = float(spectrum[spectrum.abs().argmax()])
+    result = hessian_top(model, cross_entropy, data, tol=1e-6)
+    assert result.converged and result.eigenvalue == pytest.approx(exact, rel=1e-6)
+    assert float((h @ result.eigenvector - exact * result.eigenvector).norm()) <= 2e-6 * abs(exact)
+    assert float(spectrum[0]) - 1e-9 <= result.smallest <= float(spectrum[0]) * 0.5
+    again = hessian_top(model, cross_entropy, data, tol=1e-3, start=result.eigenvector)
+    assert again.converged and again.iterations == 1
+    plain = power_iteration(lambda v: h @ v, torch.randn(len(h), dtype=h.dtype, generator=seeded()), tol=1e-4, max_iters=20000)
+    assert plain.converged and plain.eigenvalue == pytest.approx(result.eigenvalue, rel=1e-4)
+    default = hessian_top(model, cross_entropy, data)
+    assert default.converged and default.eigenvalue == pytest.approx(exact, rel=5e-3)
+    short = hessian_top(model, cross_entropy, data, tol=1e-9, max_iters=3)
+    assert not short.converged and short.iterations == 3 and short.residual > 1e-9
+
+
+@pytest.mark.parametrize("spectrum", [[-2.0, 1.0], [1.0, -1.0], [1e-5, -3e-6], [0.0, 0.0]])
+def test_hessian_top_of_quadratics(spectrum):
+    h = torch.tensor(spectrum)
+    result = hessian_top(Toy(torch.ones(2), lambda w: (h * w * w).sum() / 2), toy_loss, ONE_ROW, tol=1e-4)
+    assert result.converged and abs(result.eigenvalue) == pytest.approx(float(h.abs().max()), rel=1e-4)
+    if spectrum[0] != 1.0:
+        assert result.eigenvalue == pytest.approx(spectrum[0], rel=1e-4)        # the sign too
+
+
+def test_hessian_top_of_a_fused_attention():
+    """No fused kernel has a second derivative: the measure has to ask for the one written out."""
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).view(len(x), -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
+            return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).square().mean((1, 2, 3))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Attention(), torch.randn(5, 6, 8)
+    assert hessian_top(model, lambda m, b: m(b[0]), (x,)).converged
+    assert gradient_gram(model, lambda m, b: m(b[0]), (x,)).shape == (5, 5)
+
+
+# --------------------------------------------------------------------------------------------------------------------- LLC
+
+
+@exercise(name="measures.sgld_step")
+def test_sgld_step_is_its_equation():
+    w, w0, g, noise = (torch.randn(50, generator=seeded(i), dtype=torch.float64) for i in range(4))
+    new = w.clone()
+    excess = sgld_step(new, w0, g, noise, lr=0.01, nbeta=7.0, localization=3.0)
+    drift = 7 * g + 3 * (w - w0)
+    assert torch.allclose(new, w - 0.005 * drift + 0.1 * noise, atol=1e-14)
+    assert float(excess) == pytest.approx(float(7 * g @ drift))
+
+
+H = torch.linspace(0.5, 2, 20)
+
+
+@exercise(name="measures.sgld_step")
+@pytest.mark.parametrize("lr, gamma, draws", [(3e-5, 0.0, 4000), (1e-4, 0.0, 1500), (1e-3, 0.0, 2500), (1e-3, 500.0, 2500)])
+def test_llc_of_a_quadratic(lr, gamma, draws):
+    """Exact at any step: d/2 without localization, sum nbeta h / (2 (nbeta h + gamma)) with it.  At lr 1e-3 the raw value is
+    half as large again, and twice as large: the correction is what is tested there."""
+    nbeta = 1000.0
+    exact = float((nbeta * H / (2 * (nbeta * H + gamma))).sum())
+    # chains start at w0 and forget it at the rate lr nbeta h / 2 per draw
+    result = toy_llc(torch.zeros(20), lambda w: (H * w * w).sum() / 2, nbeta=nbeta, lr=lr, localization=gamma,
+                     num_draws=draws, num_burnin_steps=int(min(1500, 3 / (lr * nbeta))), num_chains=4)
+    assert_llc(result, exact, f"quadratic at lr {lr}, localization {gamma}")
+    raw = nbeta * H / (2 * (nbeta * H + gamma) * (1 - lr * (nbeta * H + gamma) / 4))
+    assert result.mean + result.bias == pytest.approx(float(raw.sum()), rel=0.03)
+    assert result.losses.shape == (4, draws) and result.init_loss == 0 and result.num_diverged == 0
+
+
+def test_llc_of_a_quadratic_with_gradient_noise():
+    """Example i pulls with h w_i^2 / 2 + w . u_i, mean of u zero: mini-batches of b of N rows add noise of known variance."""
+    d, n, b, nbeta, lr = 20, 64, 4, 200.0, 2e-3
+    u = torch.randn(n, d, generator=seeded(5)) / 2
+    u = u - u.mean(0)
+
+    def loss(model, batch):
+        return (model.w ** 2).sum() / 2 + batch[0] @ model.w
+    result = llc(Toy(torch.zeros(d), None), loss, (u,), nbeta=nbeta, lr=lr, localization=0.0, batch_size=b, num_draws=4000,
+                 num_burnin_steps=100, generator=seeded())
+    c = float(u.var(0, unbiased=False).mean()) / b * (n - b) / (n - 1)          # without replacement, per coordinate
+    variance = (lr + (lr * nbeta / 2) ** 2 * c) / (1 - (1 - lr * nbeta / 2) ** 2)
+    raw = d * nbeta * variance / 2
+    assert result.mean + result.bias == pytest.approx(raw, rel=0.05) and raw > 1.2 * d / 2
+    assert_llc(result, d / 2, "quadratic with gradient noise")
+
+
+@pytest.mark.parametrize("power, lr", [(4, 2e-4), (4, 1e-3), (6, 5e-4)])
+def test_llc_of_powers(power, lr):
+    """L = sum w_i^(2k): d / (2k) at every nbeta.  A thousand coordinates at once make the Monte Carlo error small."""
+    result = toy_llc(torch.zeros(1000), lambda w: (w ** power).sum(), nbeta=1000.0, lr=lr, num_draws=3000, num_burnin_steps=1000)
+    assert_llc(result, 1000 / power, f"w^{power} at lr {lr}")
+
+
+def test_llc_of_a_product_in_a_box():
+    """L = (w1 w2)^2 on |w| <= 1: .3478 at nbeta 100 by integration (its lambda is 1/2, with multiplicity 2).  The weights run
+    free and a triangle wave folds them into the box, which is the same as reflecting them at its walls."""
+    def potential(w):
+        x = 1 - ((w + 1) % 4 - 2).abs()
+        return (x[0] * x[1]).square().sum()
+    grid = torch.linspace(-14, 0, 200001, dtype=torch.float64)                  # log of u = |w1 w2|, whose density is -log u
+    density, energy = -grid * grid.exp(), 100 * (2 * grid).exp()
+    exact = float((density * energy * (-energy).exp()).sum() / (density * (-energy).exp()).sum())
+    assert exact == pytest.approx(0.348, abs=1e-3)
+    result = toy_llc(torch.zeros(2, 500), potential, nbeta=100.0, lr=1e-3, num_draws=3000, num_burnin_steps=2000)
+    assert_llc(result, 500 * exact, "(w1 w2)^2 in a box")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs, hidden, outputs, rank", [(5, 3, 5, 2), (4, 2, 6, 1), (3, 4, 3, 2)])
+def test_llc_of_reduced_rank_regression_against_a_small_step(inputs, hidden, outputs, rank):
+    """|BA - S|^2 / 2, 32 copies side by side.  At finite nbeta the truth lies below lambda, so the reference is a small step."""
+    copies = 32
+    a = torch.zeros(copies, hidden, inputs)
+    b = torch.zeros(copies, outputs, hidden)
+    for i in range(rank):
+        a[:, i, i], b[:, i, i] = 1, 1
+    true = b @ a
+    size = hidden * inputs
+
+    def potential(w):
+        w = w.view(copies, -1)
+        product = w[:, size:].view(copies, outputs, hidden) @ w[:, :size].view(copies, hidden, inputs)
+        return (product - true).square().sum() / 2
+    w0 = torch.cat([a.flatten(1), b.flatten(1)], 1).flatten()
+    options = dict(nbeta=1000.0, localization=10.0, num_chains=2)
+    coarse = toy_llc(w0, potential, lr=2e-4, num_draws=6000, num_burnin_steps=4000, **options)
+    fine = toy_llc(w0, potential, lr=2e-5, num_draws=30000, num_burnin_steps=30000, **options)
+    assert fine.bias < 0.02 * fine.mean < coarse.bias
+    assert abs(coarse.mean - fine.mean) <= max(0.02 * fine.mean, 3 * math.hypot(coarse.mc_error, fine.mc_error)), (coarse.mean, fine.mean)
+
+
+def test_llc_sets_diverged_chains_aside():
+    stiff = toy_llc(torch.zeros(5), lambda w: (1e4 * w * w).sum() / 2, nbeta=100.0, lr=1e-5 * 5, num_draws=100, num_burnin_steps=20)
+    assert stiff.num_diverged == 4 and stiff.diverged.all() and math.isnan(stiff.mean) and "diverged" in stiff.warnings[0]
+
+    def cliff(w):                                               # falls without end beyond |w| = 1: some chains find the edge
+        return torch.where(w.abs() < 1, 0.5 * w ** 2, 1.0 - w.abs().clamp(min=1) ** 6 / 2).sum()
+    mixed = toy_llc(torch.zeros(1), cliff, nbeta=5.0, lr=0.05, num_chains=16, num_draws=60, num_burnin_steps=20)
+    assert 0 < mixed.num_diverged < 16 and math.isfinite(mixed.mean) and 0 < mixed.mean < 2
+    assert mixed.num_diverged == int(mixed.diverged.sum()) and f"{mixed.num_diverged} of 16" in mixed.warnings[0]
+    assert mixed.losses.shape == (16, 60)
+
+
+def test_llc_says_what_is_wrong():
+    slope = toy_llc(torch.full((10,), 2.0), lambda w: w.square().sum() / 2, nbeta=100.0, lr=1e-3, num_draws=200, num_burnin_steps=200)
+    assert slope.mean < 0 and any("no minimum" in line for line in slope.warnings)
+    slow = toy_llc(torch.zeros(10), lambda w: w.square().sum() / 2, nbeta=100.0, lr=1e-5, num_draws=200, num_burnin_steps=0)
+    assert any("effective draws" in line for line in slow.warnings) and any("halves" in line for line in slow.warnings)
+    assert slow.ess < 100
+    coarse = toy_llc(torch.zeros(10), lambda w: w.square().sum() / 2, nbeta=100.0, lr=1e-2, num_draws=300, num_burnin_steps=20)
+    assert any("raw value" in line for line in coarse.warnings)
+    fine = toy_llc(torch.zeros(10), lambda w: w.square().sum() / 2, nbeta=100.0, lr=1e-3, num_draws=1500, num_burnin_steps=100)
+    assert fine.warnings == [] and fine.r_hat < 1.05 and fine.ess >= 100
+
+
+def test_llc_baseline_is_paired_and_batches_are_each_chains_own():
+    """One row has a huge constant loss: unpaired, each mini-batch with it would shift the value by nbeta * 1000 / 4."""
+    offset = torch.zeros(16, 1)
+    offset[3] = 1000
+
+    def loss(model, batch):
+        return model.w.square().sum() / 2 + batch[0].squeeze(1)
+    model = Toy(torch.zeros(10, dtype=torch.float64), None)
+    result = llc(model, loss, (offset.double(),), nbeta=100.0, lr=1e-3, localization=0.0, batch_size=4, num_draws=1500,
+                 generator=seeded())
+    assert_llc(result, 5.0, "paired baseline")
+    assert result.init_loss == pytest.approx(62.5)
+    has_it = result.baselines > 0                               # (C, draws): does the mini-batch hold the row?
+    assert 0.2 < float(has_it.double().mean()) < 0.3
+    assert float((has_it[0] == has_it[1]).double().mean()) < 0.75
+
+
+def test_llc_is_reproducible_and_follows_its_generator():
+    options = dict(nbeta=100.0, lr=1e-3, num_draws=50, num_burnin_steps=5)
+    runs = [toy_llc(torch.zeros(3), lambda w: w.square().sum(), generator=g, **options)
+            for g in (None, None, seeded(0), seeded(0), seeded(1))]
+    assert runs[0].mean == runs[1].mean and runs[2].mean == runs[3].mean and runs[3].mean != runs[4].mean
+    assert not torch.equal(runs[0].losses[0], runs[0].losses[1])
+
+
+def test_llc_of_groups_adds_up():
+    """Group k pulls on coordinates of its own, 2, 4 and 8 of them: LLC_k times its share is half their number."""
+    kinds = torch.tensor([7] * 10 + [-1] * 30 + [3] * 20)
+    owner = {7: slice(0, 2), -1: slice(2, 6), 3: slice(6, 14)}
+    rows = torch.zeros(60, 14, dtype=torch.float64)
+    for i, kind in enumerate(kinds.tolist()):
+        rows[i, owner[kind]] = 1
+
+    def loss(model, batch):
+        return batch[0] @ model.w.square() / 2 + batch[0][:, 0]
+    for batch_size, lr, tight in ((60, 2e-3, 1e-9), (9, 1e-3, 1e-9)):
+        result = llc(Toy(torch.zeros(14, dtype=torch.float64), None), loss, (rows,), nbeta=300.0, lr=lr, localization=0.0,
+                     num_draws=1500, groups=kinds, batch_size=batch_size, generator=seeded())
+        assert result.groups.tolist() == [-1, 3, 7] and result.group_shares.tolist() == pytest.approx([0.5, 1 / 3, 1 / 6])
+        assert float(result.group_shares @ result.group_means) == pytest.approx(result.mean, rel=tight)
+        assert float(result.group_shares @ result.group_biases) == pytest.approx(result.bias, rel=tight)
+        assert result.group_losses.shape == (4, 1500, 3) and result.group_init_losses.tolist() == pytest.approx([0, 0, 1])
+        exact = torch.tensor([2.0, 4.0, 1.0], dtype=torch.float64) / result.group_shares
+        error = (result.group_means - exact).abs()
+        assert (error <= torch.maximum(0.03 * exact, 4 * result.group_mc_errors)).all(), (result.group_means, exact)
+    joint = llc(Toy(torch.zeros(14, dtype=torch.float64), None), loss, (rows,), nbeta=300.0, lr=2e-3, localization=0.0,
+                num_draws=1500, generator=seeded())
+    assert joint.group_means is None and joint.mean == pytest.approx(7, abs=max(0.14, 3 * joint.mc_error))
+
+
+def test_llc_under_autocast_follows_the_moving_weights():
+    """A stale bfloat16 copy of the weights would leave the loss where it was at w0."""
+    model = nn.Linear(32, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    x = torch.linalg.qr(torch.randn(32, 32, generator=seeded())).Q * 32 ** 0.5
+
+    def loss(model, batch):
+        return model(batch[0]).float().squeeze(1).square() / 2
+    options = dict(nbeta=100.0, lr=1e-3, localization=0.0, num_draws=600, generator=seeded())
+    with torch.autocast("cpu", torch.bfloat16):                 # the caller's own must not interfere
+        full = llc(model, loss, (x,), **options)
+        half = llc(model, loss, (x,), autocast=torch.bfloat16, **options)
+    assert_llc(full, 16.0, "float32")
+    assert_llc(half, 16.0, "bfloat16")
+
+
+def test_r_hat_and_effective_samples_of_known_series():
+    white = torch.randn(4, 2000, generator=seeded(), dtype=torch.float64)
+    assert split_r_hat(white) == pytest.approx(1, abs=0.01)
+    ess, error = effective_samples(white)
+    assert ess == pytest.approx(8000, rel=0.15) and error == pytest.approx(1 / 8000 ** 0.5, rel=0.15)
+    phi, x = 0.9, [torch.zeros(4, dtype=torch.float64)]
+    noise = torch.randn(20000, 4, generator=seeded(1), dtype=torch.float64)
+    for row in noise:
+        x.append(phi * x[-1] + row)
+    ess, _ = effective_samples(torch.stack(x[1000:], 1))
+    assert ess == pytest.approx(4 * 19001 * (1 - phi) / (1 + phi), rel=0.2)
+    apart = white + torch.arange(4.0)[:, None]
+    assert split_r_hat(apart) > 1.3 and effective_samples(apart)[0] < 40
+    assert effective_samples(torch.ones(2, 10)) == (20.0, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------------ linear probe
+
+
+def test_linear_probe_reads_planted_labels_and_not_shuffled_ones():
+    x = torch.randn(2400, 32, generator=seeded()) * torch.logspace(-2, 2, 32) + 5
+    w = torch.randn(32, 6, generator=seeded(1)) / torch.logspace(-2, 2, 32)[:, None]
+    y = ((x - 5) @ w).argmax(1) * 10 - 20                       # any integers will do
+    assert linear_probe(x, y, seeded()) > 0.9
+    shuffled = y[torch.randperm(len(y), generator=seeded(2))]
+    top = float(torch.stack([(y == k).double().mean() for k in y.unique()]).max())
+    assert linear_probe(x, shuffled, seeded()) < top + 4 * (top * (1 - top) / 600) ** 0.5
+    assert linear_probe(x, y, seeded(3)) == linear_probe(x, y, seeded(3))
+
+
+def test_linear_probe_finds_classes_that_lie_between_others():
+    """Five classes along one direction: least squares on one-hot labels never chooses the second or the fourth."""
+    x = torch.randn(3000, 8, generator=seeded())
+    y = torch.bucketize(x[:, 0], torch.tensor([-0.84, -0.25, 0.25, 0.84]))
+    constant = torch.cat([x, torch.full((3000, 2), 3.0)], 1)    # a feature that never changes must not become NaN
+    assert linear_probe(constant, y, seeded()) > 0.7
+
+
+def test_linear_probe_refuses_bad_input():
+    x, y = torch.randn(50, 4, generator=seeded()), torch.arange(50) % 2
+    for features, labels in ((x[0], y), (x, y[:40]), (x * math.nan, y), (x, y.float()), (x, torch.zeros_like(y)), (x[:4], y[:4])):
+        with pytest.raises(ValueError, match="linear_probe"):
+            linear_probe(features, labels, seeded())
+
+
+# --------------------------------------------------------------------------------------------------------- for all of them
+
+
+LOSS_MEASURES = {
+    "gradient_gram": lambda model, loss, data: gradient_gram(model, loss, data),
+    "gradient_rank": lambda model, loss, data: gradient_rank(model, loss, data),
+    "fisher_rank": lambda model, loss, data: fisher_rank(model, loss, data),
+    "hessian_top": lambda model, loss, data: hessian_top(model, loss, data),
+    "llc": lambda model, loss, data: llc(model, loss, data, num_chains=2, num_draws=4, num_burnin_steps=2,
+                                         groups=torch.arange(len(data[0])) % 2, batch_size=8),
+}
+
+
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+def test_measuring_disturbs_nothing(name):
+    model, data = net_and_data(dtype=torch.float32)
+    model.train()
+    model[3].eval()                                             # mixed modes have to survive as well
+    model[7].weight.grad = torch.ones_like(model[7].weight)     # one gradient set, the others None
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    pointers = [p.data_ptr() for p in model.parameters()]
+    flags = [p.requires_grad for p in model.parameters()]
+    inputs = [t.clone() for t in data]
+    state = torch.get_rng_state()
+    with torch.no_grad():                                       # a measuring loop may well run under it
+        first = LOSS_MEASURES[name](model, cross_entropy, data)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert pointers == [p.data_ptr() for p in model.parameters()] and flags == [p.requires_grad for p in model.parameters()]
+    assert [m.training for m in model] == [True] * 3 + [False] + [True] * 4 and model.training
+    assert torch.equal(model[7].weight.grad, torch.ones(3, 8)) and model[4].weight.grad is None
+    assert all(torch.equal(a, b) for a, b in zip(inputs, data)) and torch.is_grad_enabled()
+    again = LOSS_MEASURES[name](model, cross_entropy, data)
+    value = {"hessian_top": lambda r: r.eigenvalue, "llc": lambda r: r.mean}.get(name, lambda r: r)
+    assert torch.equal(torch.as_tensor(value(first)), torch.as_tensor(value(again)))
+
+
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+def test_not_a_number_is_refused_and_located(name):
+    model, data = net_and_data(dtype=torch.float32)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken[4].weight[1, 2] = math.nan
+    with pytest.raises(ValueError, match=r"'4\.weight'"):
+        LOSS_MEASURES[name](broken, cross_entropy, data)
+    inputs = data[0].clone()
+    inputs[13] = math.inf
+    with pytest.raises(ValueError, match="example 13"):
+        LOSS_MEASURES[name](model, cross_entropy, (inputs, data[1]))
+    with pytest.raises(ValueError, match="one loss per example"):
+        LOSS_MEASURES[name](model, lambda m, b: cross_entropy(m, b).mean(), data)
+    with pytest.raises(ValueError, match="same number of rows"):
+        LOSS_MEASURES[name](model, cross_entropy, (data[0], data[1][:5]))
+    with pytest.raises(ValueError, match="requires gradients"):
+        LOSS_MEASURES[name](copy.deepcopy(model).requires_grad_(False), cross_entropy, data)
+
+
+@pytest.mark.parametrize("options", [dict(nbeta=-1.0), dict(lr=0.0), dict(lr=math.nan), dict(localization=-1.0), dict(num_draws=2),
+                                     dict(batch_size=0), dict(num_chains=0), dict(groups=torch.zeros(3, dtype=torch.int64)),
+                                     dict(groups=torch.arange(40), batch_size=8)])
+def test_llc_refuses_arguments_out_of_range(options):
+    model, data = net_and_data(dtype=torch.float32)
+    with pytest.raises(ValueError, match="llc: .*" + next(iter(options))):
+        llc(model, cross_entropy, data, **options)
+
+
+def test_hessian_top_refuses_a_wrong_start():
+    model, data = net_and_data(dtype=torch.float32)
+    for start in (torch.ones(3), torch.zeros(sum(p.numel() for p in model.parameters() if p.requires_grad))):
+        with pytest.raises(ValueError, match="start"):
+            hessian_top(model, cross_entropy, data, start=start)
+
+
+def test_table_of_contents_names_what_the_file_defines():
+    assert list(measures.MEASURES) == ["rankme", "gradient_rank", "fisher_rank", "hessian_top", "llc", "linear_probe"]
+    assert all(getattr(measures, name) is function for name, function in measures.MEASURES.items())
+
+
+# ------------------------------------------------------------------------------------------------- other people's code, a GPU
+
+
+def trained_classifier():
+    model, data = net_and_data(n=64, dtype=torch.float32)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    for p, q in zip(model.parameters(), (torch.randn(p.shape, generator=seeded(i)) / 2 for i, p in enumerate(model.parameters()))):
+        p.data = q
+    return model, data
+
+
+def test_hessian_top_against_scipy():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    model, data = net_and_data()
+    h = dense_hessian(model, data).numpy()
+    exact = linalg.eigsh(h, 1, which="LM", return_eigenvectors=False)[0]
+    assert hessian_top(model, cross_entropy, data, tol=1e-5).eigenvalue == pytest.approx(exact, rel=1e-6)
+
+
+def test_hessian_top_against_curvlinops():
+    curvlinops = pytest.importorskip("curvlinops")
+    model, data = trained_classifier()
+    operator = curvlinops.HessianLinearOperator(model, nn.CrossEntropyLoss(), list(model.parameters()), [data])
+    dense = operator @ torch.eye(operator.shape[1])
+    spectrum = torch.linalg.eigvalsh((dense + dense.T).double() / 2)
+    exact = float(spectrum[spectrum.abs().argmax()])
+    assert hessian_top(model, cross_entropy, data, tol=1e-4).eigenvalue == pytest.approx(exact, rel=1e-3)
+
+
+def test_llc_chain_against_devinterp():
+    """Its SGLD optimiser, driven by hand on a quadratic: the raw value, step-size bias and all, is the same."""
+    devinterp = pytest.importorskip("devinterp.optim")
+    w = nn.Parameter(torch.zeros(20))
+    nbeta, lr, gamma, total = 200.0, 2e-3, 50.0, []
+    optimizer = devinterp.SGMCMC.sgld([w], lr=lr, nbeta=nbeta, localization=gamma)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for step in range(6000):
+            optimizer.zero_grad()
+            loss = (H * w * w).sum() / 2
+            loss.backward()
+            optimizer.step()
+            total.append(float(loss))
+    theirs = nbeta * torch.tensor(total[500:])
+    error = effective_samples(theirs[None])[1]
+    ours = toy_llc(torch.zeros(20), lambda w: (H * w * w).sum() / 2, nbeta=nbeta, lr=lr, localization=gamma, num_draws=1500)
+    assert abs(ours.mean + ours.bias - float(theirs.mean())) < 4 * math.hypot(error, ours.mc_error), (ours, theirs.mean())
+    assert error < 0.05 * ours.mean < ours.bias                 # sharp enough to see the bias that both share
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_all_measures_on_a_gpu():
+    model, data = net_and_data(dtype=torch.float32)
+    there, data_there = copy.deepcopy(model).cuda(), tuple(t.cuda() for t in data)
+    here, gpu = gradient_gram(model, cross_entropy, data), gradient_gram(there, cross_entropy, data_there)
+    assert torch.allclose(here, gpu, rtol=1e-3, atol=1e-4 * float(here.diagonal().mean()))
+    assert hessian_top(there, cross_entropy, data_there, tol=1e-3).eigenvalue == pytest.approx(
+        hessian_top(model, cross_entropy, data, tol=1e-3).eigenvalue, rel=1e-2)
+    state = torch.cuda.get_rng_state()
+    options = dict(num_draws=300, groups=torch.arange(40) % 3)
+    a, b = llc(model, cross_entropy, data, **options), llc(there, cross_entropy, data_there, generator=seeded(1), **options)
+    assert abs(a.mean - b.mean) <= 4 * math.hypot(a.mc_error, b.mc_error)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert llc(there, cross_entropy, data_there, autocast=torch.bfloat16, **options).mean == pytest.approx(b.mean, abs=8 * b.mc_error)
+    x = torch.randn(5, 200, 64, generator=seeded())
+    assert torch.allclose(rankme_many(x.cuda()).cpu(), rankme_many(x), atol=1e-3)
+    y = x[0, :, 0].sign().long()
+    assert linear_probe(x[0].cuda(), y.cuda(), seeded()) == pytest.approx(linear_probe(x[0], y, seeded()), abs=0.05)
