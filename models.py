@@ -270,8 +270,7 @@ class TrainConfig:
     beta2: float = 0.98
     clip: float = 1.0                 # largest norm of the gradient
     train_fraction: float = 1.0       # share of the operand tuples that are trained on (1: all, as in the paper)
-    early_snapshots: int = 166        # on a logarithmic grid of steps ...
-    even_snapshots: int = 110         # ... and on an even one: see snapshot_steps
+    snapshots: int = 201              # at least so many: see snapshot_steps
     dtype: str = "float32"            # of matrix products in training: float32, or bfloat16 (autocast)
     device: str = "cpu"
     threads: int = 1
@@ -284,14 +283,18 @@ class Snapshot(NamedTuple):
     state: Callable                   # () -> dict of tensors and numbers with which train(..., resume=) goes on
 
 
-def snapshot_steps(steps, early=166, even=110):
-    """When to look: on a logarithmic grid, for what happens early, and on an even one, for what happens later.
+def snapshot_steps(steps, count=201):
+    """When to look: on a logarithmic grid, for what happens early, and on an even one, for what happens later; so fine that there
+    are at least `count` snapshots (or one after every step, if that is less).
 
-    >>> [len(snapshot_steps(n)) for n in (600, 4000)], snapshot_steps(100, 8, 4)
-    ([203, 232], [0, 1, 2, 4, 7, 14, 25, 27, 50, 52, 75, 100])
+    >>> [len(snapshot_steps(n)) for n in (600, 3000)], snapshot_steps(100, 12)
+    ([201, 201], [0, 1, 2, 4, 7, 14, 27, 29, 52, 57, 86, 100])
     """
-    log = (round(steps ** (i / (early - 1))) for i in range(early))
-    return sorted({0, steps, *log, *(round(steps * i / even) for i in range(even + 1))})
+    grid, n = set(), 2
+    while len(grid) < min(count, steps + 1):
+        n += 1
+        grid = {0, *(round(steps ** (i / n)) for i in range(n + 1)), *(round(steps * 2 * i / n) for i in range(n // 2 + 1))}
+    return sorted(grid)
 
 
 def learning_rate(config, step):
@@ -357,7 +360,7 @@ def train(config, resume=None) -> Iterator[Snapshot]:
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(copy.deepcopy(resume["optimizer"]))  # or it would go on writing into the caller's tensors
         done = seen = resume["step"]
-    schedule = set(snapshot_steps(config.steps, config.early_snapshots, config.even_snapshots))
+    schedule = set(snapshot_steps(config.steps, config.snapshots))
 
     for step in range(max(done, 0), config.steps + 1):
         if step in schedule and step > done:

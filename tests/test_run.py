@@ -16,8 +16,8 @@ import run
 import tasks
 
 RUN = str(Path(run.__file__))
-SMALL = ["--task", "parity,copy", "--controls", "1", "--sizes", "nano", "--seeds", "1", "--steps", "40", "--set", "early_snapshots=8",
-         "--set", "even_snapshots=4", "--set", "per_level=4", "--set", "eval_examples=50", "--set", "probe_examples=20", "--set", "threads=1"]
+SMALL = ["--task", "parity,copy", "--controls", "1", "--sizes", "nano", "--seeds", "1", "--steps", "40", "--set", "snapshots=10",
+         "--set", "per_level=4", "--set", "eval_examples=50", "--set", "probe_examples=20", "--set", "threads=1"]
 
 
 def call(capsys, monkeypatch, *arguments):
@@ -65,7 +65,7 @@ def test_a_sweep_leaves_what_the_docstring_draws(finished):
     assert config["levels"] == [*(f"{t}-{k}" for t in ("copy", "parity") for k in (1, 2, 3)), "sham-modadd-2"]
     assert config["steps"] == 40 and config["chance"]["parity-1"] == 0.5 and config["environment"]["torch"] == torch.__version__
     rows = rows_without_clock(one / "metrics.jsonl")
-    assert [r["step"] for r in rows] == models.snapshot_steps(40, 8, 4) and rows[0]["loss"] is None and rows[-1]["loss"] > 0
+    assert [r["step"] for r in rows] == models.snapshot_steps(40, 10) and rows[0]["loss"] is None and rows[-1]["loss"] > 0
     level = rows[-1]["levels"]["parity-1"]
     assert level["distinct"] == 8 and set(level["rankme"]) == {"first", "answer", "last"}
     assert all(len(layers) == 4 and all(1 <= r <= 20.1 for r in layers) for layers in level["rankme"].values())
@@ -153,7 +153,7 @@ def test_a_real_kill_and_ctrl_c_resume(how, finished, tmp_path, capsys, monkeypa
     assert not (rows.parent / "done").exists()
     assert call(capsys, monkeypatch, *command[2:])[0] == 0
     seen = [r["step"] for r in rows_without_clock(rows)]
-    assert seen == models.snapshot_steps(400, 8, 4) and (rows.parent / "done").exists()
+    assert seen == models.snapshot_steps(400, 10) and (rows.parent / "done").exists()
 
 
 def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finished, capsys, monkeypatch):
@@ -181,7 +181,7 @@ def test_seen_and_unseen_operands_are_columns_of_their_own(tmp_path, capsys, mon
     level = rows_without_clock(path / "metrics.jsonl")[-1]["levels"]["modadd-1"]
     assert {"accuracy", "accuracy_train", "accuracy_test"} <= set(level)
     kept = sorted(p.name for p in (path / "weights").iterdir())
-    assert kept == [f"step-{s:06d}.pt" for s in models.snapshot_steps(40, 8, 4)[::3]]
+    assert kept == [f"step-{s:06d}.pt" for s in models.snapshot_steps(40, 10)[::3]]
 
 
 def test_a_loss_that_is_not_finite_is_said_and_the_other_runs_go_on(tmp_path, capsys, monkeypatch):

@@ -165,7 +165,7 @@ def test_bad_arguments_are_named(arguments, says, generator):
 def test_generation_is_far_faster_than_training():
     """A batch of the joint run, drawn and laid out, against one training step on it."""
     import models
-    config = models.TrainConfig(levels=tuple(f"{t}-{k}" for t, k in ALL), per_level=10, steps=200, early_snapshots=2, even_snapshots=1)
+    config = models.TrainConfig(levels=tuple(f"{t}-{k}" for t, k in ALL), per_level=10, steps=200, snapshots=3)
     data = models.TrainingData(config)
     start = time.perf_counter()
     for step in range(4 * data.BLOCK):
