@@ -184,14 +184,15 @@ class GPT(nn.Module):
         x = self.blocks[-1](x, mask, at)
         return F.linear(self.ln_f(x), self.token_embedding.weight)
 
-    def hidden_states(self, tokens, layout=None):
-        """tokens (B, T) -> n_layer + 1 tensors (B, T, D): the embedding, then the residual stream after each block.  The
-        final LayerNorm is NOT applied to the last one: `model.ln_f` does that."""
+    def hidden_states(self, tokens, layout=None, at=None):
+        """tokens (B, T) -> n_layer + 1 tensors (B, T, D): the embedding, then the residual stream after each block; with `at`,
+        only at these M places, (M, D).  The final LayerNorm is NOT applied to the last one: `model.ln_f` does that."""
         x, mask = self.embed(tokens, layout)
         states = [x]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             states.append(block(states[-1], mask))
-        return states
+        last = self.blocks[-1](states[-1], mask, at)
+        return [*(x if at is None else x.flatten(0, 1)[at] for x in states), last]
 
 
 SIZES = {                                         # each about four times as many parameters as the one before

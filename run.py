@@ -29,6 +29,7 @@ import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,34 +75,54 @@ class MeasureConfig:
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
 
 
+def answer_tokens(level_name):
+    """How many tokens the answers of a task-level have: all of them the same number."""
+    import tasks
+    line = tasks.sample(*tasks.split_name(level_name), 1, tasks.seeded("cpu"))
+    return int((line.targets != tasks.IGNORE).sum())
+
+
 class Probes:
     """The examples that a run is measured on: fixed, the same for every seed and size."""
-    CHUNK, ROWS = 512, 64             # lines, or rows of several, that go through the model at once: they stay in the cache
+    CHUNK = 256                       # lines that go through the model at once: their activations stay in the cache
 
     def __init__(self, train, measure):
         import torch, models, tasks
-        self.levels, self.device, self.dtype, self.n = train.levels, train.device, train.dtype, measure.probe_examples
-        pairs = [tasks.split_name(name) for name in self.levels]
-        drawn = [tasks.probe_set(*pair, self.n, tasks.seeded("cpu", "probe", *pair)) for pair in pairs]
-        self.probes = [tasks.Batch(*(x[:d] for x in batch)) for batch, d in drawn]   # each of the distinct ones is run once
-        self.ragged, self.positions = models.lay_out(self.probes, self.device), {}
-        for name, batch in zip(self.levels, self.probes):
-            answer = tuple((batch.targets[0] != tasks.IGNORE).nonzero()[:, 0].tolist())
-            self.positions[name] = {"first": answer[:1], "answer": answer, "last": (batch.tokens.shape[1] - 1,)}
-        splits = ["all"] if train.train_fraction == 1 else ["all", "train", "test"]
-        self.groups = [(name, "accuracy" if split == "all" else f"accuracy_{split}") for split in splits for name in self.levels]
-        lines, self.chunks, groups = [], [], []
+        self.levels, self.device, self.dtype = train.levels, train.device, train.dtype
+        self.pool = ThreadPoolExecutor(train.threads, initializer=torch.set_num_threads, initargs=(1,))     # of each worker, not of ours
+        splits = {"accuracy": "all"} if train.train_fraction == 1 else {"accuracy": "all", "accuracy_train": "train", "accuracy_test": "test"}
+        self.groups = [(name, column) for column in splits for name in self.levels]
+        self.times, probes, lines, groups, counts = {}, [], [], [], []
         for g, (name, column) in enumerate(self.groups):
-            split = {"accuracy": "all", "accuracy_train": "train", "accuracy_test": "test"}[column]
-            pair = tasks.split_name(name)
+            pair, split = tasks.split_name(name), splits[column]
+            if split == "all":                                                # for hidden states: each distinct line is run once,
+                batch, d = tasks.probe_set(*pair, measure.probe_examples, tasks.seeded("cpu", "probe", *pair))
+                probes += [tasks.Batch(*(x[i:i + 1] for x in batch)) for i in range(d)]
+                self.times[name] = (torch.arange(measure.probe_examples) % d).bincount()            # and counts so many times
             batch = tasks.sample(*pair, measure.eval_examples, tasks.seeded("cpu", "eval", *pair, split), split, train.train_fraction)
-            both, count = torch.cat(batch, 1).unique(dim=0, return_counts=True)      # a line that comes up 20 times is run once
-            tokens, targets = both.chunk(2, 1)
-            lines += [(tasks.Batch(tokens[i:i + 1, :-1], targets[i:i + 1, :-1]), g, int(c)) for i, c in enumerate(count)]
-        for i in range(0, len(lines), self.CHUNK):
-            batches, group, count = zip(*lines[i:i + self.CHUNK])
-            self.chunks.append((models.lay_out(batches, self.device), torch.tensor(group, device=self.device),
-                                torch.tensor(count, device=self.device, dtype=torch.float32)))
+            both, count = torch.cat(batch, 1).unique(dim=0, return_counts=True)                     # for behaviour: likewise
+            lines += [tasks.Batch(*(x[None, :-1] for x in line.chunk(2))) for line in both]
+            groups += [g] * len(count)
+            counts += count.tolist()
+        chunks = lambda x: (x[i:i + self.CHUNK] for i in range(0, len(x), self.CHUNK))
+        self.chunks = [(models.lay_out(part, self.device), torch.tensor(group, device=self.device), torch.tensor(count, device=self.device))
+                       for part, group, count in zip(chunks(lines), chunks(groups), chunks(counts))]
+        self.probes = []                                                      # (tokens, layout, places of answers and of line ends)
+        for part in chunks(probes):
+            ragged = models.lay_out(part, self.device)
+            wanted = torch.cat([(line.targets[0] != tasks.IGNORE).index_fill(0, torch.tensor([line.targets.shape[1] - 1]), True) for line in part])
+            self.probes.append((ragged.tokens, ragged.layout, ragged.layout.slots[wanted.to(self.device)]))
+        self.answer_tokens = {name: answer_tokens(name) for name in self.levels}
+
+    def each(self, function, items):
+        """[function(item) for item in items], without gradients.  On a CPU one core takes one item: at this size that is faster
+        than sharing every small operation out over the cores, and the bits do not depend on their number."""
+        import torch
+
+        def alone(item):
+            with torch.inference_mode():                                       # these contexts belong to a thread
+                return function(item)
+        return list(map(alone, items) if self.device != "cpu" else self.pool.map(alone, items))
 
 
 def measure_behaviour(snapshot, probes):
@@ -111,15 +132,18 @@ def measure_behaviour(snapshot, probes):
     so one forward pass is enough.  It runs in the precision of training."""
     import torch
     import torch.nn.functional as F
-    totals = torch.zeros(4, len(probes.groups), device=probes.device)
-    with torch.no_grad(), torch.autocast(torch.device(probes.device).type, torch.bfloat16, enabled=probes.dtype == "bfloat16"):
-        for ragged, group, count in probes.chunks:
+
+    def one(chunk):                                                           # -> (4, groups): sums over this chunk's lines
+        ragged, group, count = chunk
+        with torch.autocast(torch.device(probes.device).type, torch.bfloat16, enabled=probes.dtype == "bfloat16"):
             logits = snapshot.model(ragged.tokens, ragged.layout, ragged.at).float()                # (M, V)
-            nll = F.cross_entropy(logits, ragged.targets, reduction="none")                         # (M,)
-            per_line = torch.zeros(3, len(group), device=probes.device)
-            per_line.index_add_(1, ragged.owner, torch.stack([(logits.argmax(1) != ragged.targets).float(), nll, torch.ones_like(nll)]))
-            wrong, nll, tokens = per_line
-            totals.index_add_(1, group, torch.stack([(wrong == 0) * count, -nll * count, nll / tokens * count, count]))
+        nll = F.cross_entropy(logits, ragged.targets, reduction="none")                             # (M,)
+        per_line = torch.zeros(3, len(group), device=probes.device)
+        per_line.index_add_(1, ragged.owner, torch.stack([(logits.argmax(1) != ragged.targets).float(), nll, torch.ones_like(nll)]))
+        wrong, nll, tokens = per_line
+        sums = torch.stack([(wrong == 0) * count, -nll * count, nll / tokens * count, count])
+        return torch.zeros(4, len(probes.groups), device=probes.device).index_add_(1, group, sums)
+    totals = torch.stack(probes.each(one, probes.chunks)).sum(0)
     accuracy, log_prob, loss = (totals[:3] / totals[3]).tolist()
     columns = {}
     for i, (level, column) in enumerate(probes.groups):
@@ -135,27 +159,27 @@ def measure_rankme(snapshot, probes):
     Layers: the embedding, the residual stream after each block, and that after the final LayerNorm.  In float32, whatever
     training uses: rounding to bfloat16 is noise in all directions, and lifts a collapsed rank by some 8% (1.69 to 1.83)."""
     import torch, measures
-    model, (tokens, layout, *_), jobs, start = snapshot.model, probes.ragged, {}, 0
-    with torch.no_grad():
-        parts = [model.hidden_states(tokens[i:i + probes.ROWS], layout._replace(positions=layout.positions[i:i + probes.ROWS], mask=layout.mask[i:i + probes.ROWS]))
-                 for i in range(0, len(tokens), probes.ROWS)]
-        states = [torch.cat(layer) for layer in zip(*parts)]
-        states = torch.stack([layout.gather(h) for h in [*states, model.ln_f(states[-1])]])         # (L, S, D)
-    for level, batch in zip(probes.levels, probes.probes):
-        d, T = batch.tokens.shape
-        times = (torch.arange(probes.n) % d).bincount().to(states)            # a row that counts c times is that row times sqrt(c)
-        lines = states[:, start:start + d * T].unflatten(1, (d, T)) * times.sqrt()[:, None, None]   # (L, d, T, D)
-        start += d * T
-        for where in dict.fromkeys(probes.positions[level].values()):         # with one answer token, "first" is "answer"
-            jobs.setdefault((d, len(where)), []).append((level, where, lines[:, :, where].flatten(1, 2)))
-    ranks = {}
+
+    def one(chunk):
+        states = snapshot.model.hidden_states(*chunk)
+        return torch.stack([*states, snapshot.model.ln_f(states[-1])])        # (L, places, D)
+    states, jobs, start = torch.cat(probes.each(one, probes.probes), 1), {}, 0
+    for level in probes.levels:
+        times, A = probes.times[level].to(states), probes.answer_tokens[level]
+        d, k = len(times), A + 1                                              # distinct lines; places of each: the answer, the end
+        lines = states[:, start:start + d * k].unflatten(1, (d, k))           # (L, d, k, D)
+        lines = lines * times.sqrt()[:, None, None]                           # a row that counts c times is that row times sqrt(c)
+        start += d * k
+        for positions, where in ((("first",), slice(1)), (("answer",), slice(A)), (("last",), slice(A, k)))[A == 1:]:
+            if A == 1 and positions == ("answer",):
+                positions = ("first", "answer")                               # with one answer token the two are the same
+            features = lines[:, :, where].flatten(1, 2)                       # (L, n, D)
+            jobs.setdefault(features.shape[1], []).append((level, positions, features))
+    columns = {level: {"distinct": len(probes.times[level]), "rankme": {}} for level in probes.levels}
     for same in jobs.values():                                                # matrices of one shape go together
-        values = measures.rankme_many(torch.cat([features for _, _, features in same])).view(len(same), -1).tolist()
-        ranks |= {(level, where): layers for (level, where, _), layers in zip(same, values)}
-    columns = {}
-    for level, batch in zip(probes.levels, probes.probes):
-        columns[level] = {"distinct": len(batch.tokens),
-                          "rankme": {name: ranks[level, where] for name, where in probes.positions[level].items()}}
+        ranks = measures.rankme_many(torch.cat([features for _, _, features in same])).view(len(same), -1).tolist()
+        for (level, positions, _), layers in zip(same, ranks):
+            columns[level]["rankme"] |= dict.fromkeys(positions, layers)
     return columns
 
 
@@ -235,15 +259,14 @@ def environment():
 
 def run_config(train, measure):
     """config.json: every field, and what analysis needs to know about the tasks and the model."""
-    import torch, models, tasks
+    import models, tasks
     pairs = {name: tasks.split_name(name) for name in train.levels}
-    one = {name: tasks.sample(*pair, 1, torch.Generator().manual_seed(0)) for name, pair in pairs.items()}
     return rounded({**dataclasses.asdict(train), **dataclasses.asdict(measure),
                     "parameters": models.parameter_count(models.SIZES[train.size]), "width": models.SIZES[train.size].n_embd,
                     "n_layer": models.SIZES[train.size].n_layer,
                     "chance": {name: tasks.chance(*pair) for name, pair in pairs.items()},
                     "chance_log_prob": {name: tasks.chance_log_prob(*pair) for name, pair in pairs.items()},
-                    "answer_tokens": {name: int((b.targets != tasks.IGNORE).sum()) for name, b in one.items()}})
+                    "answer_tokens": {name: answer_tokens(name) for name in train.levels}})
 
 
 @contextlib.contextmanager

@@ -226,14 +226,14 @@ def spoil(what, finished, folder):
      "checkpoint of something else": lambda: torch.save({"weights": torch.zeros(3)}, path / "checkpoint.pt"),
      "config cut off": lambda: (path / "config.json").write_text('{"size": "na'),
      "foreign metrics": lambda: (path / "metrics.jsonl").write_text("time,loss\n1,2\n3,4\n"),
-     "config of another run": lambda: (path / "config.json").write_text((path / "config.json").read_text().replace('"lr": 0.001', '"lr": 0.002'))}[what]()
+     "config of another run": lambda: (path / "config.json").write_text((path / "config.json").read_text().replace('"lr": 0.002', '"lr": 0.003'))}[what]()
     return path
 
 
 @pytest.mark.parametrize("what, status, says", [
     ("foreign checkpoint", 1, "checkpoint.pt is not a checkpoint that `sweep` wrote"), ("checkpoint of something else", 1, "checkpoint.pt is not a checkpoint"),
     ("config cut off", 1, "config.json cannot be read"), ("foreign metrics", 1, "metrics.jsonl, line 1, is not a row"),
-    ("config of another run", 2, "lr was 0.002, now 0.001")])
+    ("config of another run", 2, "lr was 0.003, now 0.002")])
 def test_spoiled_directories_are_named_and_left_alone(what, status, says, finished, tmp_path, capsys, monkeypatch):
     path = spoil(what, finished[0], tmp_path)
     monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
