@@ -258,8 +258,10 @@ def curve(rows, level, *path):
 
 def behaviour_curve(config, rows, level, behaviour="accuracy"):
     """(steps, values, chance): accuracy with its chance level, or the share of the answers' entropy that the model explains,
-    1 - log_prob / (log-probability of the best guess that ignores the operands), which is 0 there and 1 at certainty."""
-    steps, values = curve(rows, level, behaviour)
+    1 - log_prob / (log-probability of the best guess that ignores the operands), which is 0 there and 1 at certainty.
+    Accuracy is that on unseen operands where some are never trained on: knowing the others by heart is no capability."""
+    unseen = behaviour == "accuracy" and config["train_fraction"] < 1
+    steps, values = curve(rows, level, "accuracy_test" if unseen else behaviour)
     if behaviour == "accuracy":
         return steps, values, config["chance"][level]
     return steps, [1 - v / config["chance_log_prob"][level] for v in values], 0.0
@@ -289,6 +291,7 @@ def events(config, rows, choices=Choices()):
             at, values, chance = behaviour_curve(config, rows, level, behaviour)
             emerged[behaviour] = emergence_step(at, values, chance, c.threshold, c.persistence, config["eval_examples"])
         emergence = emerged[c.behaviour]
+        seen = curve(rows, level, "accuracy_train")                           # only with a train fraction below 1
         states = rows[0]["levels"][level]["distinct"] * (config["answer_tokens"][level] if c.position == "answer" else 1)
         ceiling = min(states, config["width"])                                # RankMe of so many distinct rows cannot be more
         interval = lead_interval(steps, chosen.onset_step, emergence)
@@ -299,6 +302,7 @@ def events(config, rows, choices=Choices()):
             "floor": chosen.floor, "ceiling": ceiling, "floor_share": chosen.floor / ceiling, "floor_step": chosen.floor_step,
             "start": ranks[0][c.layer], "onset": chosen.onset_step, "emergence": emergence,
             "emergence_accuracy": emerged["accuracy"], "emergence_log_prob": emerged["log_prob"],
+            "memorised": emergence_step(*seen, config["chance"][level], c.threshold, c.persistence, config["eval_examples"]),
             "lead": lead_time(chosen.onset_step, emergence),
             "lead_low": interval and interval[0], "lead_high": interval and interval[1],
             "top_down_floor": top_down([x.floor for x in layers]),
@@ -326,6 +330,25 @@ def summarise(event_list):
             row[key] = spread and spread._asdict()
         out.append(row)
     return out
+
+
+def lead_check(event_list):
+    """Is a lead more than common timing gives?  The risk-set test over all runs, each a stratum of its own, and the controls.
+
+    -> dict: z and information of `risk_set_test`; the verdict in words; how many shams there were, how many of them had an onset (false alarms
+    of RankMe), and how many "emerged" (which none should).
+    """
+    runs, shams = {}, [e for e in event_list if e["control"]]
+    for e in event_list:
+        if not e["control"]:
+            runs.setdefault((e["size"], e["seed"]), []).append(e)
+    sums = [risk_set_sums([e["onset"] for e in es], [e["emergence"] for e in es]) for es in runs.values()]
+    U, V = (sum(column) for column in zip(*sums))
+    z = U / math.sqrt(V) if V > 0 else math.nan
+    verdict = ("cannot tell: the information is below 5" if V < 5 else "task-levels whose RankMe has recovered emerge sooner" if z > 1.96 else
+               "task-levels whose RankMe has recovered emerge later" if z < -1.96 else "no sign that recovery predicts emergence")
+    return {"z": z, "information": V, "verdict": verdict, "shams": len(shams), "sham_onsets": sum(e["onset"] is not None for e in shams),
+            "sham_emergences": sum(e["emergence"] is not None for e in shams)}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -377,7 +400,7 @@ def figure_curves(runs, choices=Choices()):
 
     Median over seeds as a line, range as a band; emergence a solid vertical line, recovery onset a dashed one, both at
     the median over the seeds that have them; controls in grey."""
-    figures = {}
+    figures, memorising = {}, any(c["train_fraction"] < 1 for c, _ in runs)
     for name, grid in _grid(runs):
         columns = max(len(levels) for _, _, levels in grid)
         figure = Figure(figsize=(2.45 * columns + 0.5, 1.75 * len(grid) + 0.75), layout="constrained")
@@ -390,7 +413,9 @@ def figure_curves(runs, choices=Choices()):
                 for sham in controls:
                     for ax, path in ((upper, ("accuracy",)), (lower, ("rankme", choices.position, choices.layer))):
                         _band(ax, [curve(rows, sham, *path) for _, rows in group], CONTROL, linewidth=0.7)
-                _band(upper, [curve(rows, level, "accuracy") for _, rows in group], ACCURACY)
+                _band(upper, [behaviour_curve(c, rows, level)[:2] for c, rows in group], ACCURACY)
+                if memorising:
+                    _band(upper, [curve(rows, level, "accuracy_train") for _, rows in group], ACCURACY, linestyle=":")
                 _band(lower, [curve(rows, level, "rankme", choices.position, choices.layer) for _, rows in group], RANKME)
                 summary = next(s for s in dated if s["level"] == level)
                 for ax in (upper, lower):
@@ -413,8 +438,10 @@ def figure_curves(runs, choices=Choices()):
                     lower.set_ylabel("RankMe", fontsize=7)
                 if i == len(grid) - 1:
                     lower.set_xlabel("training step", fontsize=8)
-        key = [Line2D([], [], color=ACCURACY, linestyle="-", label="accuracy; emergence"),
+        key = [Line2D([], [], color=ACCURACY, linestyle="-", label="accuracy on unseen operands; emergence" if memorising else "accuracy; emergence"),
                Line2D([], [], color=RANKME, linestyle="--", label="RankMe (solid); its recovery onset (dashed)")]
+        if memorising:
+            key.insert(1, Line2D([], [], color=ACCURACY, linestyle=":", label="on seen ones"))
         if any(level.startswith("sham-") for c, _ in runs for level in c["levels"]):
             key.append(Line2D([], [], color=CONTROL, label="sham controls"))
         figure.legend(handles=key, loc="outside upper center", ncols=len(key), fontsize=8, frameon=False)
@@ -449,10 +476,10 @@ def figure_layers(runs, choices=Choices()):
                 ax.set_title(level if title in level else f"{title}   {level}", fontsize=8, pad=3)
                 if i == len(grid) - 1:
                     ax.set_xlabel("training step", fontsize=8)
-        bar = figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.01, ticks=[1, 2, 4, 8, 16, 32])
+        bar = figure.colorbar(mesh, ax=axes, pad=0.01, ticks=[1, 2, 4, 8, 16, 32])
         bar.ax.set_yticklabels(["1", "2", "4", "8", "16", "32"], fontsize=7)
         bar.ax.minorticks_off()
-        bar.set_label("RankMe (white line: emergence)", fontsize=8)
+        bar.set_label("RankMe\n(white: emergence)", fontsize=8)
         figures[f"layers{name}"] = figure
     return figures
 

@@ -224,11 +224,8 @@ def example_loss(model, batch):
     batch: a pair (tokens, targets), both (N, T), targets IGNORE off the answer.  Returns (N,) losses in nats per token.
     """
     tokens, targets = batch
-    scored = targets != IGNORE                                                              # (N, T)
-    at = scored.flatten().nonzero()[:, 0]                                                   # (M,)
-    loss = F.cross_entropy(model(tokens, at=at).float(), targets.flatten()[at], reduction="none")       # (M,)
-    owner = at // tokens.shape[1]                                                           # (M,): whose token it is
-    return loss.new_zeros(len(tokens)).index_add(0, owner, loss) / scored.sum(1)
+    loss = F.cross_entropy(model(tokens).float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")     # (N, T), 0 off the answer
+    return loss.sum(1) / (targets != IGNORE).sum(1)
 
 
 def example_loss_sum(model, batch):

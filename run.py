@@ -4,6 +4,7 @@
     python run.py sweep --task all --sizes nano    the study: 24 task-levels and 4 controls in one model
     python run.py analyse runs/modadd              findings and figures again, from config.json and metrics.jsonl alone
     python run.py tasks                            what the tasks look like
+    python run.py pythia audit 2.8b                the same question asked of public checkpoints: audit, plan, measure, evals, compare
 
 What a sweep leaves behind:
 
@@ -72,6 +73,14 @@ class MeasureConfig:
     measures: tuple = ("rankme",)     # names in MEASURES
     probe_examples: int = 200         # of each task-level, fixed, distinct where there are so many: for hidden states
     eval_examples: int = 1000         # of each task-level, others: for accuracy and log-probability
+    costly_snapshots: int = 40        # all measures but RankMe are taken at so many of the snapshots, evenly spread over them
+    gradient_examples: int = 64       # of each task-level, for the gradient and the Fisher rank, which cannot exceed it
+    hessian_examples: int = 128       # of each task-level, for the top Hessian eigenvalue
+    llc_examples: int = 64            # of each task-level, for the LLC: one set of chains on the joint loss, all of them in every draw
+    llc_chains: int = 2
+    llc_draws: int = 100              # of each chain, after llc_burnin more; nbeta, lr, localization: the defaults of measures.llc
+    llc_burnin: int = 50
+    linear_examples: int = 2000       # of each task-level, three quarters to fit the linear probe, a quarter to test it
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
 
 
@@ -88,7 +97,8 @@ class Probes:
 
     def __init__(self, train, measure):
         import torch, models, tasks
-        self.levels, self.device, self.dtype = train.levels, train.device, train.dtype
+        self.levels, self.device, self.dtype, self.measure = train.levels, train.device, train.dtype, measure
+        self.state = {}               # what a measure carries from one snapshot to the next: eigenvectors; part of the checkpoint
         self.pool = ThreadPoolExecutor(train.threads, initializer=torch.set_num_threads, initargs=(1,))     # of each worker, not of ours
         splits = {"accuracy": "all"} if train.train_fraction == 1 else {"accuracy": "all", "accuracy_train": "train", "accuracy_test": "test"}
         self.groups = [(name, column) for column in splits for name in self.levels]
@@ -104,7 +114,9 @@ class Probes:
             lines += [tasks.Batch(*(x[None, :-1] for x in line.chunk(2))) for line in both]
             groups += [g] * len(count)
             counts += count.tolist()
-        chunks = lambda x: (x[i:i + self.CHUNK] for i in range(0, len(x), self.CHUNK))
+        def chunks(x):                                                        # equal shares, as many for each thread
+            size = -(-len(x) // (train.threads * -(-len(x) // (train.threads * self.CHUNK))))
+            return (x[i:i + size] for i in range(0, len(x), size))
         self.chunks = [(models.lay_out(part, self.device), torch.tensor(group, device=self.device), torch.tensor(count, device=self.device))
                        for part, group, count in zip(chunks(lines), chunks(groups), chunks(counts))]
         self.probes = []                                                      # (tokens, layout, places of answers and of line ends)
@@ -183,8 +195,90 @@ def measure_rankme(snapshot, probes):
     return columns
 
 
-# The vocabulary of --measures: name -> (snapshot, probes) -> columns for each task-level.  Accuracy needs no name.
-MEASURES = {"rankme": measure_rankme}
+def examples(probes, name, count):
+    """Fixed examples of every task-level for one of the costly measures, right-padded to one length: {level: (tokens, targets)}."""
+    import tasks
+    from torch.nn.functional import pad
+    drawn = {level: tasks.sample(*tasks.split_name(level), count, tasks.seeded("cpu", name, level)) for level in probes.levels}
+    longest = max(batch.tokens.shape[1] for batch in drawn.values()) - 1
+    return {level: tuple(pad(x[:, :-1], (0, longest + 1 - x.shape[1]), value=fill).to(probes.device) for x, fill in zip(batch, (tasks.PAD, tasks.IGNORE)))
+            for level, batch in drawn.items()}
+
+
+def measure_gradient_rank(snapshot, probes):
+    """Effective rank of the gradient covariance, true labels."""
+    import measures, models
+    data = examples(probes, "gradient", probes.measure.gradient_examples)
+    return {level: {"gradient_rank": measures.gradient_rank(snapshot.model, models.example_loss, batch)} for level, batch in data.items()}
+
+
+def measure_fisher_rank(snapshot, probes):
+    """Effective rank of the Fisher matrix: labels drawn from the model, losses summed over the answer."""
+    import measures, models, tasks
+    columns = {}
+    for level, batch in examples(probes, "gradient", probes.measure.gradient_examples).items():
+        drawn = models.resample_answers(snapshot.model, batch, tasks.seeded(probes.device, "fisher", level))
+        columns[level] = {"fisher_rank": measures.fisher_rank(snapshot.model, models.example_loss_sum, drawn)}
+    return columns
+
+
+def measure_hessian_top(snapshot, probes):
+    """Top eigenvalue of the Hessian of each task-level's loss, from the eigenvector of the snapshot before."""
+    import measures, models, tasks
+    columns = {}
+    for level, batch in examples(probes, "hessian", probes.measure.hessian_examples).items():
+        top = measures.hessian_top(snapshot.model, models.example_loss, batch, start=probes.state.get(level), generator=tasks.seeded("cpu", "hessian", level))
+        probes.state[level] = top.eigenvector
+        columns[level] = {"hessian_top": {k: getattr(top, k) for k in ("eigenvalue", "smallest", "iterations", "residual", "converged")}}
+    return columns
+
+
+def measure_llc(snapshot, probes):
+    """Every task-level's LLC from one set of chains on the joint loss; the joint one's diagnostics stand with each of them."""
+    import torch, measures, models, tasks
+    m, data = probes.measure, examples(probes, "llc", probes.measure.llc_examples)
+    joint = tuple(torch.cat(side) for side in zip(*data.values()))
+    groups = torch.arange(len(data)).repeat_interleave(m.llc_examples)
+    found = measures.llc(snapshot.model, models.example_loss, joint, groups=groups, batch_size=len(groups), num_chains=m.llc_chains, num_draws=m.llc_draws,
+                         num_burnin_steps=m.llc_burnin, generator=tasks.seeded("cpu", "llc", snapshot.step),
+                         autocast=torch.bfloat16 if probes.dtype == "bfloat16" else None)
+    same = {"joint": found.mean, "nbeta": found.nbeta, "r_hat": found.r_hat, "ess": found.ess, "num_diverged": found.num_diverged}
+    if found.group_means is None:                                             # every chain diverged: there is no value
+        return {level: {"llc": {"mean": None, **same}} for level in data}
+    return {level: {"llc": {"mean": float(found.group_means[k]), "mc_error": float(found.group_mc_errors[k]), "bias": float(found.group_biases[k]), **same}}
+            for k, level in enumerate(data)}
+
+
+def measure_linear_probe(snapshot, probes):
+    """Held-out accuracy of a linear probe for the first answer token, from each layer's state where that token is predicted; and of the
+    same on shuffled labels, from the last layer.  The untrained model's is the row of step 0."""
+    import torch, measures, tasks
+    columns = {}
+    for level, (tokens, targets) in examples(probes, "linear", probes.measure.linear_examples).items():
+        first = int((targets[0] != tasks.IGNORE).nonzero()[0])
+        at = torch.arange(len(tokens), device=tokens.device) * tokens.shape[1] + first
+        with torch.no_grad():
+            states = snapshot.model.hidden_states(tokens, at=at)
+        labels, generator = targets[:, first], tasks.seeded("cpu", "linear", level)
+        order = torch.randperm(len(labels), generator=generator)
+        columns[level] = {"linear_probe": [measures.linear_probe(h, labels, generator) for h in [*states, snapshot.model.ln_f(states[-1])]],
+                          "linear_probe_shuffled": measures.linear_probe(states[-1], labels[order], generator)}
+    return columns
+
+
+# The vocabulary of --measures: name -> (snapshot, probes) -> columns for each task-level.  Accuracy needs no name.  RankMe is taken at
+# every snapshot, the others, which cost far more, at MeasureConfig.costly_snapshots of them.
+MEASURES = {"rankme": measure_rankme, "gradient_rank": measure_gradient_rank, "fisher_rank": measure_fisher_rank,
+            "hessian_top": measure_hessian_top, "llc": measure_llc, "linear_probe": measure_linear_probe}
+
+
+def due(steps, count):
+    """`count` of the steps, evenly spread over their list, the first and the last among them.
+
+    >>> sorted(due([0, 1, 2, 4, 8, 16, 32], 4))
+    [0, 2, 8, 32]
+    """
+    return {steps[round(i * (len(steps) - 1) / max(1, count - 1))] for i in range(count)}
 
 
 def measure_row(snapshot, probes, names):
@@ -292,7 +386,7 @@ def load_checkpoint(path):
     import torch
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)       # weights_only: a checkpoint cannot run code
-        state["train"]["step"], state["train"]["model"], state["train"]["optimizer"], state["wall"]
+        state["train"]["step"], state["train"]["model"], state["train"]["optimizer"], state["wall"], state["state"]
         return state
     except Exception as error:                                                # whatever is wrong with a foreign file
         raise Failed(f"{path} is not a checkpoint that `sweep` wrote ({type(error).__name__}); move it away to start this run afresh")
@@ -322,13 +416,15 @@ def execute(folder, train, measure, tick):
         write_atomically(rows_path, "".join(json.dumps(row) + "\n" for row in rows))
         torch.set_num_threads(train.threads)
         probes, last_saved, last = Probes(train, measure), time.monotonic(), time.monotonic()
+        probes.state = saved["state"] if resume is not None else {}
+        schedule = due(models.snapshot_steps(train.steps, train.snapshots), measure.costly_snapshots)
         snapshots = models.train(train, resume)
         with open(rows_path, "a") as file:
             try:
                 for count, snapshot in enumerate(snapshots, len(rows)):
                     wall["train"] += time.monotonic() - last
                     last = time.monotonic()
-                    row = measure_row(snapshot, probes, measure.measures)
+                    row = measure_row(snapshot, probes, [name for name in measure.measures if name == "rankme" or snapshot.step in schedule])
                     wall["measure"] += time.monotonic() - last
                     last = time.monotonic()
                     row |= {"wall_train_s": round(wall["train"], 2), "wall_measure_s": round(wall["measure"], 2)}
@@ -339,7 +435,7 @@ def execute(folder, train, measure, tick):
                         (folder / "weights").mkdir(exist_ok=True)
                         save(snapshot.model.state_dict(), folder / "weights" / f"step-{snapshot.step:06d}.pt")
                     if last - last_saved > CHECKPOINT_SECONDS or snapshot.step == train.steps:
-                        save({"train": snapshot.state(), "wall": wall}, checkpoint)
+                        save({"train": snapshot.state(), "wall": wall, "state": probes.state}, checkpoint)
                         last_saved = time.monotonic()
                     tick(snapshot.step, snapshot.loss)
             except (FloatingPointError, ValueError) as error:                 # from training; from a measure that met a NaN
@@ -439,7 +535,7 @@ def pick_dtype(device):
 def defaults(levels):
     """(steps, peak learning rate) with which nearly all task-levels emerge at the smallest size.  One task alone is quick; 24 levels
     that share a model need more of both (at 1e-3, some of them do not emerge; for one task alone, 2e-3 is too much)."""
-    return (600, 1e-3) if levels <= 3 else (1500, 2e-3) if levels <= 12 else (3000, 2e-3)
+    return (600, 1e-3) if levels <= 3 else (1500, 2e-3) if levels <= 12 else (2500, 2e-3)
 
 
 def estimate(train, measure):
@@ -453,13 +549,12 @@ def estimate(train, measure):
     start = time.monotonic()
     first = next(snapshots)                                                   # some four steps later
     per_step = (time.monotonic() - start) / max(1, first.step - 1)
-    times = []
-    for _ in range(2):
+    count, measuring = len(models.snapshot_steps(train.steps, train.snapshots)), 0.0
+    for names in (("rankme",), tuple(name for name in measure.measures if name != "rankme")):
         start = time.monotonic()
-        measure_row(first, probes, measure.measures)
-        times.append(time.monotonic() - start)
-    count = len(models.snapshot_steps(train.steps, train.snapshots))
-    return per_step * train.steps, min(times) * count, count
+        measure_row(first, probes, [name for name in names if name in measure.measures])
+        measuring += (time.monotonic() - start) * (count if "rankme" in names else min(count, measure.costly_snapshots) * bool(names))
+    return per_step * train.steps, measuring, count
 
 
 def minutes(seconds):
@@ -470,8 +565,8 @@ def minutes(seconds):
 def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NAMES)}, separated by commas; or all"),
           sizes: str = typer.Option("nano,micro", help=f"one or more of {', '.join(SIZE_NAMES)}; or all"),
           seeds: int = typer.Option(3, help="number of seeds: 0 to N-1"),
-          steps: int = typer.Option(0, help="training steps  [default: 600 for one task, 1500 for up to four, else 3000]"),
-          measure: str = typer.Option("all", "--measures", help="rankme; all; or none (accuracy is always measured)"),
+          steps: int = typer.Option(0, help="training steps  [default: 600 for one task, 1500 for up to four, else 2500]"),
+          measure: str = typer.Option("rankme", "--measures", help="one or more of rankme, gradient_rank, fisher_rank, hessian_top, llc, linear_probe; all; none"),
           controls: int = typer.Option(-1, help="sham task-levels trained beside the others  [default: 4 with --task all, else 0]"),
           train_fraction: float = typer.Option(1.0, help="share of the operand tuples to train on; below 1, accuracy on the unseen ones is a column"),
           out_dir: Path = typer.Option("runs", "--out", help="where the sweep's directory goes"),
@@ -548,7 +643,8 @@ def report(folder, unfinished=()):
     choices = emergence.Choices()
     found = [event for config, rows in runs for event in emergence.events(config, rows, choices)]
     summary = emergence.summarise(found)
-    write_json(folder / "findings.json", {"choices": dataclasses.asdict(choices), "runs": len(runs), "missing": missing, "levels": summary})
+    lead = emergence.lead_check(found)
+    write_json(folder / "findings.json", {"choices": dataclasses.asdict(choices), "runs": len(runs), "missing": missing, "lead_check": lead, "levels": summary})
     temporary = folder / "events.csv.tmp"
     with open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(found[0]))
@@ -562,6 +658,11 @@ def report(folder, unfinished=()):
             paths.append(folder / "figures" / f"{name}.png")
             figure.savefig(paths[-1], dpi=160)
     out.print(summary_table(summary))
+    out.print("Median (range) over seeds. floor: lowest RankMe. onset: step at which RankMe recovers. lead: emergence - onset, in steps. "
+              "first: seeds whose RankMe recovered before emergence / that emerged / all.")
+    out.print(f"Is a lead more than common timing gives?  Risk-set test: z = {lead['z']:.2f} on an information of {lead['information']:.1f}: {lead['verdict']}.")
+    if lead["shams"]:
+        out.print(f"Of {lead['shams']} sham controls {lead['sham_emergences']} emerged, and {lead['sham_onsets']} show an onset of RankMe: false alarms.")
     for line in missing:
         out.print(f"missing: {escape(line)}")
     wall = [read_json(path) for path in folder.glob("*/done")]
@@ -577,9 +678,7 @@ def summary_table(summary):
             return "-"
         text = form.format(spread["median"])
         return text if spread["low"] == spread["high"] else f"{text} ({form.format(spread['low'])} to {form.format(spread['high'])})"
-    table = Table("size", "task-level", "floor", "onset", "emergence", "lead", "first", box=None, pad_edge=False, header_style="dim",
-                  caption="Steps; median (range) over seeds.  floor: lowest RankMe.  onset: RankMe recovers.  emergence: of those seeds that have one.\n"
-                          "lead: emergence - onset.  first: seeds in which RankMe recovered before emergence, of those that emerged, of all.", caption_justify="left")
+    table = Table("size", "task-level", "floor", "onset", "emergence", "lead", "first", box=None, pad_edge=False, header_style="dim")
     for s in summary:
         table.add_row(s["size"], s["level"], cell(s["floor"], "{:.1f}"), cell(s["onset"]), cell(s["emergence"]) if s["emerged"] else "never", cell(s["lead"]),
                       f"{s['rankme_first']}/{s['emerged']}/{s['seeds']}", style="dim" if s["control"] else None)
@@ -609,6 +708,190 @@ def show_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one tas
         out.print(f"{task}: {tasks.TASKS[task].about}")
     out.print("chance: how often the best answer that ignores the operands is right, all of it.")
     out.print(escape(f"vocabulary ({tasks.VOCAB_SIZE}): {' '.join(tasks.VOCABULARY)}"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The public checkpoints: thin commands around pythia.py.
+
+checkpoints = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+                          help="The same question asked of the public Pythia checkpoints; downloading needs pip install '.[pythia]'")
+app.add_typer(checkpoints, name="pythia")
+STEPS_HELP = "all, or numbers and ranges first:last:stride with commas between, such as 0,64,512,1000:143000:9000"
+
+
+@contextlib.contextmanager
+def plain_failures():
+    """A hub, a disk or a missing package that fails while running: exit status 1, and the sentence that pythia.py has for it."""
+    try:
+        yield
+    except (RuntimeError, ImportError) as error:
+        raise Failed(str(error))
+
+
+def audited(model):
+    """(manifest, Audit) of a model, with what is reported of it said first."""
+    import pythia
+    if pythia.reported(model):
+        out.print(escape(f"{model}: {pythia.reported(model)}"))
+    with plain_failures(), Progress(*Progress.get_default_columns(), console=out, transient=True) as progress:
+        line = progress.add_task("reading the branches", total=None)
+        listing = pythia.manifest(model, lambda done, total: progress.update(line, completed=done, total=total))
+    return listing, pythia.audit(listing)
+
+
+def probe_sets(model, names, files, items, tokenizer, cache):
+    """{name: Probe} of the chosen sets of our own and of the files given, in the tokens of the model."""
+    import pythia
+    own = pythia.own_probes()
+    sets = {name: own[name] for name in chosen("--probes", names, tuple(own))} if names != "none" else {}
+    sets |= {path.stem: pythia.read_probes(path) for path in files}
+    if not sets:
+        raise BadInput("--probes none: give at least one --probe-file")
+    with plain_failures():
+        return pythia.encode(sets, pythia.tokenizer(tokenizer or pythia.fetch(model, "tokenizer.json", cache)), items)
+
+
+def save_listing(path, listing):
+    write_atomically(path, json.dumps({str(step): files for step, files in listing.items()}) + "\n")
+
+
+def load_listing(path):
+    return {step if step == "main" else int(step): tuple(map(tuple, files)) for step, files in read_json(path).items()}
+
+
+@checkpoints.command("audit")
+def pythia_audit(model: str = typer.Argument(..., help="160m, 410m, 2.8b ..., or owner/name on the hub")):
+    """Which steps hold weights of their own: from metadata alone, nothing is downloaded."""
+    import pythia
+    listing, audit = audited(model)
+    table = Table("left out", "why", box=None, pad_edge=False, header_style="dim")
+    for step, why in audit.left_out.items():
+        table.add_row(str(step), escape(why))
+    out.print(f"{len(listing) - ('main' in listing)} step branches; {len(audit.own)} hold weights of their own: {', '.join(map(str, audit.own))}")
+    if audit.left_out:
+        out.print(table)
+    for name, sha, branches in audit.groups:
+        out.print(f"{name} {sha[:12]} is served by {len(branches)} branches: {', '.join(map(str, branches))}")
+    missing = sorted(set(pythia.STEPS) - set(listing)) if "EleutherAI" in pythia.repository(model) else []
+    if missing:
+        out.print(f"of Pythia's {len(pythia.STEPS)} steps {len(missing)} have no branch: {', '.join(map(str, missing))}")
+
+
+def print_plan(model, cost, device, dtype):
+    out.print(f"{model}: {len(cost.steps)} checkpoints ({cost.steps[0]} ... {cost.steps[-1]}); {cost.download / 1e9:.2f} GB to download, "
+              f"at most {cost.disk / 1e9:.2f} GB on disk at a time; {cost.memory / 1e9:.1f} GB of memory; about {minutes(cost.seconds)} on this "
+              f"machine ({device}, {dtype}, {cost.rate / 1e9:.0f} GFLOP/s measured), and the download")
+
+
+def prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, cache):
+    """What plan and measure have in common -> (manifest, steps, probes, torch dtype, device, Plan)."""
+    import pythia, torch
+    device = pick_device(device)
+    if dtype not in ("float32", "bfloat16"):
+        raise BadInput(f"--dtype {dtype!r}: expected float32 or bfloat16")
+    listing, audit = audited(model)
+    asked = pythia.parse_steps(steps, tuple(s for s in listing if s != "main"))
+    kept = [s for s in asked if s in audit.own]
+    if len(kept) < len(asked):
+        out.print(f"the audit leaves out {len(asked) - len(kept)} of {len(asked)} steps (see `python run.py pythia audit {model}`)")
+    if not kept:
+        raise BadInput(f"--steps {steps}: none of them holds weights of its own")
+    sets = probe_sets(model, probes, probe_file, items, tokenizer, cache)
+    with plain_failures():
+        config = pythia.read_config(pythia.fetch(model, "config.json", cache))
+    cost = pythia.plan(config, listing, kept, sets, getattr(torch, dtype), device)
+    print_plan(model, cost, device, dtype)
+    return listing, kept, sets, getattr(torch, dtype), device
+
+
+@checkpoints.command("plan")
+def pythia_plan(model: str = typer.Argument(...), steps: str = typer.Option("all", help=STEPS_HELP), probes: str = typer.Option("all"),
+                probe_file: list[Path] = typer.Option([], help="BIG-Bench Hard .json, or .jsonl such as BLiMP's"), items: int = typer.Option(None),
+                tokenizer: Path = typer.Option(None), dtype: str = typer.Option("float32"), device: str = typer.Option("auto")):
+    """What a measurement would download and take; nothing but config.json and the tokenizer is fetched."""
+    with contextlib.ExitStack() as stack:
+        import tempfile
+        prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, stack.enter_context(tempfile.TemporaryDirectory()))
+
+
+@checkpoints.command("measure")
+def pythia_measure(model: str = typer.Argument(...), steps: str = typer.Option("all", help=STEPS_HELP), probes: str = typer.Option("all"),
+                   probe_file: list[Path] = typer.Option([]), items: int = typer.Option(None, help="of each probe set; default: all of the smallest"),
+                   tokenizer: Path = typer.Option(None, help="a tokenizer.json; default: the model's"), dtype: str = typer.Option("float32"),
+                   device: str = typer.Option("auto"), measures: str = typer.Option("none", help="gradient_rank, hessian_top, llc: far slower"),
+                   directory: Path = typer.Option(None, "--out", metavar="DIR", help="default: runs/pythia-<model>"), yes: bool = typer.Option(False, "--yes")):
+    """One checkpoint at a time: download, verify, measure, delete.  The same command again goes on."""
+    import pythia, hashlib, torch
+    folder = directory or Path("runs") / pythia.repository(model).replace("/", "-").replace("EleutherAI-", "")
+    extras = () if measures == "none" else tuple(chosen("--measures", measures, pythia.EXTRAS))
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder), plain_failures():
+        listing, kept, sets, kind, device = prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, folder / "cache")
+        config = {"model": pythia.repository(model), "dtype": dtype, "device": device, "threads": torch.get_num_threads(), "measures": list(extras),
+                  "probes": {name: hashlib.sha256(repr(p).encode()).hexdigest()[:16] for name, p in sets.items()},
+                  "n": len(next(iter(sets.values())).prompts), "chance": {name: p.chance for name, p in sets.items()}}
+        path, rows_path = folder / "config.json", folder / "metrics.jsonl"
+        if path.exists():
+            old = {k: v for k, v in read_json(path).items() if k != "environment"}
+            different = [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in rounded(config).items() if old.get(k) != v]
+            if different:
+                raise BadInput(f"{folder} holds a measurement with another config ({'; '.join(different)}); choose another --out")
+        else:
+            write_json(path, {**config, "environment": environment()})
+        rows = read_rows(rows_path)
+        waiting = [step for step in kept if step not in {row["step"] for row in rows}]
+        if waiting and not yes and not typer.confirm(f"download {len(waiting)} checkpoints, one at a time?"):
+            raise typer.Abort()
+        save_listing(folder / "manifest.json", listing)
+        write_atomically(rows_path, "".join(json.dumps(row) + "\n" for row in rows))
+        with Progress(*Progress.get_default_columns(), console=out, transient=True) as progress, open(rows_path, "a") as file:
+            line = progress.add_task(model, total=len(kept))
+            tick = lambda step, number, total: progress.update(line, completed=number, description=f"{model} step {step:,}")
+            for row in pythia.measure(model, kept, sets, listing, folder / "cache", rows, extras, kind, device, tick):
+                file.write(json.dumps(rounded(row)) + "\n")
+                file.flush()
+        out.print(f"{rows_path}: {len(kept)} checkpoints; next: python run.py pythia compare {folder}")
+
+
+@checkpoints.command("evals")
+def pythia_evals(folder: Path = typer.Argument(..., metavar="FOLDER", help="lm-evaluation-harness results, a file per model and step"),
+                 threshold: float = typer.Option(0.05, help="share of the way from chance to perfect"), persistence: int = typer.Option(3),
+                 figure: Path = typer.Option(Path("pythia-evals.png"), help="where to draw the curves")):
+    """When each task emerges in the published evaluations, by size."""
+    import pythia
+    rows = pythia.read_evals(folder)
+    events = pythia.evals_emergence(rows, threshold=threshold, persistence=persistence)
+    table = Table("task", "model", "chance", "emerges", "best", "at step", "last", box=None, pad_edge=False, header_style="dim",
+                  caption=f"emerges: after one checkpoint and by the next: accuracy above chance by {threshold:g} of the way to 1 and by 3 standard errors, "
+                          f"{persistence} checkpoints in a row", caption_justify="left")
+    for e in events:
+        table.add_row(e.task, e.model, f"{e.chance:.3f}", "never" if e.emergence is None else f"{e.emergence[0]:,} to {e.emergence[1]:,}", f"{e.best:.3f}",
+                      f"{e.best_step:,}", f"{e.last:.3f}" + (f" ± {e.stderr:.3f}" if e.stderr is not None else ""))
+    out.print(table)
+    pythia.evals_figure(rows, events).savefig(figure, dpi=160)
+    out.print(f"{len(rows)} results; figure: {figure}")
+
+
+@checkpoints.command("compare")
+def pythia_compare(folder: Path = typer.Argument(..., metavar="DIR", help="of `pythia measure`")):
+    """Geometry against behaviour, task by task, as far as the checkpoints resolve it; and the verdict on C9."""
+    import pythia
+    rows = read_rows(folder / "metrics.jsonl")
+    if not rows:
+        raise BadInput(f"{folder} holds no rows; expected the directory of a `python run.py pythia measure`")
+    result = pythia.compare(rows, pythia.audit(load_listing(folder / "manifest.json")))
+    span = lambda pair: "never" if pair is None else f"{pair[0]:,} to {pair[1]:,}"
+    table = Table("probe set", "onset", "emergence", "lead", "verdict", "collapse", "recovery", "compression", box=None, pad_edge=False, header_style="dim")
+    for o in result.orders:
+        table.add_row(o.task, span(o.onset), span(o.emergence), "-" if o.lead is None else span(o.lead), o.verdict, *("yes" if x else "no" for x in o[5:]))
+    out.print(table)
+    for step, why in result.left_out.items():
+        out.print(escape(f"step {step} left out: {why}"))
+    (folder / "figures").mkdir(exist_ok=True)
+    pythia.compare_figure(rows, result).savefig(folder / "figures" / "compare.png", dpi=160)
+    write_json(folder / "findings.json", result._asdict() | {"orders": [o._asdict() for o in result.orders]})
+    out.print(escape(f"{len(result.steps)} checkpoints. {result.verdict}"))
+    out.print(f"{folder}/findings.json, figures/compare.png")
 
 
 def main():

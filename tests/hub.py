@@ -21,6 +21,7 @@ def commit_of(branch, files):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16                # headers and body in one piece: sent apart, each reply would wait 40 ms for an acknowledgement
 
     def log_message(self, *args):
         pass

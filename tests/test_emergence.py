@@ -160,7 +160,7 @@ def test_risk_set_test_with_ties_is_the_stratified_mantel_haenszel():
 def made_up_run(seed=0, size="nano", parameters=400_000, levels=("add-1", "add-2", "sham-add-1"), steps=400):
     """A run whose events are planted: add-k collapses to k + 1, recovers at 100 k, emerges at 100 k + 60; the sham never does."""
     schedule = list(range(0, steps + 1, 10))
-    config = {"levels": list(levels), "size": size, "seed": seed, "parameters": parameters, "width": 128, "steps": steps, "eval_examples": 1000,
+    config = {"levels": list(levels), "size": size, "seed": seed, "parameters": parameters, "width": 128, "steps": steps, "eval_examples": 1000, "train_fraction": 1.0,
               "measures": ["rankme"], "chance": dict.fromkeys(levels, 0.1), "chance_log_prob": dict.fromkeys(levels, -2.3), "answer_tokens": dict.fromkeys(levels, 2)}
     rows = []
     for step in schedule:
@@ -198,6 +198,26 @@ def test_summary_over_seeds_counts_what_never_came():
     assert summary["add-2"]["emerged"] == 2 and summary["add-2"]["seeds"] == 3 and summary["add-2"]["emergence"]["median"] == 260
     assert summary["sham-add-1"]["emergence"] is None
     assert emergence.seed_range([None, 3, 1, 2]) == (2, 1, 3) and emergence.seed_range([None]) is None
+
+
+def test_emergence_is_on_unseen_operands_where_there_are_some():
+    config, rows = made_up_run()
+    config["train_fraction"] = 0.4
+    for row in rows:
+        for level in row["levels"].values():
+            level["accuracy_train"], level["accuracy_test"] = float(row["step"] >= 50), float(row["step"] >= 300)
+    event = emergence.events(config, rows)[0]
+    assert (event["memorised"], event["emergence"]) == (50, 300)
+    assert len(emergence.figure_curves([(config, rows)])["curves"].axes[0].lines) > 3
+
+
+def test_lead_check_counts_runs_apart_and_shams_for_themselves():
+    found = [e for seed in range(3) for e in emergence.events(*made_up_run(seed))]
+    one = emergence.lead_check(emergence.events(*made_up_run()))
+    z, information = risk_set_test([100, 200], [160, 260])
+    assert (one["z"], one["information"]) == pytest.approx((z, information))
+    assert emergence.lead_check(found)["information"] == pytest.approx(3 * information) and "cannot tell" in one["verdict"]
+    assert (one["shams"], one["sham_onsets"], one["sham_emergences"]) == (1, 0, 0)
 
 
 def test_top_down_reads_layers_without_embedding_and_norm():

@@ -18,10 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import emergence
 import measures
 import pythia
-from models import example_loss
 
 hub_client = pytest.importorskip("huggingface_hub", reason="the extra `pythia` is not installed")
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="the extra `pythia` is not installed")
@@ -871,6 +869,8 @@ row = pythia.probe_row(model, probe)
 print(len(row["rankme"]["first"]), row["loss"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()                                         # pytest would keep them for three runs
     assert run.returncode == 0, run.stderr
     layers, loss, peak = run.stdout.split()
     print(f"peak resident memory {float(peak):.2f} GiB")

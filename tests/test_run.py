@@ -113,8 +113,8 @@ def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(finishe
     assert twice == rows_without_clock(finished[0] / "nano-s0/metrics.jsonl")
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, capsys, monkeypatch):
-    """Killed without warning in the middle of writing a row; then the same command again."""
+def die_at_the_seventh_snapshot(monkeypatch):
+    """Let the next run end there without warning, all its checkpoints written; -> the function that takes the fault out again."""
     monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
     real, count = run.measure_row, iter(range(100))
 
@@ -124,16 +124,50 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, capsys, monke
         return real(*arguments)
     monkeypatch.setattr(run, "measure_row", killed)
     monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
+    return lambda: monkeypatch.setattr(run, "measure_row", real)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, capsys, monkeypatch):
+    """Killed without warning in the middle of writing a row; then the same command again."""
+    mend = die_at_the_seventh_snapshot(monkeypatch)
     status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
     assert status == 1 and "planted" in err
     path = tmp_path / "copy+parity/nano-s0"
     assert not (path / "done").exists() and len(rows_without_clock(path / "metrics.jsonl")) == 6
     with open(path / "metrics.jsonl", "a") as file:
         file.write('{"step": 17, "lev')                                # the half-written line of a process that died
-    monkeypatch.setattr(run, "measure_row", real)
+    mend()
     assert call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)[0] == 0
     assert rows_without_clock(path / "metrics.jsonl") == rows_without_clock(finished[0] / "nano-s0/metrics.jsonl")
     assert same_weights(path, finished[0] / "nano-s0")
+
+
+COSTLY = ["--measures", "all", "--set", "costly_snapshots=4", "--set", "gradient_examples=6", "--set", "hessian_examples=6", "--set", "llc_examples=4",
+          "--set", "llc_draws=5", "--set", "llc_burnin=2", "--set", "linear_examples=40"]
+
+
+def test_all_measures_on_schedule_change_no_weight_and_resume_to_the_same_bits(finished, tmp_path, capsys, monkeypatch):
+    """The Hessian starts from the eigenvector of the snapshot before: so that, too, must survive a kill."""
+    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
+    assert call(capsys, monkeypatch, "sweep", *SMALL, *COSTLY, "--out", tmp_path / "a")[0] == 0
+    path = tmp_path / "a/copy+parity/nano-s0"
+    assert same_weights(path, finished[0] / "nano-s0")
+    rows = rows_without_clock(path / "metrics.jsonl")
+    costly = run.due([row["step"] for row in rows], 4)
+    assert len(costly) == 4 and {0, 40} <= costly
+    for row in rows:
+        for level in row["levels"].values():
+            assert ({"gradient_rank", "fisher_rank", "hessian_top", "llc", "linear_probe"} <= set(level)) == (row["step"] in costly)
+    last = rows[-1]["levels"]
+    assert all(1 <= level["fisher_rank"] <= 6 and len(level["linear_probe"]) == 4 for level in last.values())
+    joint = {level["llc"]["joint"] for level in last.values()}
+    assert len(joint) == 1 and sum(level["llc"]["mean"] for level in last.values()) / len(last) == pytest.approx(joint.pop(), rel=1e-4)
+
+    mend = die_at_the_seventh_snapshot(monkeypatch)
+    assert call(capsys, monkeypatch, "sweep", *SMALL, *COSTLY, "--out", tmp_path / "b")[0] == 1
+    mend()
+    assert call(capsys, monkeypatch, "sweep", *SMALL, *COSTLY, "--out", tmp_path / "b")[0] == 0
+    assert rows_without_clock(tmp_path / "b/copy+parity/nano-s0/metrics.jsonl") == rows
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
