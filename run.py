@@ -93,7 +93,7 @@ def answer_tokens(level_name):
 
 class Probes:
     """The examples that a run is measured on: fixed, the same for every seed and size."""
-    CHUNK = 256                       # lines that go through the model at once: their activations stay in the cache
+    LINES, PROBES = 256, 96           # lines, and probes, that go through the model at once: their activations stay in the cache
 
     def __init__(self, train, measure):
         import torch, models, tasks
@@ -114,13 +114,14 @@ class Probes:
             lines += [tasks.Batch(*(x[None, :-1] for x in line.chunk(2))) for line in both]
             groups += [g] * len(count)
             counts += count.tolist()
-        def chunks(x):                                                        # equal shares, as many for each thread
-            size = -(-len(x) // (train.threads * -(-len(x) // (train.threads * self.CHUNK))))
+
+        def chunks(x, largest):                                               # equal shares, as many for each thread
+            size = -(-len(x) // (train.threads * -(-len(x) // (train.threads * largest))))
             return (x[i:i + size] for i in range(0, len(x), size))
         self.chunks = [(models.lay_out(part, self.device), torch.tensor(group, device=self.device), torch.tensor(count, device=self.device))
-                       for part, group, count in zip(chunks(lines), chunks(groups), chunks(counts))]
+                       for part, group, count in zip(*(chunks(x, self.LINES) for x in (lines, groups, counts)))]
         self.probes = []                                                      # (tokens, layout, places of answers and of line ends)
-        for part in chunks(probes):
+        for part in chunks(probes, self.PROBES):
             ragged = models.lay_out(part, self.device)
             wanted = torch.cat([(line.targets[0] != tasks.IGNORE).index_fill(0, torch.tensor([line.targets.shape[1] - 1]), True) for line in part])
             self.probes.append((ragged.tokens, ragged.layout, ragged.layout.slots[wanted.to(self.device)]))
@@ -535,7 +536,7 @@ def pick_dtype(device):
 def defaults(levels):
     """(steps, peak learning rate) with which nearly all task-levels emerge at the smallest size.  One task alone is quick; 24 levels
     that share a model need more of both (at 1e-3, some of them do not emerge; for one task alone, 2e-3 is too much)."""
-    return (600, 1e-3) if levels <= 3 else (1500, 2e-3) if levels <= 12 else (2500, 2e-3)
+    return (600, 1e-3) if levels <= 3 else (1500, 2e-3) if levels <= 12 else (2000, 2e-3)
 
 
 def estimate(train, measure):
@@ -565,7 +566,7 @@ def minutes(seconds):
 def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NAMES)}, separated by commas; or all"),
           sizes: str = typer.Option("nano,micro", help=f"one or more of {', '.join(SIZE_NAMES)}; or all"),
           seeds: int = typer.Option(3, help="number of seeds: 0 to N-1"),
-          steps: int = typer.Option(0, help="training steps  [default: 600 for one task, 1500 for up to four, else 2500]"),
+          steps: int = typer.Option(0, help="training steps  [default: 600 for one task, 1500 for up to four, else 2000]"),
           measure: str = typer.Option("rankme", "--measures", help="one or more of rankme, gradient_rank, fisher_rank, hessian_top, llc, linear_probe; all; none"),
           controls: int = typer.Option(-1, help="sham task-levels trained beside the others  [default: 4 with --task all, else 0]"),
           train_fraction: float = typer.Option(1.0, help="share of the operand tuples to train on; below 1, accuracy on the unseen ones is a column"),
