@@ -404,12 +404,13 @@ def figure_curves(runs, choices=Choices()):
     for name, grid in _grid(runs):
         columns = max(len(levels) for _, _, levels in grid)
         figure = Figure(figsize=(2.45 * columns + 0.5, 1.75 * len(grid) + 0.75), layout="constrained")
+        figure.get_layout_engine().set(hspace=0)
         panels = figure.add_gridspec(len(grid), columns)
         for i, (title, group, levels) in enumerate(grid):
             dated = summarise([e for c, rows in group for e in events(c, rows, choices)])
             controls = [s["level"] for s in dated if s["control"]]
             for j, level in enumerate(levels):
-                upper, lower = panels[i, j].subgridspec(2, 1, hspace=0.06).subplots(sharex=True)
+                upper, lower = panels[i, j].subgridspec(2, 1, hspace=0).subplots(sharex=True)
                 for sham in controls:
                     for ax, path in ((upper, ("accuracy",)), (lower, ("rankme", choices.position, choices.layer))):
                         _band(ax, [curve(rows, sham, *path) for _, rows in group], CONTROL, linewidth=0.7)

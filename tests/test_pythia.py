@@ -657,7 +657,6 @@ def test_full_disk_in_the_middle_of_a_download(hub, tmp_path):
     assert run.stdout.split() == ["at", "0"] and weight_files(out) == []
 
 
-@pytest.mark.skipif("def pythia_measure" not in (ROOT / "run.py").read_text(), reason="run.py has no pythia commands yet")
 def test_the_commands(hub, tmp_path):
     def run(*arguments):
         return subprocess.run([sys.executable, str(ROOT / "run.py"), "pythia", *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True,
