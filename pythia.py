@@ -838,9 +838,10 @@ def evals_figure(rows, events):
     models = sorted({e.model for e in events}, key=by_size)
     for e in events:
         found = [r for r in rows if (r.model, r.task, r.metric) == (e.model, e.task, "acc")]
-        color = f"C{models.index(e.model)}"
+        which = models.index(e.model)
+        color, line = emergence.PALETTE[which % 8], ("-", "--", ":")[which % 3]
         axes[e.task].errorbar([r.step for r in found], [r.value for r in found], [r.stderr or 0 for r in found], color=color, lw=1.2,
-                              elinewidth=0.6, label=e.model)
+                              ls=line, elinewidth=0.6, label=e.model)
         axes[e.task].axhline(CHANCE.get(e.task, e.chance), color="0.5", ls="--", lw=0.8)
         if e.emergence:
             axes[e.task].plot(e.emergence[1], next(r.value for r in found if r.step == e.emergence[1]), "o", color=color, ms=6)
@@ -928,11 +929,11 @@ def compare_figure(rows, comparison, choices=emergence.Choices()):
     for order in comparison.orders:
         left, right = axes[order.task], axes[order.task].twinx()
         levels = [row["levels"][order.task] for row in rows]
-        left.plot(comparison.steps, [level["rankme"][choices.position][choices.layer] for level in levels], color="C0")
-        left.fill_between(comparison.steps, *zip(*(level["rankme_interval"][choices.position] for level in levels)), color="C0", alpha=0.2, lw=0)
-        right.plot(comparison.steps, [level["accuracy"] for level in levels], color="C1")
+        left.plot(comparison.steps, [level["rankme"][choices.position][choices.layer] for level in levels], color=emergence.RANKME)
+        left.fill_between(comparison.steps, *zip(*(level["rankme_interval"][choices.position] for level in levels)), color=emergence.RANKME, alpha=0.2, lw=0)
+        right.plot(comparison.steps, [level["accuracy"] for level in levels], color=emergence.ACCURACY)
         right.set_ylim(0, 1.02)
-        for event, color in ((order.onset, "C0"), (order.emergence, "C1")):
+        for event, color in ((order.onset, emergence.RANKME), (order.emergence, emergence.ACCURACY)):
             if event:
                 left.axvspan(*event, color=color, alpha=0.15, lw=0)
         left.set_title(f"{order.task}: {order.verdict}", fontsize=10)
