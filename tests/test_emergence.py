@@ -1,6 +1,5 @@
 """Dates on curves drawn by hand, statistics against closed forms and slow exact methods, figures that show what they should."""
 import doctest
-import itertools
 import math
 
 import numpy as np

@@ -350,3 +350,14 @@ def test_help_and_bad_arguments_answer_at_once(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip().endswith("False"), done.stdout + done.stderr
     assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (Path(RUN).parent / "results").glob("*") if p.is_dir()))
+def test_committed_results_are_what_analyse_makes_of_them(name, tmp_path, capsys, monkeypatch):
+    import shutil
+    committed = Path(RUN).parent / "results" / name
+    shutil.copytree(committed, tmp_path / name, ignore=shutil.ignore_patterns("figures", "findings.json", "events.csv"))
+    assert call(capsys, monkeypatch, "analyse", tmp_path / name)[0] == 0
+    for file in ("findings.json", "events.csv"):
+        assert (tmp_path / name / file).read_text() == (committed / file).read_text(), file
+    assert {p.name for p in (tmp_path / name / "figures").iterdir()} == {p.name for p in (committed / "figures").iterdir()}

@@ -1,6 +1,5 @@
 """Tasks: every answer against arithmetic on the decoded line, chance against enumeration, splits, shams, speed."""
 import doctest
-import itertools
 import math
 import operator
 import time
@@ -64,7 +63,6 @@ def test_targets_are_the_next_tokens_and_only_the_answer(task, level, generator)
 
 def test_decode_reads_like_the_design():
     def line(text):
-        words = {"mod 23": "mod 23"}
         return torch.tensor([tasks.ID[w] for w in text])
     assert decode(line(["copy", *"3141", "=", *"3141", "pad", "pad"])) == "copy 3 1 4 1 = 3 1 4 1"
     assert decode(line(["compare", *"12", ",", *"07", "=", ">"])) == "compare 12 7 = >"
