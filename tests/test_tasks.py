@@ -170,12 +170,13 @@ def test_generation_is_far_faster_than_training():
         data(step)
     drawing = (time.perf_counter() - start) / (4 * data.BLOCK)
     snapshots = models.train(config)
-    next(snapshots), next(snapshots)
-    start = time.perf_counter()
     next(snapshots)
-    training = (time.perf_counter() - start) / 199
+    begin = next(snapshots).step
+    start = time.perf_counter()
+    steps = next(snapshots).step - begin
+    training = (time.perf_counter() - start) / steps
     print(f"drawing {1e3 * drawing:.2f} ms, training {1e3 * training:.1f} ms per step: {training / drawing:.0f} to 1")
-    assert drawing < training / 10
+    assert drawing < training / 50
 
 
 def test_examples_in_the_docstrings():
