@@ -23,6 +23,7 @@ if it had not been stopped.  A reader who wants the science can skip this file.
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -129,7 +130,7 @@ class Probes:
 
     def each(self, function, items):
         """[function(item) for item in items], without gradients.  On a CPU one core takes one item: at this size that is faster
-        than sharing every small operation out over the cores, and the bits do not depend on their number."""
+        than sharing every small operation out over the cores."""
         import torch
 
         def alone(item):
@@ -183,9 +184,8 @@ def measure_rankme(snapshot, probes):
         lines = states[:, start:start + d * k].unflatten(1, (d, k))           # (L, d, k, D)
         lines = lines * times.sqrt()[:, None, None]                           # a row that counts c times is that row times sqrt(c)
         start += d * k
-        for positions, where in ((("first",), slice(1)), (("answer",), slice(A)), (("last",), slice(A, k)))[A == 1:]:
-            if A == 1 and positions == ("answer",):
-                positions = ("first", "answer")                               # with one answer token the two are the same
+        kinds = {("first",): slice(1), ("answer",): slice(A)} if A > 1 else {("first", "answer"): slice(1)}      # the same, if A is 1
+        for positions, where in {**kinds, ("last",): slice(A, k)}.items():
             features = lines[:, :, where].flatten(1, 2)                       # (L, n, D)
             jobs.setdefault(features.shape[1], []).append((level, positions, features))
     columns = {level: {"distinct": len(probes.times[level]), "rankme": {}} for level in probes.levels}
@@ -364,6 +364,18 @@ def run_config(train, measure):
                     "answer_tokens": {name: answer_tokens(name) for name in train.levels}})
 
 
+def settle_config(folder, config):
+    """Write config.json, or, where there is one, hold the new config against it: a folder keeps the config that it was begun with."""
+    path = folder / "config.json"
+    if not path.exists():
+        write_json(path, {**config, "environment": environment()})
+        return
+    old = {k: v for k, v in read_json(path).items() if k != "environment"}
+    different = [f"{k} was {old.get(k)!r}, now {config.get(k)!r}" for k in {**old, **config} if old.get(k) != config.get(k)]
+    if different:
+        raise BadInput(f"{folder} holds a run with another config ({'; '.join(different)}); choose another --out, or repeat the old command")
+
+
 @contextlib.contextmanager
 def locked(folder):
     """Hold the folder's lock, or raise Failed if another process has it.  The system lets go of it when a process ends, however
@@ -398,17 +410,10 @@ def execute(folder, train, measure, tick):
     import torch, models
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
+        settle_config(folder, run_config(train, measure))
         if (folder / "done").exists():
             return
-        config = run_config(train, measure)
-        path, rows_path, checkpoint = folder / "config.json", folder / "metrics.jsonl", folder / "checkpoint.pt"
-        if path.exists():
-            old = {k: v for k, v in read_json(path).items() if k != "environment"}
-            different = [f"{k} was {old.get(k)!r}, now {config.get(k)!r}" for k in {**old, **config} if old.get(k) != config.get(k)]
-            if different:
-                raise BadInput(f"{folder} holds a run with another config ({'; '.join(different)}); choose another --out, or repeat the old command")
-        else:
-            write_json(path, {**config, "environment": environment()})
+        rows_path, checkpoint = folder / "metrics.jsonl", folder / "checkpoint.pt"
         resume, wall = None, {"train": 0.0, "measure": 0.0}
         if checkpoint.exists():
             saved = load_checkpoint(checkpoint)
@@ -544,12 +549,12 @@ def estimate(train, measure):
     import torch, models
     torch.set_num_threads(train.threads)
     probes = Probes(train, measure)
-    snapshots = models.train(dataclasses.replace(train, lr=0.0, snapshots=max(2, train.steps // 4)))
-    next(snapshots)
-    next(snapshots)                                                          # the first step pays for what is set up once
-    start = time.monotonic()
-    first = next(snapshots)                                                   # some four steps later
-    per_step = (time.monotonic() - start) / max(1, first.step - 1)
+    snapshots = models.train(dataclasses.replace(train, lr=0.0, snapshots=train.steps + 1))       # one after every step
+    first, begin = next(snapshots), time.monotonic()
+    for first in itertools.islice(snapshots, 5):
+        if first.step == 1:                                                   # the first step pays for what is set up once
+            begin = time.monotonic()
+    per_step = (time.monotonic() - begin) / max(1, first.step - 1)
     count, measuring = len(models.snapshot_steps(train.steps, train.snapshots)), 0.0
     for names in (("rankme",), tuple(name for name in measure.measures if name != "rankme")):
         taken = []
@@ -596,6 +601,9 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     folder = out_dir / (("all" if names == TASK_NAMES else "+".join(names)) + (f"-fraction{train_fraction:g}" if train_fraction < 1 else ""))
     plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed)) for size in picked_sizes for seed in range(seeds)]
     waiting = [(path, config) for path, config in plan if not (path / "done").exists()]
+    for path, config in plan:
+        if (path / "config.json").exists():                                   # a finished run, too, must be the one that was asked for
+            settle_config(path, run_config(config, measured))
 
     out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, "
               f"{base.dtype} on {device} ({base.threads} threads), measuring {', '.join(('accuracy', *wanted))}")
@@ -648,8 +656,9 @@ def report(folder, unfinished=()):
     found = [event for config, rows in runs for event in emergence.events(config, rows, choices)]
     summary = emergence.summarise(found)
     lead = emergence.lead_check(found)
+    top_down = {key: sum(e[key] for e in found) / len(found) for key in ("top_down_floor", "top_down_time")}
     write_json(folder / "findings.json", {"choices": dataclasses.asdict(choices), "runs": len(runs), "missing": missing, "lead_check": lead,
-                                           **{key: sum(e[key] for e in found) / len(found) for key in ("top_down_floor", "top_down_time")}, "levels": summary})
+                                           **top_down, "levels": summary})
     temporary = folder / "events.csv.tmp"
     with open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(found[0]))
@@ -665,9 +674,8 @@ def report(folder, unfinished=()):
     out.print(summary_table(summary))
     out.print("Median (range) over seeds. floor: lowest RankMe. onset: step at which RankMe recovers. lead: emergence - onset, in steps. "
               "first: seeds whose RankMe recovered before emergence / that emerged / all.")
-    share = lambda key: 100 * sum(e[key] for e in found) / len(found)
-    out.print(f"Top-down?  Of all pairs of layers, the deeper one has the lower floor in {share('top_down_floor'):.0f}% and reaches it earlier in "
-              f"{share('top_down_time'):.0f}% (50%: no order; the embedding and the final norm are left out).")
+    out.print(f"Top-down?  Of all pairs of layers, the deeper one has the lower floor in {top_down['top_down_floor']:.0%} and reaches it earlier in "
+              f"{top_down['top_down_time']:.0%} (50%: no order; the embedding and the final norm are left out).")
     out.print(f"Is a lead more than common timing gives?  Risk-set test: z = {lead['z']:.2f} on an information of {lead['information']:.1f}: {lead['verdict']}.")
     if lead["shams"]:
         out.print(f"Of {lead['shams']} sham controls {lead['sham_emergences']} emerged, and {lead['sham_onsets']} show an onset of RankMe: false alarms.")
@@ -838,14 +846,8 @@ def pythia_measure(model: str = typer.Argument(...), steps: str = typer.Option("
         config = {"model": pythia.repository(model), "dtype": dtype, "device": device, "threads": torch.get_num_threads(), "measures": list(extras),
                   "probes": {name: hashlib.sha256(repr(p).encode()).hexdigest()[:16] for name, p in sets.items()},
                   "n": len(next(iter(sets.values())).prompts), "chance": {name: p.chance for name, p in sets.items()}}
-        path, rows_path = folder / "config.json", folder / "metrics.jsonl"
-        if path.exists():
-            old = {k: v for k, v in read_json(path).items() if k != "environment"}
-            different = [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in rounded(config).items() if old.get(k) != v]
-            if different:
-                raise BadInput(f"{folder} holds a measurement with another config ({'; '.join(different)}); choose another --out")
-        else:
-            write_json(path, {**config, "environment": environment()})
+        settle_config(folder, rounded(config))
+        rows_path = folder / "metrics.jsonl"
         rows = read_rows(rows_path)
         waiting = [step for step in kept if step not in {row["step"] for row in rows}]
         if waiting and not yes and not typer.confirm(f"download {len(waiting)} checkpoints, one at a time?"):

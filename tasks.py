@@ -23,6 +23,7 @@ This file makes data and says what chance is.  It trains nothing, and measures n
 
 Letters used for shapes:  N examples, T tokens of a line, K operands, A tokens of an answer.
 """
+import functools
 import hashlib
 import math
 from collections import Counter
@@ -278,6 +279,7 @@ def probe_set(task, level, n, generator):
 # ---------------------------------------------------------------------------------------------------------------
 # Chance
 
+@functools.lru_cache(maxsize=None)
 def answer_distribution(task, level):
     """How often each answer comes up, as pairs (probability, number of answers that have this probability).
 

@@ -202,6 +202,13 @@ def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finish
     assert (folder / "findings.json").read_text() == findings and (folder / "events.csv").read_text() == events
 
 
+def test_a_finished_run_of_another_config_is_not_taken_for_this_one(finished, capsys, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in finished[0].rglob("*")}
+    status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--set", "lr=0.5", "--out", finished[0].parent)
+    assert status == 2 and "lr was 0.002, now 0.5" in err
+    assert before == {p: p.stat().st_mtime_ns for p in finished[0].rglob("*")}
+
+
 def test_dry_run_does_nothing(tmp_path, capsys, monkeypatch):
     status, screen, _ = call(capsys, monkeypatch, "sweep", *SMALL, "--dry-run", "--out", tmp_path / "x")
     assert status == 0 and "1 runs to do" in screen and not (tmp_path / "x").exists()
@@ -309,6 +316,7 @@ def test_a_full_disk_is_named_and_loses_nothing(finished, tmp_path, capsys, monk
 def test_two_processes_do_not_write_one_run(finished, tmp_path, capsys, monkeypatch):
     pytest.importorskip("fcntl")
     path = spoil("config of another run", finished[0], tmp_path)
+    (path / "config.json").write_text((finished[0] / "nano-s0/config.json").read_text())
     monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
     with run.locked(path):
         status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
