@@ -12,9 +12,9 @@ What a sweep leaves behind:
         <size>-s<seed>/           one run: one model, trained once
             config.json           every field, chance levels, command line, versions
             metrics.jsonl         one row per snapshot, appended as training goes on
-            checkpoint.pt         where to go on after a stop; replaced atomically, every 20 seconds
+            checkpoint.pt         where to go on after a stop, every 20 seconds; until the run is done, the one before it too
             weights/              with --keep N: the weights of every N-th snapshot
-            done                  written last: a run that has it is not run again
+            done, or failed       written last: a run that has one of them is not run again
         findings.json, events.csv, figures/*.png        derived: `analyse` makes them again
 
 The same command again resumes: finished runs are skipped, a stopped one goes on from its checkpoint, to the same bits as
@@ -23,11 +23,15 @@ if it had not been stopped.  A reader who wants the science can skip this file.
 import contextlib
 import csv
 import dataclasses
+import errno
+import hashlib
+import io
 import itertools
 import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +51,7 @@ TASK_NAMES = ("copy", "reverse", "compare", "parity", "add", "modadd", "sort", "
 SIZE_NAMES = ("nano", "micro", "small", "medium", "large", "xl")
 CONTROL_COUNT = 24
 CHECKPOINT_SECONDS = 20               # how much work a killed run may lose
+FORMAT = 2                            # of run directories.  1 (config.json does not say): no checksums; can be analysed, not gone on with
 
 out = Console(highlight=False)
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -303,10 +308,15 @@ def rounded(x):
     return x if not isinstance(x, float) else float(f"{x:.6g}") if math.isfinite(x) else None
 
 
-def write_atomically(path, text):
-    """All of it or nothing: written under another name in the same folder, then moved."""
+def write_atomically(path, *parts):
+    """All of it (texts or bytes) or nothing: written to the disk under another name in the same folder, then moved."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)                                         # left by a killed process
+    with open(temporary, "xb") as file:                                       # x: never through a link to somewhere else
+        for part in parts:
+            file.write(part.encode() if isinstance(part, str) else part)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -314,26 +324,51 @@ def write_json(path, value):
     write_atomically(path, json.dumps(rounded(value), indent=1) + "\n")
 
 
-def read_json(path):
+@contextlib.contextmanager
+def reading(complaint):
+    """Whatever is found wrong while a file is read, and whoever finds it, is said with the complaint, which names the file."""
     try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise Failed(f"{path} cannot be read as JSON ({error}); it should have been written by `sweep`: move it away and run that again")
+        yield
+    except Failed:
+        raise
+    except Exception as error:
+        raise Failed(f"{complaint} ({type(error).__name__}: {str(error)[:200]}); move the run's directory away, and run it again")
+
+
+def refuse_links(folder):
+    """What a sweep reads and writes lies in its own directory.  (That itself may be a link, to a larger disk for instance.)"""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise Failed(f"{path} is a symbolic link; expected a file or folder of the sweep's own: put there what it leads to")
+
+
+def read_json(path):
+    """-> dict"""
+    with reading(f"{path} cannot be read as JSON that `sweep` wrote"):
+        return dict(json.loads(path.read_bytes()).items())
+
+
+def are_numbers(x):
+    """Is everything in these lists and dicts a finite number, or null?"""
+    if isinstance(x, (dict, list)):
+        return all(map(are_numbers, x.values() if isinstance(x, dict) else x))
+    return x is None or isinstance(x, (int, float)) and abs(x) <= sys.float_info.max
 
 
 def read_rows(path):
     """The rows of a metrics.jsonl; a last line that was cut off half-way is left out."""
-    rows = []
-    lines = path.read_text().splitlines() if path.exists() else []
+    rows, lines = [], path.read_bytes().splitlines() if path.exists() else []
     for i, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-            row["step"], row["levels"]
-        except (ValueError, KeyError, TypeError):
-            if i == len(lines) - 1:
-                break
-            raise Failed(f"{path}, line {i + 1}, is not a row that `sweep` wrote; move the run directory away and run it again")
-        rows.append(row)
+        with reading(f"{path}, line {i + 1}, is not a row that `sweep` wrote"):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                if i == len(lines) - 1:
+                    break
+                raise
+            if type(row["step"]) is not int or not are_numbers([*row["levels"].values()]):
+                raise ValueError("expected a whole step, and numbers for its levels")
+            rows.append(row)
     return rows
 
 
@@ -365,21 +400,30 @@ def run_config(train, measure):
 
 
 def settle_config(folder, config):
-    """Write config.json, or, where there is one, hold the new config against it: a folder keeps the config that it was begun with."""
+    """Write config.json, or, where there is one, hold the new config against it: a folder keeps the config that it was begun with.
+    -> the format of the directory"""
     path = folder / "config.json"
     if not path.exists():
-        write_json(path, {**config, "environment": environment()})
-        return
-    old = {k: v for k, v in read_json(path).items() if k != "environment"}
-    different = [f"{k} was {old.get(k)!r}, now {config.get(k)!r}" for k in {**old, **config} if old.get(k) != config.get(k)]
+        for name in ("metrics.jsonl", "checkpoint.pt", "done"):
+            if (folder / name).exists():
+                raise Failed(f"{folder} has no config.json, but {name}: put config.json back, or move the directory away")
+        write_json(path, {"format": FORMAT, **config, "environment": environment()})
+    old = {"format": 1, **read_json(path)}
+    if old["format"] not in range(1, FORMAT + 1):
+        raise Failed(f"{path} is of format {old['format']!r}, and this version reads up to {FORMAT}: use the one that made it, or choose another --out")
+    different = [f"{k} was {str(old.get(k))[:60]}, now {str(config.get(k))[:60]}" for k in {**old, **config}
+                 if k not in ("format", "environment") and old.get(k) != config.get(k)]
     if different:
         raise BadInput(f"{folder} holds a run with another config ({'; '.join(different)}); choose another --out, or repeat the old command")
+    return old["format"]
 
 
 @contextlib.contextmanager
-def locked(folder):
-    """Hold the folder's lock, or raise Failed if another process has it.  The system lets go of it when a process ends, however
-    it ends, so a killed run leaves no lock behind.  (Not on Windows, which has no fcntl.)"""
+def locked(folder, wait=False):
+    """Hold the folder's lock; if another process has it, wait for it, or raise Failed.  The system lets go of it when a process ends,
+    however it ends, so a killed run leaves no lock behind.  (Not on Windows, which has no fcntl.)"""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
     try:
         import fcntl
     except ImportError:
@@ -387,7 +431,7 @@ def locked(folder):
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     except BlockingIOError:
         raise Failed(f"{folder} is being written by another process; wait for it, or stop it")
@@ -395,80 +439,149 @@ def locked(folder):
         os.close(handle)
 
 
-def load_checkpoint(path):
+def save(state, path):
+    """torch.save, and a SHA-256 of all of it in the comment that a zip file may end with: torch.load reads it as any other."""
     import torch
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)       # weights_only: a checkpoint cannot run code
-        state["train"]["step"], state["train"]["model"], state["train"]["optimizer"], state["wall"], state["state"]
-        return state
-    except Exception as error:                                                # whatever is wrong with a foreign file
-        raise Failed(f"{path} is not a checkpoint that `sweep` wrote ({type(error).__name__}); move it away to start this run afresh")
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()                                              # its last two bytes: the length of the comment
+    write_atomically(path, content[:-2], b"\x20\0" + hashlib.sha256(content).digest())
+
+
+def load(path):
+    """What `save` wrote, to the bit; else Failed."""
+    import torch
+    with reading(f"{path} is not a checkpoint that `sweep` wrote, or no longer as it was"):
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-34] + b"\0\0").digest() != content[-32:]:
+            raise ValueError("wrong checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)        # weights_only: a checkpoint cannot run code
+
+
+def load_checkpoint(folder):
+    """The last checkpoint of a run, or None.  From a damaged one it goes back to the one before, and keeps the damaged one beside it."""
+    last, previous = folder / "checkpoint.pt", folder / "checkpoint-previous.pt"
+    if last.exists():
+        try:
+            return load(last)
+        except Failed:
+            if not previous.exists():
+                raise
+    state = load(previous) if previous.exists() else None
+    if last.exists():
+        os.replace(last, folder / "checkpoint-damaged.pt")
+    return state
+
+
+def save_checkpoint(folder, state):
+    """The one before is kept: should this one turn out to be damaged, the run goes on from there."""
+    if (folder / "checkpoint.pt").exists():
+        os.replace(folder / "checkpoint.pt", folder / "checkpoint-previous.pt")
+    save(state, folder / "checkpoint.pt")
+
+
+def failure(folder):
+    """In words, why and when a run failed for good; None if it did not."""
+    if not (folder / "failed").exists():
+        return None
+    told = read_json(folder / "failed")
+    return f"{folder.name} failed after step {told.get('step')}: {told.get('reason')}"
 
 
 def execute(folder, train, measure, tick):
     """Carry out one run in its directory, from wherever it was left.  tick(step, loss) is called at every snapshot."""
-    import torch, models
+    import models, torch
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder.parent)
     with locked(folder):
-        settle_config(folder, run_config(train, measure))
+        config = run_config(train, measure)
+        version = settle_config(folder, config)
         if (folder / "done").exists():
             return
-        rows_path, checkpoint = folder / "metrics.jsonl", folder / "checkpoint.pt"
-        resume, wall = None, {"train": 0.0, "measure": 0.0}
-        if checkpoint.exists():
-            saved = load_checkpoint(checkpoint)
-            resume, wall = saved["train"], saved["wall"]
-        rows = [row for row in read_rows(rows_path) if resume is not None and row["step"] <= resume["step"]]
-        write_atomically(rows_path, "".join(json.dumps(row) + "\n" for row in rows))
+        if failure(folder):
+            raise Failed(f"{failure(folder)}; what it had recorded is kept: choose other settings, and another --out")
+        if version < FORMAT:
+            raise Failed(f"{folder} was begun by an older version (format {version}, now {FORMAT}): finish it with that one, or move it away, and run it again")
+        rows_path = folder / "metrics.jsonl"
+        rows, saved = read_rows(rows_path), load_checkpoint(folder)
+        resume, wall = (saved["train"], saved["wall"]) if saved else (None, {"train": 0.0, "measure": 0.0})
+        known = [row for row in rows if saved and row["step"] <= resume["step"]]
+        lines = [json.dumps(row) + "\n" for row in known]
+        digest = hashlib.sha256("".join(lines).encode())
+        if (saved["config"], saved["rows"]) != (config, digest.hexdigest()) if saved else len(rows) > 1:     # the first checkpoint follows the first row
+            raise Failed(f"{folder}: its metrics.jsonl and checkpoint.pt do not belong together; put back what was there, or move the directory away, "
+                         "and run it again")
+        rows = known
+        write_atomically(rows_path, *lines)
         torch.set_num_threads(train.threads)
-        probes, last_saved, last = Probes(train, measure), time.monotonic(), time.monotonic()
-        probes.state = saved["state"] if resume is not None else {}
+        probes, last = Probes(train, measure), time.monotonic()
+        last_saved = last if saved else -math.inf
+        probes.state = saved["state"] if saved else {}
         schedule = due(models.snapshot_steps(train.steps, train.snapshots), measure.costly_snapshots)
-        snapshots = models.train(train, resume)
-        with open(rows_path, "a") as file:
+        with open(rows_path, "ab") as file:
             try:
-                for count, snapshot in enumerate(snapshots, len(rows)):
+                for count, snapshot in enumerate(models.train(train, resume), len(rows)):
                     wall["train"] += time.monotonic() - last
                     last = time.monotonic()
+                    if not all(p.isfinite().all() for p in snapshot.model.parameters()):
+                        raise FloatingPointError(f"the weights are no longer finite at step {snapshot.step}")
                     row = measure_row(snapshot, probes, [name for name in measure.measures if name == "rankme" or snapshot.step in schedule])
                     wall["measure"] += time.monotonic() - last
                     last = time.monotonic()
                     row |= {"wall_train_s": round(wall["train"], 2), "wall_measure_s": round(wall["measure"], 2)}
-                    file.write(json.dumps(rounded(row)) + "\n")
+                    line = (json.dumps(rounded(row)) + "\n").encode()
+                    digest.update(line)
+                    file.write(line)
                     file.flush()
                     rows.append(row)
                     if measure.keep and count % measure.keep == 0:
                         (folder / "weights").mkdir(exist_ok=True)
                         save(snapshot.model.state_dict(), folder / "weights" / f"step-{snapshot.step:06d}.pt")
                     if last - last_saved > CHECKPOINT_SECONDS or snapshot.step == train.steps:
-                        save({"train": snapshot.state(), "wall": wall, "state": probes.state}, checkpoint)
+                        os.fsync(file.fileno())                               # a checkpoint never knows of more rows than the disk
+                        if not os.fstat(file.fileno()).st_nlink:
+                            raise FileNotFoundError(errno.ENOENT, "deleted under the run", str(rows_path))
+                        save_checkpoint(folder, {"train": snapshot.state(), "wall": wall, "state": probes.state, "config": config, "rows": digest.hexdigest()})
                         last_saved = time.monotonic()
                     tick(snapshot.step, snapshot.loss)
             except (FloatingPointError, ValueError) as error:                 # from training; from a measure that met a NaN
-                raise Failed(f"{folder}, after step {rows[-1]['step'] if rows else 0}: {error}; the rows up to there are kept: try a smaller learning rate (--set lr=...)")
+                write_json(folder / "failed", {"step": rows[-1]["step"] if rows else 0, "reason": str(error)})
+                raise Failed(f"{folder.parent}/{failure(folder)}; the rows and the checkpoint up to there are kept: try a smaller learning rate "
+                             "(--set lr=...) and another --out")
+        (folder / "checkpoint-previous.pt").unlink(missing_ok=True)
         write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"]})
 
 
-def save(state, path):
-    import torch
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+def check_run(name, config, rows):
+    """Raise an exception of any kind where a finished run is not what analysis takes it for."""
+    numbers = ("train_fraction", "eval_examples", "parameters", "width", "n_layer", "chance", "chance_log_prob", "answer_tokens")
+    for field in numbers:
+        if not are_numbers(config[field]):
+            raise TypeError(f"{field} in its config.json is {str(config[field])[:60]}")
+    if name != f"{config['size']}-s{config['seed']}":                         # names of figures are made of these
+        raise ValueError(f"its config.json is that of {config['size']}-s{config['seed']}")
+    if {len(layers) for row in rows for level in config["levels"] for layers in row["levels"][level].get("rankme", {}).values()} - {config["n_layer"] + 2}:
+        raise ValueError("its metrics.jsonl is that of a model with another number of layers")
 
 
 def load_sweep(folder):
     """-> (finished runs as (config, rows), what is missing in words)."""
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
+    refuse_links(folder)
     runs, missing = [], []
     for path in sorted(folder.glob("*/config.json")):
         config, rows = read_json(path), read_rows(path.parent / "metrics.jsonl")
-        if "levels" not in config or "chance" not in config:
-            raise Failed(f"{path} is not a config that `sweep` wrote; move it out of {folder}")
-        if rows and rows[-1]["step"] == config["steps"]:
-            runs.append((config, rows))
-        else:
-            missing.append(f"{path.parent.name} stopped at step {rows[-1]['step'] if rows else 0} of {config['steps']}")
+        with reading(f"{path.parent} is not a run that `sweep` wrote"):
+            name, last, steps = path.parent.name, rows[-1]["step"] if rows else 0, config["steps"]
+            if config.get("format", 1) not in range(1, FORMAT + 1):
+                raise ValueError(f"format {config['format']!r}; this version reads up to {FORMAT}")
+            if failure(path.parent):
+                missing.append(failure(path.parent))
+            elif last != steps:
+                done = (path.parent / "done").exists()
+                missing.append(f"{name} stopped at step {last} of {steps}" + (", although marked as done: move it away, and run it again" if done else ""))
+            else:
+                check_run(name, config, rows)
+                runs.append((config, rows))
     if not runs:
         raise BadInput(f"{folder} holds no finished run" + (f" ({'; '.join(missing)})" if missing else "; expected a sweep's directory, such as runs/modadd"))
     return sorted(runs, key=lambda run: (run[0]["parameters"], run[0]["seed"])), missing
@@ -487,7 +600,7 @@ def chosen(option, text, names):
 
 def with_settings(settings, *configs):
     """Apply ["lr=0.01", ...] to frozen dataclasses; each field is looked for in all of them."""
-    fields = {f.name: i for i, config in enumerate(configs) for f in dataclasses.fields(config)}
+    fields = {f.name: i for i, config in enumerate(configs) for f in dataclasses.fields(config) if f.name not in ("size", "seed", "device")}
     configs = list(configs)
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -503,21 +616,25 @@ def with_settings(settings, *configs):
     return configs
 
 
+# The least and the most that a number may be; the others are above 0 and finite.
+LEAST = {"snapshots": 2, "probe_examples": 2, "linear_examples": 8} | dict.fromkeys(
+    ("seed", "warmup", "final_lr", "weight_decay", "beta1", "beta2", "keep", "llc_burnin"), 0)
+MOST = {"beta1": 0.99999, "beta2": 0.99999, "train_fraction": 1, "threads": 1024}
+
+
 def check(train, measure):
     """The values that would fail late, or not at all, are refused early."""
-    positive = {"steps": train.steps, "per_level": train.per_level, "lr": train.lr, "threads": train.threads, "clip": train.clip,
-                "snapshots": train.snapshots - 1,
-                "probe_examples": measure.probe_examples - 1, "eval_examples": measure.eval_examples}
-    for name, value in positive.items():
-        if not value > 0:
-            raise BadInput(f"{name}: expected a larger number, got {getattr(train, name, None) or getattr(measure, name, value)!r}")
-    for name, value in {"warmup": train.warmup, "keep": measure.keep, "weight_decay": train.weight_decay}.items():
-        if value < 0:
-            raise BadInput(f"{name}: expected a number of at least 0, got {value!r}")
-    if not 0 < train.train_fraction <= 1:
-        raise BadInput(f"train_fraction: expected a number above 0 and at most 1, got {train.train_fraction!r}")
+    import tasks
+    for name, value in (dataclasses.asdict(train) | dataclasses.asdict(measure)).items():
+        if isinstance(value, (int, float)) and not (LEAST.get(name, 0) <= value <= MOST.get(name, sys.float_info.max) and (value or name in LEAST)):
+            least = f"of at least {LEAST[name]}" if name in LEAST else "above 0"
+            raise BadInput(f"{name}: expected a number {least}" + (f" and at most {MOST[name]:g}" if name in MOST else "") + f", got {str(value)[:60]}")
     if train.dtype not in ("float32", "bfloat16"):
         raise BadInput(f"dtype: expected float32 or bfloat16, got {train.dtype!r}")
+    every = {f"{sham}{task}-{level}" for sham in ("", "sham-") for task in TASK_NAMES for level in tasks.LEVELS}
+    for field, given, known in (("levels", train.levels, every), ("measures", measure.measures, set(MEASURES))):
+        if set(given) - known or len(set(given)) < len(given) or not given and field == "levels":
+            raise BadInput(f"{field}: expected different ones out of {', '.join(sorted(known))}, got {','.join(given)!r}")
 
 
 def pick_device(name):
@@ -588,8 +705,9 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     picked_sizes = chosen("--sizes", sizes, SIZE_NAMES)
     wanted = () if measure == "none" else chosen("--measures", measure, tuple(MEASURES))
     controls = controls if controls >= 0 else 4 if names == TASK_NAMES else 0
-    if seeds < 1 or controls > CONTROL_COUNT or steps < 0:
-        raise BadInput(f"--seeds {seeds}, --controls {controls}, --steps {steps}: expected at least one seed, at most {CONTROL_COUNT} controls, and no negative number")
+    if not 0 < seeds <= 10000 or controls > CONTROL_COUNT or steps < 0:
+        raise BadInput(f"--seeds {seeds}, --controls {controls}, --steps {steps}: expected at least one seed (at most 10000), at most {CONTROL_COUNT} controls, "
+                       "and no negative number")
     import torch, models, tasks
     device = pick_device(device)
     levels = tuple(f"{name}-{k}" for name in names for k in tasks.LEVELS) + tasks.CONTROLS[:controls]
@@ -635,7 +753,8 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
                 raise Stopped("stopped; the same command goes on from the last checkpoint")
             progress.remove_task(line)
     if any((path / "done").exists() for path, _ in plan):
-        report(folder, [path.name for path, _ in plan if not (path / "done").exists()])
+        with locked(folder, wait=True):
+            report(folder, [path.name for path, _ in plan if not (path / "done").exists()])
     if failures:
         raise Failed("; ".join(failures))
 
@@ -653,7 +772,10 @@ def report(folder, unfinished=()):
         out.print("RankMe was not measured: there is nothing to find in this sweep")
         return
     choices = emergence.Choices()
-    found = [event for config, rows in runs for event in emergence.events(config, rows, choices)]
+    found = []
+    for config, rows in runs:
+        with reading(f"{folder}/{config['size']}-s{config['seed']} is not a run that `sweep` wrote"):
+            found += emergence.events(config, rows, choices)
     summary = emergence.summarise(found)
     lead = emergence.lead_check(found)
     top_down = {key: sum(e[key] for e in found) / len(found) for key in ("top_down_floor", "top_down_time")}
@@ -705,7 +827,8 @@ def summary_table(summary):
 def analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="directories of sweeps, such as runs/modadd")):
     """Findings, events.csv and figures again, from config.json and metrics.jsonl alone."""
     for folder in folders:
-        report(folder)
+        with locked(folder, wait=True):
+            report(folder)
 
 
 @app.command("tasks")
@@ -908,21 +1031,27 @@ def main():
     """One sentence on stderr for whatever the user can mend; a traceback only with --debug."""
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)                 # like Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")                                  # a terminal may not know a letter that a file name has
     try:
         sys.exit(app(arguments, standalone_mode=False) or 0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         message, status = "stopped", 130
     except Exception as error:
         if debug:
             raise
         if hasattr(error, "format_message"):                                  # the command line's own errors
             message, status = f"{error.format_message().rstrip('.')}; see python run.py {' '.join(arguments[:1])} --help", 2
+        elif isinstance(error, FileNotFoundError):
+            message, status = f"{error.filename}: {error.strerror}; the same command goes on from what is left", 1
         elif isinstance(error, OSError):
             message, status = f"{error.filename or 'the disk'}: {error.strerror}; what was written before is kept, and the same command goes on from there", 1
         elif isinstance(error, (BadInput, Failed, Stopped, ValueError)):
             message, status = str(error), {Failed: 1, Stopped: 130}.get(type(error), 2)
         else:
             message, status = f"unexpected {type(error).__name__}: {error} (--debug shows where; what was written before is kept)", 1
+    message = "".join(c if c.isprintable() else " " for c in message)         # names and values come from files
     print(f"run.py: {message}", file=sys.stderr)
     sys.exit(status)
 
