@@ -357,7 +357,8 @@ def are_numbers(x):
 
 def read_rows(path):
     """The rows of a metrics.jsonl; a last line that was cut off half-way is left out."""
-    rows, lines = [], path.read_bytes().splitlines() if path.exists() else []
+    with reading(f"{path} cannot be read"):
+        rows, lines = [], path.read_bytes().splitlines() if path.exists() else []
     for i, line in enumerate(lines):
         with reading(f"{path}, line {i + 1}, is not a row that `sweep` wrote"):
             try:
@@ -448,26 +449,29 @@ def save(state, path):
     write_atomically(path, content[:-2], b"\x20\0" + hashlib.sha256(content).digest())
 
 
-def load(path):
-    """What `save` wrote, to the bit; else Failed."""
+def load(path, *keys):
+    """What `save` wrote, to the bit, with these keys in it; else Failed."""
     import torch
     with reading(f"{path} is not a checkpoint that `sweep` wrote, or no longer as it was"):
         content = path.read_bytes()
         if hashlib.sha256(content[:-34] + b"\0\0").digest() != content[-32:]:
             raise ValueError("wrong checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)        # weights_only: a checkpoint cannot run code
+        state = torch.load(path, map_location="cpu", weights_only=True)       # weights_only: a checkpoint cannot run code
+        if not set(keys) <= set(state):
+            raise ValueError("the checksum is right, but it is a file of another kind")
+        return state
 
 
 def load_checkpoint(folder):
     """The last checkpoint of a run, or None.  From a damaged one it goes back to the one before, and keeps the damaged one beside it."""
-    last, previous = folder / "checkpoint.pt", folder / "checkpoint-previous.pt"
+    last, previous, keys = folder / "checkpoint.pt", folder / "checkpoint-previous.pt", ("train", "wall", "state", "config", "rows")
     if last.exists():
         try:
-            return load(last)
+            return load(last, *keys)
         except Failed:
             if not previous.exists():
                 raise
-    state = load(previous) if previous.exists() else None
+    state = load(previous, *keys) if previous.exists() else None
     if last.exists():
         os.replace(last, folder / "checkpoint-damaged.pt")
     return state
@@ -549,19 +553,19 @@ def execute(folder, train, measure, tick):
                 raise Failed(f"{folder.parent}/{failure(folder)}; the rows and the checkpoint up to there are kept: try a smaller learning rate "
                              "(--set lr=...) and another --out")
         (folder / "checkpoint-previous.pt").unlink(missing_ok=True)
-        write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"]})
+        write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"], "rows": digest.hexdigest()})
 
 
-def check_run(name, config, rows):
+def check_run(folder, config):
     """Raise an exception of any kind where a finished run is not what analysis takes it for."""
-    numbers = ("train_fraction", "eval_examples", "parameters", "width", "n_layer", "chance", "chance_log_prob", "answer_tokens")
-    for field in numbers:
+    for field in ("train_fraction", "eval_examples", "parameters", "width", "chance", "chance_log_prob", "answer_tokens"):
         if not are_numbers(config[field]):
             raise TypeError(f"{field} in its config.json is {str(config[field])[:60]}")
-    if name != f"{config['size']}-s{config['seed']}":                         # names of figures are made of these
+    if folder.name != f"{config['size']}-s{config['seed']}":                  # names of figures are made of these
         raise ValueError(f"its config.json is that of {config['size']}-s{config['seed']}")
-    if {len(layers) for row in rows for level in config["levels"] for layers in row["levels"][level].get("rankme", {}).values()} - {config["n_layer"] + 2}:
-        raise ValueError("its metrics.jsonl is that of a model with another number of layers")
+    digest = hashlib.sha256((folder / "metrics.jsonl").read_bytes()).hexdigest()
+    if (folder / "done").exists() and read_json(folder / "done").get("rows", digest) != digest:
+        raise ValueError("metrics.jsonl is not as the run left it; if that is meant, delete the file `done`")
 
 
 def load_sweep(folder):
@@ -580,7 +584,7 @@ def load_sweep(folder):
                 done = (path.parent / "done").exists()
                 missing.append(f"{name} stopped at step {last} of {steps}" + (", although marked as done: move it away, and run it again" if done else ""))
             else:
-                check_run(name, config, rows)
+                check_run(path.parent, config)
                 runs.append((config, rows))
     if not runs:
         raise BadInput(f"{folder} holds no finished run" + (f" ({'; '.join(missing)})" if missing else "; expected a sweep's directory, such as runs/modadd"))
