@@ -553,7 +553,8 @@ def execute(folder, train, measure, tick):
                 raise Failed(f"{folder.parent}/{failure(folder)}; the rows and the checkpoint up to there are kept: try a smaller learning rate "
                              "(--set lr=...) and another --out")
         (folder / "checkpoint-previous.pt").unlink(missing_ok=True)
-        write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"], "rows": digest.hexdigest()})
+        write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"], "sha256": {
+            "config.json": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(), "metrics.jsonl": digest.hexdigest()}})
 
 
 def check_run(folder, config):
@@ -561,30 +562,32 @@ def check_run(folder, config):
     for field in ("train_fraction", "eval_examples", "parameters", "width", "chance", "chance_log_prob", "answer_tokens"):
         if not are_numbers(config[field]):
             raise TypeError(f"{field} in its config.json is {str(config[field])[:60]}")
+    if set(config["levels"]) != set(config["chance"]):
+        raise ValueError("levels and chance in its config.json are not of the same task-levels")
     if folder.name != f"{config['size']}-s{config['seed']}":                  # names of figures are made of these
         raise ValueError(f"its config.json is that of {config['size']}-s{config['seed']}")
-    digest = hashlib.sha256((folder / "metrics.jsonl").read_bytes()).hexdigest()
-    if (folder / "done").exists() and read_json(folder / "done").get("rows", digest) != digest:
-        raise ValueError("metrics.jsonl is not as the run left it; if that is meant, delete the file `done`")
+    for name, digest in (read_json(folder / "done") if (folder / "done").exists() else {}).get("sha256", {}).items():
+        if hashlib.sha256((folder / Path(name).name).read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{name} is not as the run left it; if that is meant, delete the file `done`")
 
 
 def load_sweep(folder):
     """-> (finished runs as (config, rows), what is missing in words)."""
     refuse_links(folder)
     runs, missing = [], []
-    for path in sorted(folder.glob("*/config.json")):
-        config, rows = read_json(path), read_rows(path.parent / "metrics.jsonl")
-        with reading(f"{path.parent} is not a run that `sweep` wrote"):
-            name, last, steps = path.parent.name, rows[-1]["step"] if rows else 0, config["steps"]
+    for one in sorted({path.parent for path in folder.glob("*/*") if path.name in ("config.json", "metrics.jsonl", "done")}):
+        config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
+        with reading(f"{one} is not a run that `sweep` wrote"):
+            last, steps = rows[-1]["step"] if rows else 0, config["steps"]
             if config.get("format", 1) not in range(1, FORMAT + 1):
                 raise ValueError(f"format {config['format']!r}; this version reads up to {FORMAT}")
-            if failure(path.parent):
-                missing.append(failure(path.parent))
+            if failure(one):
+                missing.append(failure(one))
             elif last != steps:
-                done = (path.parent / "done").exists()
-                missing.append(f"{name} stopped at step {last} of {steps}" + (", although marked as done: move it away, and run it again" if done else ""))
+                missing.append(f"{one.name} stopped at step {last} of {steps}"
+                               + (", although marked as done: move it away, and run it again" if (one / "done").exists() else ""))
             else:
-                check_run(path.parent, config)
+                check_run(one, config)
                 runs.append((config, rows))
     if not runs:
         raise BadInput(f"{folder} holds no finished run" + (f" ({'; '.join(missing)})" if missing else "; expected a sweep's directory, such as runs/modadd"))

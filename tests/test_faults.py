@@ -51,6 +51,7 @@ def inject(reference, points, folder, capsys):
     files, tried = reference[0], 0
     for at, how in points:
         out = folder / f"{at}-{how}"
+        out.mkdir()
         with Disk(at, how):
             status, _, err = call(capsys, *TINY, "--out", out)
         assert status is None if how == "kill" else status == 1 and "No space left" in err and one_sentence(err), (at, how, status, err)
@@ -137,3 +138,121 @@ def test_ctrl_c_and_sigterm_stop_in_one_sentence_and_resume(how, undisturbed, tm
     assert process.exitcode == 130 and "run.py: stopped; the same command goes on from the last checkpoint\n" in (tmp_path / "x.txt").read_text()
     assert call(capsys, *LONGER, "--out", tmp_path / "x")[0] == 0
     assert differences(tmp_path / "x/parity", undisturbed[0]) == ([], [], [])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Damaged directories: sweeps of two runs, the first one finished, the second stopped on its way ("stopped"), or finished, too.
+
+@pytest.fixture(scope="module")
+def sweeps(reference, tmp_path_factory):
+    """-> {"stopped": directory, "finished": directory}, to be copied."""
+    folder, patch = tmp_path_factory.mktemp("sweeps"), pytest.MonkeyPatch()
+    faults.small(patch)
+    at = max(i for i, entry in enumerate(reference[1], 1) if entry.startswith("write") and entry.endswith("nano-s1/metrics.jsonl"))      # its last row
+    for name, point in (("stopped", at), ("finished", None)):
+        (folder / name).mkdir()
+        with Disk(point), open(os.devnull, "w") as screen:
+            patch.setattr(sys, "stdout", screen)
+            patch.setattr(sys, "argv", ["run.py", *TINY, "--out", str(folder / name)])
+            with pytest.raises((faults.Killed, SystemExit)):
+                run.main()
+    patch.undo()
+    assert {p.name for p in (folder / "stopped/parity/nano-s1").iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "weights"}
+    return folder
+
+
+def edit(path, change):
+    """One field of config.json, or of the first row, changed by hand."""
+    lines = path.read_text().split("\n") if path.suffix == ".jsonl" else [path.read_text()]
+    value = json.loads(lines[0])
+    change(value)
+    path.write_text("\n".join([json.dumps(value), *lines[1:]]))
+
+
+def outside(path):
+    """Move the file, or folder, out of the sweep, and leave a link to it."""
+    target = path.parent.parent.parent / "outside"
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def becomes_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def swap(path):
+    """with the other run's"""
+    other = path.parent.parent / "nano-s0" / path.name
+    a, b = path.read_bytes(), other.read_bytes()
+    path.write_bytes(b), other.write_bytes(a)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+ANY = {"empty": lambda p: p.write_bytes(b""), "cut in half": lambda p: p.write_bytes(p.read_bytes()[:p.stat().st_size // 2]),
+       "last byte gone": lambda p: p.write_bytes(p.read_bytes()[:-1]), "one bit flipped": flip,
+       "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)), "a picture": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe"),
+       "a table": lambda p: p.write_text("time,loss\n1,2\n3,4\n"), "a list": lambda p: p.write_text("[1, 2]\n"), "a number": lambda p: p.write_text("1e999\n"),
+       "nested": lambda p: p.write_text("[" * 100_000), "gone": lambda p: p.unlink(), "a folder": becomes_a_folder, "a link": outside, "swapped": swap}
+
+
+def put(value, *keys):
+    def change(tree):
+        for key in keys[:-1]:
+            tree = tree[key]
+        tree[keys[-1]] = value
+    return lambda path: edit(path, change)
+
+
+ODD = {"a word": "many", "null": None, "infinite": float("inf"), "huge": 10 ** 400, "a list": [1], "a path": "../../../elsewhere"}
+CONFIG = {f"{field} is {name}": put(value, field) for field in ("size", "seed", "steps", "levels", "width", "chance", "format") for name, value in ODD.items()}
+ROWS = {f"{'.'.join(map(str, keys))} is {name}": put(value, *keys) for name, value in ODD.items() if value is not None
+        for keys in (("step",), ("levels",), ("levels", "parity-1"), ("levels", "parity-1", "accuracy"), ("levels", "parity-1", "rankme", "first"))}
+DAMAGES = [("stopped", file, how, act) for file in ("config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt")
+           for how, act in ANY.items() if file != "checkpoint-previous.pt" or how not in ("swapped", "a folder")]
+DAMAGES += [("finished", file, how, act) for file in ("config.json", "metrics.jsonl", "done") for how, act in ANY.items() if (file, how) != ("done", "swapped")]
+DAMAGES += [("finished", "config.json", how, act) for how, act in CONFIG.items()] + [("finished", "metrics.jsonl", how, act) for how, act in ROWS.items()]
+DAMAGES += [(state, "weights", "a link", outside) for state in ("stopped", "finished")] + [(state, "", "a link", outside) for state in ("stopped", "finished")]
+DAMAGES += [("stopped", "checkpoint.pt", "weights instead", lambda p: shutil.copy(p.parent / "weights/step-000000.pt", p)),
+            ("stopped", "metrics.jsonl", "torn", lambda p: p.write_bytes(p.read_bytes() + b'{"step": 3, "lev')),
+            ("stopped", "failed", "empty", lambda p: p.write_bytes(b"")), ("stopped", "failed", "a list", lambda p: p.write_text("[]"))]
+
+
+def raw(folder):
+    return {p: p.readlink() if p.is_symlink() else p.read_bytes() if p.is_file() else None for p in folder.rglob("*")} if folder.is_dir() else folder.read_bytes()
+
+
+def try_damage(damage, sweeps, files, folder, capsys):
+    """The sweep again, and the analysis: each of them either ends with the files of an undisturbed run, or says in one sentence what is wrong, and leaves
+    the run as it is.  -> "repaired", "missing" or "refused", by the sweep"""
+    state, file, how, act = damage
+    shutil.copytree(sweeps / state, folder)
+    one = folder / "parity/nano-s1"
+    act(one / file if file else one)
+    before, target = raw(one), folder / "outside"
+    kept = raw(target) if target.exists() else None
+    outcomes = []
+    for command in (["analyse", folder / "parity"], [*TINY, "--out", folder]):
+        status, out, err = call(capsys, *command)
+        if status == 0 and "missing: nano-s" not in out:
+            lost, _, changed = differences(folder / "parity", files)
+            assert (lost, changed) == ([], []) or command[0] == "analyse" and not {"findings.json", "events.csv"} & {*changed}, (damage, command[0], out, err)
+            outcomes.append("repaired")
+        else:
+            assert (status, err) == (0, "") or status in (1, 2) and one_sentence(err) and "nano-s" in err, (damage, command[0], out, err)
+            assert raw(one) == before, (damage, command[0], err)
+            outcomes.append("refused" if status else "missing")
+    assert (raw(target) if target.exists() else None) == kept, (damage, "what a link leads to has changed")
+    assert not any("elsewhere" in name for _, _, names in os.walk(folder.parent) for name in names)
+    return outcomes[1]
+
+
+def test_damaged_directories_are_refused_or_repaired(sweeps, reference, tmp_path, capsys):
+    found = [try_damage(damage, sweeps, reference[0], tmp_path / f"{i}/x", capsys) for i, damage in enumerate(DAMAGES)]
+    print({outcome: found.count(outcome) for outcome in sorted(set(found))}, "of", len(found))
+    assert len(found) >= 50 and found.count("repaired") >= 5
