@@ -23,7 +23,6 @@ if it had not been stopped.  A reader who wants the science can skip this file.
 import contextlib
 import csv
 import dataclasses
-import errno
 import hashlib
 import io
 import itertools
@@ -348,13 +347,6 @@ def read_json(path):
         return dict(json.loads(path.read_bytes()).items())
 
 
-def are_numbers(x):
-    """Is everything in these lists and dicts a finite number, or null?"""
-    if isinstance(x, (dict, list)):
-        return all(map(are_numbers, x.values() if isinstance(x, dict) else x))
-    return x is None or isinstance(x, (int, float)) and abs(x) <= sys.float_info.max
-
-
 def read_rows(path):
     """The rows of a metrics.jsonl; a last line that was cut off half-way is left out."""
     with reading(f"{path} cannot be read"):
@@ -367,8 +359,8 @@ def read_rows(path):
                 if i == len(lines) - 1:
                     break
                 raise
-            if type(row["step"]) is not int or not are_numbers([*row["levels"].values()]):
-                raise ValueError("expected a whole step, and numbers for its levels")
+            if type(row["step"]) is not int or type(row["levels"]) is not dict:
+                raise TypeError("expected a whole step, and its levels")
             rows.append(row)
     return rows
 
@@ -400,18 +392,22 @@ def run_config(train, measure):
                     "answer_tokens": {name: answer_tokens(name) for name in train.levels}})
 
 
+def read_config(path):
+    """A config.json of any format so far; those of the first do not say."""
+    config = {"format": 1, **read_json(path)}
+    if config["format"] not in range(1, FORMAT + 1):
+        raise Failed(f"{path} is of format {config['format']!r}, and this version reads up to {FORMAT}: use the one that made it, or choose another directory")
+    return config
+
+
 def settle_config(folder, config):
-    """Write config.json, or, where there is one, hold the new config against it: a folder keeps the config that it was begun with.
-    -> the format of the directory"""
+    """Write config.json, or, where there is one, hold the new config against it: a folder keeps the config that it was begun with."""
     path = folder / "config.json"
     if not path.exists():
-        for name in ("metrics.jsonl", "checkpoint.pt", "done"):
-            if (folder / name).exists():
-                raise Failed(f"{folder} has no config.json, but {name}: put config.json back, or move the directory away")
+        if (folder / "metrics.jsonl").exists():
+            raise Failed(f"{folder} has a metrics.jsonl, but no config.json: put it back, or move the directory away")
         write_json(path, {"format": FORMAT, **config, "environment": environment()})
-    old = {"format": 1, **read_json(path)}
-    if old["format"] not in range(1, FORMAT + 1):
-        raise Failed(f"{path} is of format {old['format']!r}, and this version reads up to {FORMAT}: use the one that made it, or choose another --out")
+    old = read_config(path)
     different = [f"{k} was {str(old.get(k))[:60]}, now {str(config.get(k))[:60]}" for k in {**old, **config}
                  if k not in ("format", "environment") and old.get(k) != config.get(k)]
     if different:
@@ -449,29 +445,25 @@ def save(state, path):
     write_atomically(path, content[:-2], b"\x20\0" + hashlib.sha256(content).digest())
 
 
-def load(path, *keys):
-    """What `save` wrote, to the bit, with these keys in it; else Failed."""
+def load(path):
+    """What `save` wrote, to the bit; else Failed."""
     import torch
     with reading(f"{path} is not a checkpoint that `sweep` wrote, or no longer as it was"):
         content = path.read_bytes()
         if hashlib.sha256(content[:-34] + b"\0\0").digest() != content[-32:]:
             raise ValueError("wrong checksum")
-        state = torch.load(path, map_location="cpu", weights_only=True)       # weights_only: a checkpoint cannot run code
-        if not set(keys) <= set(state):
-            raise ValueError("the checksum is right, but it is a file of another kind")
-        return state
+        return torch.load(path, map_location="cpu", weights_only=True)        # weights_only: a checkpoint cannot run code
 
 
 def load_checkpoint(folder):
-    """The last checkpoint of a run, or None.  From a damaged one it goes back to the one before, and keeps the damaged one beside it."""
-    last, previous, keys = folder / "checkpoint.pt", folder / "checkpoint-previous.pt", ("train", "wall", "state", "config", "rows")
-    if last.exists():
-        try:
-            return load(last, *keys)
-        except Failed:
-            if not previous.exists():
-                raise
-    state = load(previous, *keys) if previous.exists() else None
+    """The last checkpoint of a run; {} if there is none.  From a damaged one it goes back to the one before, and keeps the damaged one."""
+    last, previous = folder / "checkpoint.pt", folder / "checkpoint-previous.pt"
+    if not previous.exists():
+        return load(last) if last.exists() else {}
+    with contextlib.suppress(Failed):
+        if last.exists():
+            return load(last)
+    state = load(previous)
     if last.exists():
         os.replace(last, folder / "checkpoint-damaged.pt")
     return state
@@ -507,20 +499,18 @@ def execute(folder, train, measure, tick):
         if version < FORMAT:
             raise Failed(f"{folder} was begun by an older version (format {version}, now {FORMAT}): finish it with that one, or move it away, and run it again")
         rows_path = folder / "metrics.jsonl"
-        rows, saved = read_rows(rows_path), load_checkpoint(folder)
-        resume, wall = (saved["train"], saved["wall"]) if saved else (None, {"train": 0.0, "measure": 0.0})
-        known = [row for row in rows if saved and row["step"] <= resume["step"]]
-        lines = [json.dumps(row) + "\n" for row in known]
+        begun = {"train": None, "wall": {"train": 0.0, "measure": 0.0}, "state": {}, "config": config} | load_checkpoint(folder)
+        resume, wall, found = begun["train"], begun["wall"], read_rows(rows_path)
+        rows = [row for row in found if resume and row["step"] <= resume["step"]]
+        lines = [json.dumps(row) + "\n" for row in rows]
         digest = hashlib.sha256("".join(lines).encode())
-        if (saved["config"], saved["rows"]) != (config, digest.hexdigest()) if saved else len(rows) > 1:     # the first checkpoint follows the first row
+        if begun["config"] != config or (digest.hexdigest() != begun["rows"] if resume else len(found) > 1):      # one row may be without a checkpoint
             raise Failed(f"{folder}: its metrics.jsonl and checkpoint.pt do not belong together; put back what was there, or move the directory away, "
                          "and run it again")
-        rows = known
         write_atomically(rows_path, *lines)
         torch.set_num_threads(train.threads)
         probes, last = Probes(train, measure), time.monotonic()
-        last_saved = last if saved else -math.inf
-        probes.state = saved["state"] if saved else {}
+        probes.state, last_saved = begun["state"], last if resume else -math.inf
         schedule = due(models.snapshot_steps(train.steps, train.snapshots), measure.costly_snapshots)
         with open(rows_path, "ab") as file:
             try:
@@ -543,8 +533,8 @@ def execute(folder, train, measure, tick):
                         save(snapshot.model.state_dict(), folder / "weights" / f"step-{snapshot.step:06d}.pt")
                     if last - last_saved > CHECKPOINT_SECONDS or snapshot.step == train.steps:
                         os.fsync(file.fileno())                               # a checkpoint never knows of more rows than the disk
-                        if not os.fstat(file.fileno()).st_nlink:
-                            raise FileNotFoundError(errno.ENOENT, "deleted under the run", str(rows_path))
+                        if not rows_path.exists():
+                            raise Failed(f"{rows_path} was deleted under the run; the same command begins again, if all of the run's directory is gone")
                         save_checkpoint(folder, {"train": snapshot.state(), "wall": wall, "state": probes.state, "config": config, "rows": digest.hexdigest()})
                         last_saved = time.monotonic()
                     tick(snapshot.step, snapshot.loss)
@@ -559,15 +549,13 @@ def execute(folder, train, measure, tick):
 
 def check_run(folder, config):
     """Raise an exception of any kind where a finished run is not what analysis takes it for."""
-    for field in ("train_fraction", "eval_examples", "parameters", "width", "chance", "chance_log_prob", "answer_tokens"):
-        if not are_numbers(config[field]):
-            raise TypeError(f"{field} in its config.json is {str(config[field])[:60]}")
-    if set(config["levels"]) != set(config["chance"]):
-        raise ValueError("levels and chance in its config.json are not of the same task-levels")
+    if type(config["parameters"]) is not int or set(config["levels"]) != set(config["chance"]):
+        raise TypeError("a wrong value in its config.json")
     if folder.name != f"{config['size']}-s{config['seed']}":                  # names of figures are made of these
         raise ValueError(f"its config.json is that of {config['size']}-s{config['seed']}")
-    for name, digest in (read_json(folder / "done") if (folder / "done").exists() else {}).get("sha256", {}).items():
-        if hashlib.sha256((folder / Path(name).name).read_bytes()).hexdigest() != digest:
+    done = read_json(folder / "done") if (folder / "done").exists() else {}
+    for name in done.get("sha256", {}):
+        if hashlib.sha256((folder / Path(name).name).read_bytes()).hexdigest() != done["sha256"][name]:
             raise ValueError(f"{name} is not as the run left it; if that is meant, delete the file `done`")
 
 
@@ -576,11 +564,9 @@ def load_sweep(folder):
     refuse_links(folder)
     runs, missing = [], []
     for one in sorted({path.parent for path in folder.glob("*/*") if path.name in ("config.json", "metrics.jsonl", "done")}):
-        config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
+        config, rows = read_config(one / "config.json"), read_rows(one / "metrics.jsonl")
         with reading(f"{one} is not a run that `sweep` wrote"):
             last, steps = rows[-1]["step"] if rows else 0, config["steps"]
-            if config.get("format", 1) not in range(1, FORMAT + 1):
-                raise ValueError(f"format {config['format']!r}; this version reads up to {FORMAT}")
             if failure(one):
                 missing.append(failure(one))
             elif last != steps:
@@ -623,7 +609,7 @@ def with_settings(settings, *configs):
     return configs
 
 
-# The least and the most that a number may be; the others are above 0 and finite.
+# The least and the most that a number may be; the others are positive and finite.
 LEAST = {"snapshots": 2, "probe_examples": 2, "linear_examples": 8} | dict.fromkeys(
     ("seed", "warmup", "final_lr", "weight_decay", "beta1", "beta2", "keep", "llc_burnin"), 0)
 MOST = {"beta1": 0.99999, "beta2": 0.99999, "train_fraction": 1, "threads": 1024}
@@ -633,9 +619,10 @@ def check(train, measure):
     """The values that would fail late, or not at all, are refused early."""
     import tasks
     for name, value in (dataclasses.asdict(train) | dataclasses.asdict(measure)).items():
-        if isinstance(value, (int, float)) and not (LEAST.get(name, 0) <= value <= MOST.get(name, sys.float_info.max) and (value or name in LEAST)):
-            least = f"of at least {LEAST[name]}" if name in LEAST else "above 0"
-            raise BadInput(f"{name}: expected a number {least}" + (f" and at most {MOST[name]:g}" if name in MOST else "") + f", got {str(value)[:60]}")
+        if isinstance(value, (int, float)):
+            low, high = LEAST.get(name, 1 if isinstance(value, int) else 1e-12), MOST.get(name, sys.float_info.max)
+            if not low <= value <= high:
+                raise BadInput(f"{name}: expected a number from {low:g} to {high:g}, got {str(value)[:60]}")
     if train.dtype not in ("float32", "bfloat16"):
         raise BadInput(f"dtype: expected float32 or bfloat16, got {train.dtype!r}")
     every = {f"{sham}{task}-{level}" for sham in ("", "sham-") for task in TASK_NAMES for level in tasks.LEVELS}
@@ -1039,7 +1026,7 @@ def main():
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)                 # like Ctrl-C
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):                     # None: closed
         stream.reconfigure(errors="replace")                                  # a terminal may not know a letter that a file name has
     try:
         sys.exit(app(arguments, standalone_mode=False) or 0)
@@ -1050,10 +1037,8 @@ def main():
             raise
         if hasattr(error, "format_message"):                                  # the command line's own errors
             message, status = f"{error.format_message().rstrip('.')}; see python run.py {' '.join(arguments[:1])} --help", 2
-        elif isinstance(error, FileNotFoundError):
-            message, status = f"{error.filename}: {error.strerror}; the same command goes on from what is left", 1
         elif isinstance(error, OSError):
-            message, status = f"{error.filename or 'the disk'}: {error.strerror}; what was written before is kept, and the same command goes on from there", 1
+            message, status = f"{error.filename or 'the disk'}: {error.strerror}; what is there is kept, and the same command goes on from it", 1
         elif isinstance(error, (BadInput, Failed, Stopped, ValueError)):
             message, status = str(error), {Failed: 1, Stopped: 130}.get(type(error), 2)
         else:

@@ -5,7 +5,8 @@
     disk.log                                   what it was asked to do, in order
 
 how="full": that operation fails with "No space left on device", and half of what was to be written is there.
-how="kill": likewise, and the process is dead: nothing that it does afterwards, to clean up, reaches the disk.
+how="kill": half of it is there, and the process is dead: nothing that it does afterwards, to clean up, reaches the disk.
+how="read-only": from there on, every operation fails with "Read-only file system".
 """
 import builtins
 import errno
@@ -59,6 +60,8 @@ class Disk:
         if self.dead:
             raise Killed
         self.log.append(name)
+        if self.how == "read-only" and len(self.log) >= self.at:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), name.split()[-1])
         if len(self.log) != self.at:
             return act()
         half()

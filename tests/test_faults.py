@@ -1,17 +1,22 @@
 """Nothing is lost: after any fault, the same command ends with the files of an undisturbed run; what cannot be mended is left as it is, and named."""
+import ast
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import faults
+import models
 import pytest
 import run
 from faults import TINY, Disk, call, contents, differences
+from rich.console import Console
 
 
 @pytest.fixture(autouse=True)
@@ -257,3 +262,135 @@ def test_damaged_directories_are_refused_or_repaired(sweeps, reference, tmp_path
     found = [try_damage(damage, sweeps, reference[0], tmp_path / f"{i}/x", capsys) for i, damage in enumerate(DAMAGES)]
     print({outcome: found.count(outcome) for outcome in sorted(set(found))}, "of", len(found))
     assert len(found) >= 50 and found.count("repaired") >= 5
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Versions, divergence, and the world around a run
+
+def old_format(one):
+    """As the first version left it: no format in the config, no checksums."""
+    edit(one / "config.json", lambda config: config.pop("format"))
+    if (one / "done").exists():
+        edit(one / "done", lambda done: done.pop("sha256"))
+
+
+def test_a_finished_run_of_an_older_version_is_read_and_not_run_again(sweeps, reference, tmp_path, capsys):
+    shutil.copytree(sweeps / "finished", tmp_path / "x")
+    for name in ("nano-s0", "nano-s1"):
+        old_format(tmp_path / "x/parity" / name)
+    before = raw(tmp_path / "x/parity/nano-s1")
+    for command in (["analyse", tmp_path / "x/parity"], [*TINY, "--out", tmp_path / "x"]):
+        (tmp_path / "x/parity/findings.json").unlink()
+        assert call(capsys, *command)[0] == 0 and contents(tmp_path / "x/parity")["findings.json"] == reference[0]["findings.json"]
+    assert raw(tmp_path / "x/parity/nano-s1") == before
+
+
+@pytest.mark.parametrize("version, says", [(None, "begun by an older version (format 1, now 2)"), (3, "is of format 3, and this version reads up to 2")])
+def test_a_stopped_run_of_another_version_is_refused_and_left_alone(version, says, sweeps, tmp_path, capsys):
+    shutil.copytree(sweeps / "stopped", tmp_path / "x")
+    one = tmp_path / "x/parity/nano-s1"
+    old_format(one) if version is None else put(version, "format")(one / "config.json")
+    before = raw(one)
+    status, _, err = call(capsys, *TINY, "--out", tmp_path / "x")
+    assert status == 1 and says in err and one_sentence(err) and raw(one) == before
+
+
+def test_a_run_that_diverges_is_marked_as_failed_and_the_sweep_goes_on(tmp_path, capsys, monkeypatch):
+    real = models.learning_rate
+    monkeypatch.setattr(models, "learning_rate", lambda config, step: 1e30 if config.seed == 0 and step >= 1 else real(config, step))
+    command = [*TINY, "--set", "clip=1e30", "--out", tmp_path]
+    status, out, err = call(capsys, *command)
+    assert status == 1 and one_sentence(err) and "nano-s0 failed after step" in err and "nano-s1  done" in out
+    one = tmp_path / "parity/nano-s0"
+    failed, rows = json.loads((one / "failed").read_text()), [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
+    assert not (one / "done").exists() and failed["step"] == rows[-1]["step"] and "finite" in failed["reason"]
+    saved = run.load(one / "checkpoint.pt")["train"]                    # the last good one
+    assert saved["step"] == failed["step"] and all(p.isfinite().all() for p in saved["model"].values())
+    assert [f"nano-s0 failed after step {failed['step']}"] == [text.split(":")[0] for text in json.loads((tmp_path / "parity/findings.json").read_text())["missing"]]
+    before = raw(one)
+    monkeypatch.setattr(models, "learning_rate", real)                  # the same command again does not try again
+    assert call(capsys, *command)[0] == 1 and raw(one) == before
+
+
+def test_weights_that_are_not_finite_are_neither_measured_nor_saved(tmp_path, capsys, monkeypatch):
+    """The last update of all may be the bad one: then every loss was finite."""
+    real = models.learning_rate
+    monkeypatch.setattr(models, "learning_rate", lambda config, step: float("nan") if step == 2 else real(config, step))
+    status, _, err = call(capsys, *TINY, "--measures", "none", "--out", tmp_path)
+    assert status == 1 and "the weights are no longer finite at step 3" in err
+    assert run.load(tmp_path / "parity/nano-s0/checkpoint.pt")["train"]["step"] == 2
+
+
+@pytest.mark.parametrize("gone", ["parity", "parity/nano-s0", "parity/nano-s0/metrics.jsonl"])
+def test_what_is_deleted_under_the_run_is_missed(gone, reference, tmp_path, capsys, monkeypatch):
+    real = run.measure_row
+
+    def delete(snapshot, *rest):
+        if snapshot.step == 2:
+            shutil.rmtree(tmp_path / gone) if (tmp_path / gone).is_dir() else (tmp_path / gone).unlink()
+            monkeypatch.setattr(run, "measure_row", real)
+        return real(snapshot, *rest)
+    monkeypatch.setattr(run, "measure_row", delete)
+    status, _, err = call(capsys, *TINY, "--out", tmp_path)
+    assert status == 1 and one_sentence(err) and str(tmp_path / "parity/nano-s0") in err
+    status, _, err = call(capsys, *TINY, "--out", tmp_path)
+    if gone.endswith("jsonl"):                                          # the checkpoint knows that there were rows
+        assert status == 1 and "do not belong together" in err
+    else:
+        assert (status, err) == (0, "") and differences(tmp_path / "parity", reference[0]) == ([], [], [])
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 60, 110])
+def test_a_folder_that_cannot_be_written_is_named(at, reference, tmp_path, capsys):
+    with Disk(at, "read-only"):
+        status, _, err = call(capsys, *TINY, "--out", tmp_path)
+    assert status == 1 and one_sentence(err) and "parity" in err and "Read-only file system" in err
+    assert call(capsys, *TINY, "--out", tmp_path)[0] == 0 and differences(tmp_path / "parity", reference[0]) == ([], [], [])
+
+
+def test_two_sweeps_side_by_side_share_the_runs_or_wait(undisturbed, tmp_path, capsys):
+    (tmp_path / "x").mkdir()
+    both = [begin(tmp_path / "x"), begin(tmp_path / "x")]
+    for process in both:
+        process.join()
+    said = (tmp_path / "x.txt").read_text()
+    assert all(process.exitcode in (0, 1) for process in both) and "unexpected" not in said and "Traceback" not in said
+    assert call(capsys, *LONGER, "--out", tmp_path / "x")[0] == 0
+    assert differences(tmp_path / "x/parity", undisturbed[0]) == ([], [], [])
+
+
+def test_no_codes_for_a_terminal_that_is_not_one(undisturbed, tmp_path):
+    begin(tmp_path / "x").join()
+    said = (tmp_path / "x.txt").read_bytes()
+    assert b"nano-s0  done" in said and b"\x1b" not in said and b"\r" not in said
+
+
+def test_forty_columns_are_enough(sweeps, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "out", Console(highlight=False, width=40))
+    shutil.copytree(sweeps / "stopped", tmp_path / "x")
+    for command in (["tasks"], [*TINY, "--out", tmp_path / "x"], ["analyse", tmp_path / "x/parity"]):
+        status, out, _ = call(capsys, *command)
+        assert status == 0 and max(map(len, out.splitlines())) <= 40
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell, and its devices")
+@pytest.mark.parametrize("line, status, says", [
+    ("analyse {folder}", 0, ""), ("analyse nowhere-\N{LATIN SMALL LETTER E WITH ACUTE}", 2, "is not a directory"), ("analyse {folder} | true", 0, ""),
+    ("sweep --help > /dev/full", 1, "No space left on device"), ("sweep --help >&-", None, "")])
+def test_an_old_locale_and_an_output_that_goes_nowhere(line, status, says, sweeps, tmp_path):
+    folder = tmp_path / "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    shutil.copytree(sweeps / "finished/parity", folder)
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(f"'{sys.executable}' '{run.__file__}' {line.format(folder=folder)}", shell=True, capture_output=True, env=environment)
+    assert status in (None, done.returncode) and says.encode() in done.stderr and b"Traceback" not in done.stderr and b"unexpected" not in done.stderr, done.stderr
+    assert done.stderr.count(b"\n") == bool(says)
+
+
+def test_no_file_that_is_read_can_run_code():
+    """What could: pickle, eval, exec, and torch.load without weights_only.  pythia.py names pickle's exception, and no more."""
+    for path in Path(run.__file__).parent.glob("*.py"):
+        for call_ in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            name = ast.unparse(call_.func)
+            assert name not in ("eval", "exec", "compile", "__import__") and not name.startswith(("pickle.", "marshal.", "shelve.", "yaml.")), (path.name, call_.lineno)
+            safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call_.keywords)
+            assert name != "torch.load" or safe, (path.name, call_.lineno)

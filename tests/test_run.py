@@ -2,7 +2,7 @@
 import csv
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -170,26 +170,6 @@ def test_all_measures_on_schedule_change_no_weight_and_resume_to_the_same_bits(f
     assert rows_without_clock(tmp_path / "b/copy+parity/nano-s0/metrics.jsonl") == rows
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_real_kill_and_ctrl_c_resume(how, finished, tmp_path, capsys, monkeypatch):
-    command = [sys.executable, RUN, "sweep", *SMALL, "--steps", "400", "--out", tmp_path]
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)         # a background shell may have told its children to ignore it
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
-    rows = tmp_path / "copy+parity/nano-s0/metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (rows.exists() and len(rows.read_text().splitlines()) > 5):
-        time.sleep(0.02)
-    process.send_signal(how)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == (130 if how == signal.SIGINT else -how), err
-    assert how == signal.SIGKILL or err.strip() == "run.py: stopped; the same command goes on from the last checkpoint"
-    assert not (rows.parent / "done").exists()
-    assert call(capsys, monkeypatch, *command[2:])[0] == 0
-    seen = [r["step"] for r in rows_without_clock(rows)]
-    assert seen == models.snapshot_steps(400, 10) and (rows.parent / "done").exists()
-
-
 def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finished, capsys, monkeypatch):
     folder, _ = finished
     before = {p: p.stat().st_mtime_ns for p in (folder / "nano-s0").iterdir()}
@@ -239,7 +219,7 @@ def test_a_loss_that_is_not_finite_is_said_and_the_other_runs_go_on(tmp_path, ca
     (["sweep", "--task", "add", "--seeds", "0"], 2, "at least one seed"), (["sweep", "--task", "add", "--controls", "99"], 2, "at most 24"),
     (["sweep", "--task", "add", "--seeds", "many"], 2, "--seeds"),
     (["sweep", "--task", "add", "--set", "learning=1"], 2, "a field out of beta1"),
-    (["sweep", "--task", "add", "--set", "lr=fast"], 2, "of type float"), (["sweep", "--task", "add", "--set", "lr=0"], 2, "lr: expected a number above 0"),
+    (["sweep", "--task", "add", "--set", "lr=fast"], 2, "of type float"), (["sweep", "--task", "add", "--set", "lr=0"], 2, "lr: expected a number from 1e-12"),
     (["sweep", "--task", "add", "--set", "dtype=int8"], 2, "expected float32 or bfloat16"),
     (["sweep", "--task", "add", "--train-fraction", "1.5"], 2, "train_fraction"), (["sweep", "--task", "add", "--device", "tpu"], 2, "expected auto, cpu or cuda"),
     (["sweep", "--task", "parity", "--train-fraction", "1e-9"], 2, "has no operands"),
@@ -257,50 +237,31 @@ def test_cuda_where_there_is_none(capsys, monkeypatch):
     assert status == 2 and "finds no CUDA device" in err
 
 
-def spoil(what, finished, folder):
-    """Copy the finished sweep, unfinish it, and plant one fault.  -> the run's directory."""
-    import shutil
+def unfinished(finished, folder):
+    """A copy of the finished sweep, its run not marked as done.  -> the run's directory"""
     shutil.copytree(finished, folder / "copy+parity")
-    path = folder / "copy+parity/nano-s0"
-    (path / "done").unlink()
-    {"foreign checkpoint": lambda: (path / "checkpoint.pt").write_bytes(b"not a checkpoint"),
-     "checkpoint of something else": lambda: torch.save({"weights": torch.zeros(3)}, path / "checkpoint.pt"),
-     "config cut off": lambda: (path / "config.json").write_text('{"size": "na'),
-     "foreign metrics": lambda: (path / "metrics.jsonl").write_text("time,loss\n1,2\n3,4\n"),
-     "config of another run": lambda: (path / "config.json").write_text((path / "config.json").read_text().replace('"lr": 0.002', '"lr": 0.003'))}[what]()
-    return path
-
-
-@pytest.mark.parametrize("what, status, says", [
-    ("foreign checkpoint", 1, "checkpoint.pt is not a checkpoint that `sweep` wrote"), ("checkpoint of something else", 1, "checkpoint.pt is not a checkpoint"),
-    ("config cut off", 1, "config.json cannot be read"), ("foreign metrics", 1, "metrics.jsonl, line 1, is not a row"),
-    ("config of another run", 2, "lr was 0.003, now 0.002")])
-def test_spoiled_directories_are_named_and_left_alone(what, status, says, finished, tmp_path, capsys, monkeypatch):
-    path = spoil(what, finished[0], tmp_path)
-    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
-    before = {p.name: p.read_bytes() for p in path.iterdir()}
-    got, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
-    assert got == status and says in err and len(err.strip().splitlines()) == 1, err
-    assert before == {p.name: p.read_bytes() for p in path.iterdir()}
+    (folder / "copy+parity/nano-s0/done").unlink()
+    return folder / "copy+parity/nano-s0"
 
 
 def test_a_malicious_checkpoint_is_not_executed(finished, tmp_path, capsys, monkeypatch):
-    import pickle
-    path = spoil("foreign checkpoint", finished[0], tmp_path)
+    """With the right checksum, so that it comes as far as being loaded."""
+    path = unfinished(finished[0], tmp_path)
 
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "pwned"),)
-    (path / "checkpoint.pt").write_bytes(pickle.dumps(Bomb()))
+    run.save({"train": Bomb()}, path / "checkpoint.pt")
     monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
-    assert call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)[0] == 1
-    assert not (tmp_path / "pwned").exists()
+    status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
+    assert status == 1 and "is not a checkpoint that `sweep` wrote" in err and not (tmp_path / "pwned").exists()
+    torch.load(path / "checkpoint.pt", weights_only=False)             # it is a bomb
+    assert (tmp_path / "pwned").exists()
 
 
 def test_two_processes_do_not_write_one_run(finished, tmp_path, capsys, monkeypatch):
     pytest.importorskip("fcntl")
-    path = spoil("config of another run", finished[0], tmp_path)
-    (path / "config.json").write_text((finished[0] / "nano-s0/config.json").read_text())
+    path = unfinished(finished[0], tmp_path)
     monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
     with run.locked(path):
         status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
@@ -308,7 +269,6 @@ def test_two_processes_do_not_write_one_run(finished, tmp_path, capsys, monkeypa
 
 
 def test_analyse_says_what_is_missing(finished, tmp_path, capsys, monkeypatch):
-    import shutil
     shutil.copytree(finished[0], tmp_path / "s")
     shutil.copytree(tmp_path / "s/nano-s0", tmp_path / "s/nano-s1")
     lines = (tmp_path / "s/nano-s1/metrics.jsonl").read_text().splitlines(keepends=True)
@@ -346,7 +306,6 @@ def test_help_and_bad_arguments_answer_at_once(arguments):
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (Path(RUN).parent / "results").glob("*") if p.is_dir()))
 def test_committed_results_are_what_analyse_makes_of_them(name, tmp_path, capsys, monkeypatch):
-    import shutil
     committed = Path(RUN).parent / "results" / name
     shutil.copytree(committed, tmp_path / name, ignore=shutil.ignore_patterns("figures", "findings.json", "events.csv"))
     assert call(capsys, monkeypatch, "analyse", tmp_path / name)[0] == 0
