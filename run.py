@@ -1026,8 +1026,9 @@ def main():
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)                 # like Ctrl-C
-    for stream in filter(None, (sys.stdout, sys.stderr)):                     # None: closed
-        stream.reconfigure(errors="replace")                                  # a terminal may not know a letter that a file name has
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):                                    # closed, it is None
+            stream.reconfigure(errors="replace")                              # a terminal may not know a letter that a file name has
     try:
         sys.exit(app(arguments, standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):

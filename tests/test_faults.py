@@ -15,6 +15,7 @@ import faults
 import models
 import pytest
 import run
+import torch
 from faults import TINY, Disk, call, contents, differences
 from rich.console import Console
 
@@ -262,6 +263,16 @@ def test_damaged_directories_are_refused_or_repaired(sweeps, reference, tmp_path
     found = [try_damage(damage, sweeps, reference[0], tmp_path / f"{i}/x", capsys) for i, damage in enumerate(DAMAGES)]
     print({outcome: found.count(outcome) for outcome in sorted(set(found))}, "of", len(found))
     assert len(found) >= 50 and found.count("repaired") >= 5
+
+
+def test_one_flipped_bit_anywhere_in_a_checkpoint_is_noticed(sweeps, tmp_path):
+    content = (sweeps / "stopped/parity/nano-s1/checkpoint.pt").read_bytes()
+    assert torch.load(sweeps / "stopped/parity/nano-s1/checkpoint.pt", weights_only=True)["train"]["step"] == run.load(
+        sweeps / "stopped/parity/nano-s1/checkpoint.pt")["train"]["step"], "it is a file of torch as any other"
+    for i in range(0, len(content), max(1, len(content) // 300)):
+        (tmp_path / "x.pt").write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1:])
+        with pytest.raises(run.Failed, match="no longer as it was"):
+            run.load(tmp_path / "x.pt")
 
 
 # ---------------------------------------------------------------------------------------------------------------
