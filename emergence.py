@@ -766,13 +766,15 @@ def _ratio_interval(d):
 
 def task_share(d, s):
     """Share of the variance of log floors, within a level, that lies between tasks: do the three levels of a task have floors alike?"""
-    x, number = np.log(d.floor).mean(0), np.arange(d.floor.shape[1])
+    x = np.log(d.floor).mean(0)
     label = np.array([level.rpartition("-")[2] for level in d.runs[0].levels if not level.startswith("sham-")])
     for k in np.unique(label):
         x[label == k] -= x[label == k].mean()
     x = x[s.tasks]                                                              # (M, L)
+    if len(set(d.tasks)) < 2:
+        return np.full(1, math.nan)
     between = sum(x[:, [t == task for t in d.tasks]].mean(1) ** 2 * d.tasks.count(task) for task in set(d.tasks))
-    return between / (x ** 2).sum(1) if len(set(d.tasks)) > 1 else np.full(1, math.nan)
+    return between / np.maximum((x ** 2).sum(1), 1e-12)
 
 
 def _events_interval(table):
@@ -794,11 +796,9 @@ CLAIMS = (
           lambda x: (x > 0.8) & (x < 1.25), SIZES, form="{:.2f}", needs="two sizes", interval=_ratio_interval, extremity=lambda x: np.abs(np.log(x)),
           reads=FLOOR),
     Claim("C3 depth", "deeper layers have lower floors (task x size)", "32/32", "28/32", "top-down",
-          lambda d, s: _top_down_cells(d.down_floor, d, s), lambda x: x >= 0.87, LAYERS, "beyond", interval=_events_interval(lambda d: d.down_floor),
-          reads=FLOOR),
+          lambda d, s: _top_down_cells(d.down_floor, d, s), lambda x: x >= 0.87, LAYERS, "beyond", reads=FLOOR),
     Claim("C3 time", "deeper layers reach their floors first (task x size)", "32/32", "28/32", "top-down",
-          lambda d, s: _top_down_cells(d.down_time, d, s), lambda x: x >= 0.87, LAYERS, "beyond", interval=_events_interval(lambda d: d.down_time),
-          reads=FLOOR),
+          lambda d, s: _top_down_cells(d.down_time, d, s), lambda x: x >= 0.87, LAYERS, "beyond", reads=FLOOR),
     Claim("C4", "RankMe recovers before emergence", "75-100%", "100%", "hard tasks only", precursor_rate, lambda x: x >= 0.75, TASKS, "beyond",
           interval=_events_interval(_leads), needs="an emergence"),
     Claim("C4 risk set", "those that have recovered emerge sooner (z)", "-", "-", "-", risk_set_excess, lambda x: x > 1.645, TASKS, "beyond", "{:.1f}"),
@@ -827,22 +827,22 @@ def _p(values, extremity=np.asarray):
 
 def judge(claim, d, value, p, information):
     """The verdict in plain words.  p: Holm's, over all claims."""
-    as_reported, tasks = bool(claim.holds(value)), len(set(d.tasks))
+    as_claimed, tasks = bool(claim.holds(value)), len(set(d.tasks))
     if math.isnan(value):
         return f"cannot tell: needs {claim.needs}"
     if claim.null == TASKS and tasks < 2:
         return "cannot tell: a single task has no other to be exchanged with"
     if claim.null == LAYERS and len(d.runs) < 5:
-        return f"{'as reported' if as_reported else 'not as reported'}; {len(d.runs)} of the 5 runs that it takes to tell it from chance"
+        return f"{'as claimed' if as_claimed else 'not as claimed'}; {len(d.runs)} of the 5 runs that it takes to tell it from chance"
     if claim.key == "C4 risk set" and information < 5:
         return f"cannot tell: information {information:.1f}, below 5"
     if claim.kind == "describe":
-        return "holds" if as_reported else "does not hold"
+        return "holds" if as_claimed else "does not hold"
     if claim.kind == "chance":
         return "holds: no better than chance" if p >= 0.05 else "does not hold: better than chance"
-    if as_reported:
-        return "holds, and beyond chance" if p < 0.05 else "as reported, but chance gives it too"
-    return "weaker than reported, but beyond chance" if p < 0.05 else "does not hold"
+    if as_claimed:
+        return "holds, and beyond chance" if p < 0.05 else "as claimed, but chance gives it too"
+    return "weaker than claimed, but beyond chance" if p < 0.05 else "does not hold"
 
 
 def lead_check(d, shams):
@@ -924,8 +924,10 @@ def study(runs, choices=Choices(), universe=None, count=2001):
                      "p": _p(values, claim.extremity) if claim.null else None,
                      **(robustness(claim, universe[0], universe[1][claim.key]) if universe and claim.key in universe[1] else {})})
     for row, claim, p in zip(rows, CLAIMS, holm([row["p"] for row in rows])):
-        row |= {"p_holm": p, "verdict": judge(claim, d, row["value"], p, check["information"])}
+        depends = f"; depends on {row['decides']}" if row.get("decides") and 0.1 < row["share"] < 0.9 else ""
+        row |= {"p_holm": p, "verdict": judge(claim, d, row["value"], p, check["information"]) + depends}
     return {"claims": rows, "lead_check": check, "classes": class_rates(d, s), "measures": compare_measures(d, s), "floor_variation": floors_across_sizes(d),
+            **{f"top_down_{key}": clustered_interval(table, d.tasks) for key, table in (("floor", d.down_floor), ("time", d.down_time))},
             "specifications": len(universe[0]) if universe else 0}
 
 

@@ -674,9 +674,8 @@ def report(folder, unfinished=()):
             pictures[name] = folder / "figures" / f"{name}.png"
             figure.savefig(pictures[name], dpi=160)
     write_atomically(folder / "report.html", page(folder.resolve().name, runs, findings, summary, pictures))
-    out.print(summary_table(summary))
-    out.print("Median (range) over seeds. floor: lowest RankMe. onset: step at which RankMe recovers. lead: emergence - onset, in steps. "
-              "first: seeds whose RankMe recovered before emergence / that emerged / all.\n")
+    out.print(*summary_tables(summary))
+    out.print(SUMMARY_SAID + "\n")
     for line in claim_lines(findings["claims"]):
         out.print(line)
     out.print(f"here: with a 95% interval. chance: the mean over shuffled data; p: how often those are as far out, after Holm over all claims. choices: of "
@@ -689,32 +688,40 @@ def report(folder, unfinished=()):
     out.print(f"{folder}/report.html, findings.json, events.csv; figures: {', '.join(str(path) for path in pictures.values())}")
 
 
-def spread_cell(spread, form="{:.0f}"):
-    if not spread:
-        return "-"
-    text = form.format(spread["median"])
-    return text if spread["low"] == spread["high"] else f"{text} ({form.format(spread['low'])} to {form.format(spread['high'])})"
-
-
 def summary_rows(summary):
-    """Per size and task-level: medians over seeds, with the range.  Yields (cells, whether it is a sham)."""
+    """Per task-level, medians over seeds with the range.  Yields (cells, whether it is a sham)."""
+    def cell(spread, form="{:.0f}"):
+        if not spread:
+            return "-"
+        ends = [form.format(spread[end]) for end in ("low", "high")]
+        return form.format(spread["median"]) + (f" ({ends[0]}..{ends[1]})" if ends[0] != ends[1] else "")
     for s in summary:
-        yield (s["size"], s["level"], spread_cell(s["floor"], "{:.1f}"), spread_cell(s["onset"]), spread_cell(s["emergence"]) if s["emerged"] else "never",
-               spread_cell(s["lead"]), f"{s['rankme_first']}/{s['emerged']}/{s['seeds']}"), s["control"]
+        yield (s["level"], cell(s["floor"], "{:.1f}"), cell(s["onset"]), cell(s["emergence"]) if s["emerged"] else "never",
+               f"{s['lead']['median']:.0f}" if s["lead"] else "-", f"{s['rankme_first']}/{s['emerged']}/{s['seeds']}"), s["control"]
 
 
-def summary_table(summary):
-    table = Table("size", "task-level", "floor", "onset", "emergence", "lead", "first", box=None, pad_edge=False, header_style="dim")
-    for cells, control in summary_rows(summary):
-        table.add_row(*cells, style="dim" if control else None)
-    return table
+SUMMARY = ("task-level", "floor", "onset", "emergence", "lead", "first")
+SUMMARY_SAID = ("Median (low..high) over seeds. floor: lowest RankMe. onset: step at which RankMe recovers. lead: emergence - onset, in steps. "
+                "first: seeds whose RankMe recovered before emergence / that emerged / all.")
+
+
+def by_size(summary):
+    return [(size, list(rows)) for size, rows in itertools.groupby(summary, key=lambda s: s["size"])]
+
+
+def summary_tables(summary):
+    for size, rows in by_size(summary):
+        table = Table(SUMMARY[0], *SUMMARY[1:], title=size, box=None, pad_edge=False, header_style="dim", title_justify="left")
+        for cells, control in summary_rows(rows):
+            table.add_row(*cells, style="dim" if control else None)
+        yield table
 
 
 def claim_cells(row):
     """-> here, its interval, chance, p, share of the choices, p of that share, verdict: as text."""
     import emergence
     form = next(claim.form for claim in emergence.CLAIMS if claim.key == row["claim"]).format
-    some = lambda x, form=form: "-" if x is None or math.isnan(x) else form(x)
+    some = lambda x, form=form: "-" if x is None or math.isnan(x) else form(x) if abs(x) > 0.005 else form(0)
     interval = "-" if row["low"] is None or math.isnan(row["low"]) else f"{form(row['low'])} to {form(row['high'])}"
     p = lambda x: "-" if x is None else "<.001" if x < 0.001 else f"{x:.3f}".lstrip("0") if x < 1 else "1"
     return (some(row["value"]), interval, some(row["null"]), p(row["p_holm"]), some(row.get("share"), "{:.0%}".format), p(row.get("p_multiverse")), row["verdict"])
@@ -736,6 +743,9 @@ def claim_lines(rows):
 def said_of(findings):
     """What belongs beside the table of claims, in sentences."""
     check, cv = findings["lead_check"], findings["floor_variation"]
+    top_down, earlier = findings["top_down_floor"], findings["top_down_time"]
+    yield (f"Of all pairs of layers the deeper one has the lower floor in {top_down[0]:.0%} ({top_down[1]:.0%} to {top_down[2]:.0%}), and reaches it earlier in {earlier[0]:.0%} "
+           f"({earlier[1]:.0%} to {earlier[2]:.0%}; 50%: no order).")
     yield (f"Risk-set test by its formula: z = {check['z']:.2f} on an information of {check['information']:.1f} (below 5 it cannot tell).  The median onset is at step "
            f"{check['median_onset']:.0f}, and {check['onsets_in_warmup']:.0%} of all onsets lie within the learning rate's warm-up.")
     if check["shams"]:
@@ -758,11 +768,11 @@ PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body {{ font: 16px/1.5 Georgia, serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }}
 h1, h2 {{ line-height: 1.2; }} figure {{ margin: 1.5rem 0; }} img {{ max-width: 100%; height: auto; }} figcaption, small, th {{ color: #555; }}
-table {{ border-collapse: collapse; font: 13px/1.35 system-ui, sans-serif; width: 100%; }} .wide {{ overflow-x: auto; }}
-th, td {{ text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }}
-th {{ font-weight: normal; }} .sham {{ color: #888; }} pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; }}
+table {{ border-collapse: collapse; font: 13px/1.35 system-ui, sans-serif; width: 100%; }}
+th, td {{ text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid #ddd; overflow-wrap: break-word; }}
+th {{ font-weight: normal; }} .claims td:first-child, .claims td:last-child {{ font-weight: bold; }} .sham {{ color: #888; }} pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; }}
 @media (max-width: 40rem) {{ .claims thead {{ display: none; }} .claims tr {{ display: block; border-bottom: 2px solid #bbb; padding: .5rem 0; }}
-  .claims td {{ display: block; border: 0; padding: .1rem 0; }} .claims td[data-name]:before {{ content: attr(data-name) ": "; color: #555; }} }}
+  .claims td {{ display: block; border: 0; padding: .1rem 0; }} .claims td[data-name]:before {{ content: attr(data-name) ": "; color: #555; }} .claims td.none {{ display: none; }} }}
 @media print {{ body {{ max-width: none; font-size: 11px; }} table {{ font-size: 9px; }} figure, tr {{ break-inside: avoid; }} }}
 </style></head><body>
 <h1>When a capability emerges, what changed first?</h1>
@@ -776,18 +786,19 @@ combinations of reasonable choices under which the claim holds, and how often sh
 <h2>Figures</h2>
 {figures}
 <h2>Every event</h2>
-<div class="wide"><table>{events}</table></div>
-<p><small>Median (range) over seeds. floor: lowest RankMe. onset: the step at which it recovers. lead: emergence - onset. first: seeds whose RankMe recovered before emergence /
-that emerged / all. Grey: sham controls, whose answers cannot be learned. Each seed has a row in events.csv.</small></p>
+{events}
+<p><small>{summary_said} Grey: sham controls, whose answers cannot be learned. Each seed has a row in events.csv.</small></p>
 <h2>How it was run</h2>
 <pre>{how}</pre>
 </body></html>
 """
 
-CAPTIONS = {"curves": "Accuracy and RankMe. Median over seeds as a line, range as a band; solid vertical line: emergence, dashed: onset of recovery.",
-            "layers": "RankMe of every layer (upwards) against steps; the white line is emergence.", "floors": "The floor of RankMe against size.",
+CAPTIONS = {"choices": "How far the claims depend on choices of analysis.  Left: the precursor rate (C4) under each combination of choices, above what exchanged tasks give.  "
+                       "Right: an unequal pair of cells is a choice that decides.",
             "measures": "Every measure with emergence at 1, each curve scaled to its own range: median and middle half.",
-            "choices": "The multiverse: how far the claims depend on choices of analysis."}
+            "floors": "The floor of RankMe against size.",
+            "curves": "Accuracy and RankMe.  Median over seeds as a line, range as a band; solid vertical line: emergence, dashed: onset of recovery.",
+            "layers": "RankMe of every layer (upwards) against steps; the white line is emergence."}
 
 
 def page(title, runs, findings, summary, pictures):
@@ -795,21 +806,23 @@ def page(title, runs, findings, summary, pictures):
     text = lambda x: html.escape(str(x))
 
     def table(head, rows, names=()):
-        cells = lambda row: "".join(f'<td data-name="{text(name)}">{text(cell)}</td>' if name else f"<td>{text(cell)}</td>"
+        cells = lambda row: "".join(f"<td{f' data-name={name!r}' if name else ''}{' class=none' if cell == '-' else ''}>{text(cell)}</td>"
                                     for name, cell in itertools.zip_longest(names, row, fillvalue=""))
         return (f"<thead><tr>{''.join(f'<th>{text(h)}</th>' for h in head)}</tr></thead><tbody>"
                 + "".join(f'<tr{" class=sham" if dim else ""}>{cells(row)}</tr>' for row, dim in rows) + "</tbody>")
     head = ("claim", "v1, v2", "v3", "v4", "here", "interval", "chance", "p", "choices", "p", "verdict")
     claims = [((f"{row['claim']}: {row['text']}", row["v1"], row["v3"], row["v4"], *claim_cells(row)), False) for row in findings["claims"]]
     images = [f'<figure><img alt="{text(name)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-              f"<figcaption>{text(CAPTIONS[name.partition('-')[0]])} {text(name.partition('-')[2])}</figcaption></figure>" for name, path in pictures.items()]
+              f"<figcaption>{text(name.partition('-')[2])} {text(caption)}</figcaption></figure>"
+              for kind, caption in CAPTIONS.items() for name, path in pictures.items() if name.partition("-")[0] == kind]
     config = {k: v for k, v in runs[0].config.items() if k not in ("chance", "chance_log_prob", "answer_tokens", "seed", "size")}
     sizes = ", ".join(f"{size} x {sum(run.config['size'] == size for run in runs)}" for size in dict.fromkeys(run.config["size"] for run in runs))
     return PAGE.format(title=text(title), specifications=findings["specifications"], claims=table(head, claims, ("", *head[1:9], "p of that share", "verdict")),
                        intro=text(f"Sweep {title}: {len(runs)} runs ({sizes}), {len(config['levels'])} task-levels in each, {config['steps']:,} steps, {len(runs[0].steps)} snapshots. "
                                   "The effective rank of the hidden states (RankMe) is followed from its collapse to a floor, through the onset of its recovery, to the emergence of each capability."),
                        said="".join(f"<li>{text(line)}</li>" for line in said_of(findings)), figures="\n".join(images),
-                       events=table(("size", "task-level", "floor", "onset", "emergence", "lead", "first"), summary_rows(summary)),
+                       events="".join(f"<h3>{text(size)}</h3><table>{table(SUMMARY, summary_rows(rows))}</table>" for size, rows in by_size(summary)),
+                       summary_said=text(SUMMARY_SAID),
                        how=text("\n".join(f"{k}: {v}" for k, v in config.items())))
 
 

@@ -1,7 +1,6 @@
 """Dates on curves drawn by hand, statistics against closed forms and slow exact methods, tests and intervals on made-up sweeps in which the
 truth is planted, figures that show what they should."""
 import doctest
-import itertools
 import math
 
 import numpy as np
