@@ -1,8 +1,8 @@
 """When a capability emerges, what came before it, and how sure one can be.
 
 Input are curves: a number per snapshot of training, for accuracy, for RankMe, for anything else that was measured.  Output
-are events (a step, or None for "never"), intervals, tests, and figures.  This file never sees a model, so everything in it can be tried
-on a curve that one draws by hand:
+are events (a step, or None for "never"), tests, claims with verdicts, and figures.  This file never sees a model, so everything in it
+can be tried on a curve that one draws by hand:
 
     >>> steps    = [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
     >>> accuracy = [0,  0,  0,  0,  0,  0, .2, .7, .9,  1]
@@ -18,20 +18,27 @@ The story that the paper tells (Billa 2026, arXiv 2602.15997) has three moments,
     onset         the representation recovers: RankMe rises from its floor, for good
     emergence     the model answers better than chance, clearly and for good
 
-If onset comes before emergence, geometry "leads", by `lead_time` steps.  Every date depends on choices (how clear is
-"clearly"? how long is "for good"?).  They are fields of `Choices`, with the reason for each default beside it.
+If onset comes before emergence, geometry "leads", by `lead_time` steps.  Three questions decide what such a lead is worth, and they are
+the sections of this file after the dates:
 
-Letters:  L levels (task-levels) of a run, S snapshots.
+    chance        would the onset of *another* task have come first as well?  (risk-set test, tasks exchanged, sham tasks)
+    claims        what the paper says, number by number, beside what these runs say: the table CLAIMS
+    choices       every date depends on choices (how clear is "clearly"?).  Does a claim hold under most of them?  (`multiverse`)
+
+Letters:  R runs, L levels (task-levels) of a run, S snapshots, M data sets: the one that was observed, then M - 1 shuffled ones.
 """
+import functools
+import itertools
 import math
 import statistics
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.lib.stride_tricks import sliding_window_view
 
 
 @dataclass(frozen=True)
@@ -41,16 +48,22 @@ class Choices:
                                   # and above every plateau that a half-learned answer gives here (a parity guess, a sign)
     persistence: int = 3          # snapshots in a row that must agree, for emergence and for onset: one may be luck
     behaviour: str = "accuracy"   # "accuracy", or "log_prob": the share of the answer's entropy that is explained
+    rise: float = 0.2             # RankMe counts as recovering when it is 20% above its floor: with 200 probes, the curve
+                                  # wanders by some 10% along a flat floor
     position: str = "first"       # whose hidden state: where the "first" answer token is predicted (nothing of the answer is
                                   # known there), all "answer" tokens, or the "last" token of the line (all is known)
     layer: int = -2               # the residual stream after the last block; -1 is after the final LayerNorm, 0 the embedding
     smoothing: int = 3            # running median of so many snapshots, so that a floor is not a single odd value
-    rise: float = 0.2             # RankMe counts as recovering when it is 20% above its floor: with 200 probes, the curve
-                                  # wanders by some 10% along a flat floor
+    warmup: bool = True           # do snapshots within the learning rate's warm-up count?
+
+
+# What other researchers might as well have chosen: `multiverse` goes through all combinations, 864 of them.
+ALTERNATIVES = {"threshold": (0.1, 0.3, 0.5), "persistence": (3, 5), "behaviour": ("accuracy", "log_prob"), "rise": (0.1, 0.2, 0.5),
+                "position": ("first", "answer", "last"), "layer": (-2, -1), "smoothing": (3, 7), "warmup": (True, False)}
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Dates
+# Dates.  The private functions take any number of curves at once, (..., S), and answer with indices, -1 for "never".
 
 def _check(steps, values, name):
     if len(steps) != len(values):
@@ -61,13 +74,24 @@ def _check(steps, values, name):
 
 
 def _first_run(flags, persistence):
-    """Index of the first of `persistence` True in a row, or None."""
-    run = 0
-    for i, flag in enumerate(flags):
-        run = run + 1 if flag else 0
-        if run == persistence:
-            return i - persistence + 1
-    return None
+    """Where the first `persistence` True in a row begin."""
+    if flags.shape[-1] < persistence:
+        return np.full(flags.shape[:-1], -1)
+    runs = sliding_window_view(flags, persistence, axis=-1).all(-1)
+    return np.where(runs.any(-1), runs.argmax(-1), -1)
+
+
+def _emerged(values, chance, examples, threshold, persistence):
+    bar = np.maximum(threshold, 3 * np.sqrt(chance / (1 - chance) / examples)) if examples else threshold
+    return _first_run((values - chance) / (1 - chance) >= bar - 1e-12, persistence)
+
+
+def _recovered(smooth, rise, persistence):
+    """-> floor, where it is first reached, where the curve has left it for good."""
+    low = np.where(np.isnan(smooth), np.inf, smooth).argmin(-1)
+    floor = np.take_along_axis(smooth, low[..., None], -1)
+    later = np.arange(smooth.shape[-1]) > low[..., None]
+    return floor[..., 0], low, _first_run(later & (smooth >= (1 + rise) * floor), persistence)
 
 
 def emergence_step(steps, accuracy, chance=0.0, threshold=0.3, persistence=3, examples=None):
@@ -84,24 +108,22 @@ def emergence_step(steps, accuracy, chance=0.0, threshold=0.3, persistence=3, ex
     values = _check(steps, accuracy, "emergence_step")
     if not 0 <= chance < 1:
         raise ValueError(f"emergence_step: chance {chance}: expected a number of at least 0 and below 1")
-    bar = max(threshold, 3 * math.sqrt(chance / (1 - chance) / examples) if examples else 0)
-    i = _first_run((values - chance) / (1 - chance) >= bar - 1e-12, persistence)
-    return None if i is None else steps[i]
+    i = _emerged(values, chance, examples, threshold, persistence)
+    return None if i < 0 else steps[i]
 
 
 def running_median(values, window):
-    """Median of the `window` values around each (fewer at the ends); NaN where all of them are.
+    """Median of the `window` values around each, along the last axis (fewer at the ends); NaN where all of them are.
 
     >>> running_median([1, 9, 1, 1], 3).tolist()
     [5.0, 1.0, 1.0, 1.0]
     """
     half, values = window // 2, np.asarray(values, dtype=float)
-    padded = np.pad(values, half, constant_values=math.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
-    out = np.full(len(values), math.nan)
-    some = ~np.isnan(windows).all(1)
-    out[some] = np.nanmedian(windows[some], axis=1)
-    return out
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(half, half)], constant_values=math.nan)
+    windows = np.sort(sliding_window_view(padded, 2 * half + 1, axis=-1), axis=-1)                  # NaN last
+    n = (~np.isnan(windows)).sum(-1, keepdims=True)
+    middle = [np.take_along_axis(windows, i, -1)[..., 0] for i in (np.maximum(n - 1, 0) // 2, n // 2 % windows.shape[-1])]
+    return (middle[0] + middle[1]) / 2
 
 
 class Collapse(NamedTuple):
@@ -120,9 +142,8 @@ def collapse(steps, rank, smoothing=3, rise=0.2, persistence=3):
     smooth = running_median(_check(steps, rank, "collapse"), smoothing)
     if np.isnan(smooth).all():
         raise ValueError("collapse: the curve has no values")
-    low = int(np.nanargmin(smooth))
-    i = _first_run(smooth[low + 1:] >= (1 + rise) * smooth[low], persistence)
-    return Collapse(float(smooth[low]), steps[low], None if i is None else steps[low + 1 + i])
+    floor, low, i = _recovered(smooth, rise, persistence)
+    return Collapse(float(floor), steps[low], None if i < 0 else steps[i])
 
 
 def lead_time(geometry_step, emergence_step):
@@ -147,9 +168,9 @@ def lead_interval(steps, geometry_step, emergence_step):
 # ---------------------------------------------------------------------------------------------------------------
 # Statistics of several events
 
-def rate_with_interval(k, n):
-    """k of n, with Wilson's 95% interval: (rate, low, high).  It takes the n for independent, which the levels of one
-    model are not: read it as a lower bound on the doubt.  n = 0 gives (nan, 0, 1).
+def rate_with_interval(k, n, z=1.959964):
+    """k of n, with Wilson's interval, 95% by default: (rate, low, high).  It takes the n for independent, which the levels of one
+    model are not: read it as a lower bound on the doubt, and see `clustered_interval`.  n = 0 gives (nan, 0, 1).
 
     >>> [round(x, 3) for x in rate_with_interval(24, 24)]
     [1.0, 0.862, 1.0]
@@ -158,10 +179,55 @@ def rate_with_interval(k, n):
         raise ValueError(f"rate_with_interval: {k} of {n} is not a rate")
     if n == 0:
         return math.nan, 0.0, 1.0
-    z, p = 1.959964, k / n
+    p = k / n
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return p, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def _student(df):
+    """97.5% quantile of Student's t (Cornish and Fisher's expansion, good to 1% from 3 degrees of freedom)."""
+    z = 1.959964
+    return {1: 12.706, 2: 4.303}.get(round(df)) or (z + (z ** 3 + z) / (4 * df) + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / (96 * df ** 2)
+                                                    + (3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z) / (384 * df ** 3))
+
+
+def clustered_interval(values, tasks, rate=True):
+    """Mean of an (R, L) table of events with its 95% interval, which knows that events of one task, and of one run, are alike.
+
+        variance = (variance if tasks are drawn anew) + (if runs are drawn anew) - (if single events are)
+
+    It is what a bootstrap over tasks x runs estimates, in closed form; each term is sum over clusters of
+    (sum of deviations in the cluster)^2 / n^2 * G / (G - 1), with G clusters.  NaN entries are left out.
+    tasks: (L,) labels.  rate: the entries are 0 or 1, and Wilson's formula is used, with the number of independent events that has the
+    same variance; all alike, that number is taken to be that of the tasks, or of the runs if there are more.  Returns (mean, low, high); nan for an empty table.
+    Source: Cameron, Gelbach & Miller 2011; Student's t with Satterthwaite's degrees of freedom.
+    """
+    values = np.asarray(values, dtype=float)
+    there = ~np.isnan(values)
+    n = there.sum()
+    if n == 0:
+        return math.nan, math.nan, math.nan
+    mean = values[there].mean()
+    deviation = np.where(there, values - mean, 0) / n
+    labels = np.unique(np.asarray(tasks), return_inverse=True)[1]
+    by_task = np.zeros((len(values), labels.max() + 1))
+    np.add.at(by_task.T, labels, deviation.T)
+    count = [len(np.unique(labels[there.any(0)])), int(there.any(1).sum())]
+    terms = [(x ** 2).sum() * g / (g - 1) if g > 1 else 0.0 for x, g in zip((by_task.sum(0), by_task.sum(1)), count)]
+    variance = max(sum(terms) - (by_task ** 2).sum(), (by_task ** 2).sum() / 2) if min(count) > 1 else sum(terms)
+    df = sum(terms) ** 2 / sum(t ** 2 / (g - 1) for t, g in zip(terms, count) if g > 1) if variance > 0 else max(count)
+    t = _student(max(df, 1))
+    if not rate:
+        return float(mean), float(mean - t * math.sqrt(variance)), float(mean + t * math.sqrt(variance))
+    independent = min(n, mean * (1 - mean) / variance) if variance > 1e-12 else max(count)
+    return rate_with_interval(mean * independent, independent, t)
+
+
+def _order(x):
+    """-1, 0, 1: how elements i and j of the last axis are ordered, (..., i, j); nan for two that never came (inf), which have no order."""
+    with np.errstate(invalid="ignore"):
+        return np.sign(x[..., :, None] - x[..., None, :])
 
 
 def concordance(a, b):
@@ -176,15 +242,49 @@ def concordance(a, b):
     """
     if len(a) != len(b):
         raise ValueError(f"concordance: {len(a)} and {len(b)} values")
-    a, b = ([math.inf if v is None else v for v in x] for x in (a, b))
-    alike = pairs = 0
-    for i in range(len(a)):
-        for j in range(i):
-            if a[i] == a[j] == math.inf or b[i] == b[j] == math.inf:
-                continue
-            order = ((a[i] > a[j]) - (a[i] < a[j])) * ((b[i] > b[j]) - (b[i] < b[j]))       # 1 alike, -1 not, 0 a tie
-            alike, pairs = alike + (1 + order) / 2, pairs + 1
-    return alike / pairs if pairs else math.nan
+    alike = (_order(_times(a)) * _order(_times(b)))[np.triu_indices(len(a), 1)]                     # 1 alike, -1 not, 0 a tie
+    return float((1 + alike[~np.isnan(alike)]).mean() / 2) if not np.isnan(alike).all() else math.nan
+
+
+def ranks(values):
+    """1 for the smallest along the last axis, and so on; ties get the mean of their ranks.
+
+    >>> ranks([30, 10, 20, 10]).tolist()
+    [4.0, 1.5, 3.0, 1.5]
+    """
+    x = np.asarray(values, dtype=float)
+    return (x[..., None] > x[..., None, :]).sum(-1) + ((x[..., None] == x[..., None, :]).sum(-1) + 1) / 2
+
+
+def spearman(a, b):
+    """Correlation of two sets of `ranks` along the last axis, -1 to 1; nan where one of them is constant."""
+    a, b = (r - r.mean(-1, keepdims=True) for r in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a ** 2).sum(-1) * (b ** 2).sum(-1))
+
+
+def holm(p_values):
+    """p-values of several tests, adjusted so that the chance of even one false alarm stays at the level (Holm 1979).  None stays None.
+
+    >>> holm([0.01, 0.04, None, 0.03])
+    [0.03, 0.06, None, 0.06]
+    """
+    order = sorted((i for i, p in enumerate(p_values) if p is not None), key=lambda i: p_values[i])
+    out, worst = [None] * len(p_values), 0.0
+    for k, i in enumerate(order):
+        out[i] = worst = max(worst, min(1.0, (len(order) - k) * p_values[i]))
+    return out
+
+
+def _times(dates):
+    """Steps, None for "never" -> floats, infinity for "never"."""
+    return np.array([math.inf if v is None else v for v in dates], dtype=float)
+
+
+def _risk_set(onset, emergence):
+    """-> at each emergence time, a column each: x (L, T), risk set (L, T), those that emerge (L, T)."""
+    t = np.unique(emergence[np.isfinite(emergence)])
+    return onset[:, None] < t, emergence[:, None] >= t, emergence[:, None] == t
 
 
 def risk_set_test(onsets, emergences):
@@ -209,16 +309,12 @@ def risk_set_sums(onsets, emergences):
     """(U, V) of `risk_set_test`: over several runs, or strata, they add up."""
     if len(onsets) != len(emergences):
         raise ValueError(f"risk_set_test: {len(onsets)} onsets but {len(emergences)} emergences")
-    onset = np.array([math.inf if v is None else v for v in onsets], dtype=float)
-    emergence = np.array([math.inf if v is None else v for v in emergences], dtype=float)
-    U = V = 0.0
-    for t in np.unique(emergence[np.isfinite(emergence)]):
-        risk, event = emergence >= t, emergence == t
-        x, size, d = onset < t, risk.sum(), event.sum()
-        m = x[risk].mean()
-        U += x[event].sum() - d * m
-        V += d * m * (1 - m) * (size - d) / max(size - 1, 1)
-    return float(U), float(V)
+    x, risk, event = _risk_set(_times(onsets), _times(emergences))
+    size, d = risk.sum(0), event.sum(0)
+    m = (x & risk).sum(0) / size
+    U = (x & event).sum(0) - d * m
+    V = d * m * (1 - m) * (size - d) / np.maximum(size - 1, 1)
+    return float(U.sum()), float(V.sum())
 
 
 class Range(NamedTuple):
@@ -256,58 +352,96 @@ def curve(rows, level, *path):
     return steps, values
 
 
-def behaviour_curve(config, rows, level, behaviour="accuracy"):
-    """(steps, values, chance): accuracy with its chance level, or the share of the answers' entropy that the model explains,
-    1 - log_prob / (log-probability of the best guess that ignores the operands), which is 0 there and 1 at certainty.
-    Accuracy is that on unseen operands where some are never trained on: knowing the others by heart is no capability."""
-    unseen = behaviour == "accuracy" and config["train_fraction"] < 1
-    steps, values = curve(rows, level, "accuracy_test" if unseen else behaviour)
-    if behaviour == "accuracy":
-        return steps, values, config["chance"][level]
-    return steps, [1 - v / config["chance_log_prob"][level] for v in values], 0.0
+@dataclass(eq=False)                  # compared, and cached, by identity
+class Run:
+    """The curves of one run as arrays; NaN where nothing was measured."""
+    config: dict                      # config.json
+    rows: list                        # of metrics.jsonl
+    steps: np.ndarray                 # (S,)
+    accuracy: np.ndarray              # (L, S), on unseen operands where some are never trained on: knowing the others by heart is no capability
+    log_prob: np.ndarray              # (L, S): share of the answers' entropy that the model explains, 1 - log p / log p of the best blind guess
+    rankme: dict                      # position -> (L, layers, S)
+
+    @property
+    def levels(self):
+        return self.config["levels"]
+
+    @property
+    def name(self):
+        return f"{self.config['size']}-s{self.config['seed']}"
+
+
+def tabulate(config, rows):
+    """config.json and the rows of metrics.jsonl -> Run."""
+    def table(*path):                                                           # (L, S, ...)
+        return np.array([[functools.reduce(lambda x, key: x[key], path, row["levels"][level]) for row in rows] for level in config["levels"]], dtype=float)
+    blind = np.array([config["chance_log_prob"][level] for level in config["levels"]])
+    return Run(config, rows, np.array([row["step"] for row in rows]), table("accuracy_test" if config["train_fraction"] < 1 else "accuracy"),
+               1 - table("log_prob") / blind[:, None], {position: table("rankme", position).swapaxes(1, 2) for position in ALTERNATIVES["position"]})
+
+
+def _since(run, warmup):
+    """Index of the first snapshot that counts."""
+    return 0 if warmup else min(int(np.searchsorted(run.steps, run.config["warmup"])), len(run.steps) - 1)
+
+
+def _steps_at(run, index, start):
+    """Indices into the snapshots from `start` on -> steps, infinity for never."""
+    return np.where(index < 0, np.inf, run.steps[index + start])
+
+
+@functools.lru_cache(maxsize=20000)
+def _geometry(run, position, smoothing, rise, persistence, warmup):
+    """-> floor, floor_step, onset, each (L, layers)."""
+    start = _since(run, warmup)
+    floor, low, onset = _recovered(_smooth(run, position, smoothing, warmup), rise, persistence)
+    return floor, _steps_at(run, low, start), _steps_at(run, onset, start)
+
+
+@functools.lru_cache(maxsize=200)
+def _smooth(run, position, smoothing, warmup):
+    return running_median(run.rankme[position][..., _since(run, warmup):], smoothing)
+
+
+@functools.lru_cache(maxsize=20000)
+def _behaviour(run, behaviour, threshold, persistence, warmup):
+    """-> emergence (L,)."""
+    chance = np.array([run.config["chance"][level] if behaviour == "accuracy" else 0.0 for level in run.levels])[:, None]
+    start = _since(run, warmup)
+    return _steps_at(run, _emerged(getattr(run, behaviour)[:, start:], chance, run.config["eval_examples"], threshold, persistence), start)
 
 
 def top_down(layer_values):
-    """Do deeper layers have smaller values?  Share of layer pairs for which they do: 1 top-down, 0 bottom-up, 0.5 no order.
+    """Do deeper layers have smaller values?  Share of layer pairs (last axis) for which they do: 1 top-down, 0 bottom-up, 0.5 no order.
     The embedding (first entry) and the final LayerNorm (last) are no layers of their own, and left out."""
-    blocks = layer_values[1:-1]
-    return concordance(range(len(blocks)), [None if v is None else -v for v in blocks])
+    blocks = np.asarray(layer_values, dtype=float)[..., 1:-1]
+    i, j = np.triu_indices(blocks.shape[-1], 1)
+    return ((1 + _order(blocks)[..., i, j]) / 2).mean(-1)
 
 
-def events(config, rows, choices=Choices()):
-    """Everything that happened in one run: a list of dicts, one per task-level.
-
-    config: its config.json; rows: its metrics.jsonl.  Steps that are None never came within the run.
-    """
-    c, out = choices, []
-    for level in config["levels"]:
-        steps, ranks = curve(rows, level, "rankme", c.position)               # ranks: per snapshot a list over layers
-        if not steps:
-            continue
-        layers = [collapse(steps, [r[i] for r in ranks], c.smoothing, c.rise, c.persistence) for i in range(len(ranks[0]))]
-        chosen = layers[c.layer]
-        emerged = {}
-        for behaviour in ("accuracy", "log_prob"):
-            at, values, chance = behaviour_curve(config, rows, level, behaviour)
-            emerged[behaviour] = emergence_step(at, values, chance, c.threshold, c.persistence, config["eval_examples"])
-        emergence = emerged[c.behaviour]
-        seen = curve(rows, level, "accuracy_train")                           # only with a train fraction below 1
-        states = rows[0]["levels"][level]["distinct"] * (config["answer_tokens"][level] if c.position == "answer" else 1)
-        ceiling = min(states, config["width"])                                # RankMe of so many distinct rows cannot be more
-        interval = lead_interval(steps, chosen.onset_step, emergence)
+def events(run, choices=Choices()):
+    """Everything that happened in one run: a list of dicts, one per task-level.  Steps that are None never came within it."""
+    c, out, config = choices, [], run.config
+    floors, floor_steps, onsets = _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup)
+    emerged = {b: _behaviour(run, b, c.threshold, c.persistence, c.warmup) for b in ALTERNATIVES["behaviour"]}
+    step = lambda x: None if math.isinf(x) else int(x)
+    for k, level in enumerate(run.levels):
+        onset, emergence = step(onsets[k, c.layer]), step(emerged[c.behaviour][k])
+        seen = curve(run.rows, level, "accuracy_train")                         # only with a train fraction below 1
+        states = run.rows[0]["levels"][level]["distinct"] * (config["answer_tokens"][level] if c.position == "answer" else 1)
+        ceiling = min(states, config["width"])                                  # RankMe of so many distinct rows cannot be more
+        interval = lead_interval(run.steps.tolist(), onset, emergence)
         task, _, number = level.rpartition("-")
         out.append({
             "size": config["size"], "parameters": config["parameters"], "seed": config["seed"], "level": level,
             "task": task, "difficulty": int(number), "control": level.startswith("sham-"),
-            "floor": chosen.floor, "ceiling": ceiling, "floor_share": chosen.floor / ceiling, "floor_step": chosen.floor_step,
-            "start": ranks[0][c.layer], "onset": chosen.onset_step, "emergence": emergence,
-            "emergence_accuracy": emerged["accuracy"], "emergence_log_prob": emerged["log_prob"],
+            "floor": float(floors[k, c.layer]), "ceiling": ceiling, "floor_share": float(floors[k, c.layer]) / ceiling,
+            "floor_step": int(floor_steps[k, c.layer]), "start": float(run.rankme[c.position][k, c.layer, 0]), "onset": onset, "emergence": emergence,
+            "emergence_accuracy": step(emerged["accuracy"][k]), "emergence_log_prob": step(emerged["log_prob"][k]),
             "memorised": emergence_step(*seen, config["chance"][level], c.threshold, c.persistence, config["eval_examples"]),
-            "lead": lead_time(chosen.onset_step, emergence),
-            "lead_low": interval and interval[0], "lead_high": interval and interval[1],
-            "top_down_floor": top_down([x.floor for x in layers]),
-            "top_down_time": top_down([x.floor_step for x in layers]),
-            "final_accuracy": curve(rows, level, "accuracy")[1][-1], "last_step": rows[-1]["step"],
+            "lead": lead_time(onset, emergence), "lead_low": interval and interval[0], "lead_high": interval and interval[1],
+            "top_down_floor": float(top_down(floors[k])), "top_down_time": float(top_down(floor_steps[k])),
+            "final_accuracy": float(curve(run.rows, level, "accuracy")[1][-1]), "last_step": int(run.steps[-1]),
         })
     return out
 
@@ -332,28 +466,474 @@ def summarise(event_list):
     return out
 
 
-def lead_check(event_list):
-    """Is a lead more than common timing gives?  The risk-set test over all runs, each a stratum of its own, and the controls.
+class Dates(NamedTuple):
+    """The events of all runs as arrays (R, L), infinity for "never"; the shams are left out, or, if asked for, the only ones in it."""
+    onset: np.ndarray
+    emergence: np.ndarray
+    floor: np.ndarray
+    start: np.ndarray                 # RankMe of the untrained model
+    down_floor: np.ndarray            # share of layer pairs whose deeper one has the lower floor
+    down_time: np.ndarray             # ... reaches it first
+    tasks: tuple                      # (L,) names of the tasks
+    parameters: np.ndarray            # (R,)
+    runs: list
+    choices: Choices
 
-    -> dict: z and information of `risk_set_test`; the verdict in words; how many shams there were, how many of them had an onset (false alarms
-    of RankMe), and how many "emerged" (which none should).
-    """
-    runs, shams = {}, [e for e in event_list if e["control"]]
-    for e in event_list:
-        if not e["control"]:
-            runs.setdefault((e["size"], e["seed"]), []).append(e)
-    sums = [risk_set_sums([e["onset"] for e in es], [e["emergence"] for e in es]) for es in runs.values()]
-    U, V = (sum(column) for column in zip(*sums))
-    z = U / math.sqrt(V) if V > 0 else math.nan
-    verdict = ("cannot tell: the information is below 5" if V < 5 else "task-levels whose RankMe has recovered emerge sooner" if z > 1.96 else
-               "task-levels whose RankMe has recovered emerge later" if z < -1.96 else "no sign that recovery predicts emergence")
-    return {"z": z, "information": V, "verdict": verdict, "shams": len(shams), "sham_onsets": sum(e["onset"] is not None for e in shams),
-            "sham_emergences": sum(e["emergence"] is not None for e in shams)}
+
+def dates(runs, choices=Choices(), shams=False):
+    """All runs have the same task-levels (one sweep); snapshots and numbers of layers may differ."""
+    c, columns = choices, []
+    chosen = [k for k, level in enumerate(runs[0].levels) if level.startswith("sham-") == shams]
+    for run in runs:
+        floor, floor_step, onset = (x[chosen] for x in _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup))
+        columns.append((onset[:, c.layer], _behaviour(run, c.behaviour, c.threshold, c.persistence, c.warmup)[chosen], floor[:, c.layer],
+                        run.rankme[c.position][chosen, c.layer, 0], top_down(floor), top_down(floor_step)))
+    return Dates(*(np.array(column) for column in zip(*columns)), tuple(runs[0].levels[k].rpartition("-")[0] for k in chosen),
+                 np.array([run.config["parameters"] for run in runs]), runs, c)
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Figures.  `runs` is a list of (config, rows).  Colours are those of Okabe and Ito, which colour-blind readers can tell apart;
-# what matters differs in line style or marker too, so that it survives a black-and-white printer.
+# What chance gives.  A statistic takes Dates and Shuffles and returns (M,) numbers: of the data as they are, then of
+# M - 1 data sets in which what the claim is about has been shuffled.
+
+class Shuffles(NamedTuple):
+    tasks: np.ndarray                 # (M, L): whose geometry each task-level gets: tasks exchanged within a level, alike in all runs
+    runs: np.ndarray                  # (M, R): runs exchanged, and so the sizes
+    upside_down: np.ndarray           # (M, R) bool: the layers of a run in reverse order
+
+
+def shuffles(levels, num_runs, count, seed=0):
+    """`count` data sets, the first as it is.  Levels of one task are ordered by difficulty and not exchangeable; tasks within a level are,
+    if geometry and behaviour have nothing to do with each other.  One permutation serves all runs, for seeds repeat what tasks do."""
+    rng, number = np.random.default_rng(seed), np.array([level.rpartition("-")[2] for level in levels])
+    tasks = np.tile(np.arange(len(levels)), (count, 1))
+    for k in np.unique(number):
+        (where,) = (number == k).nonzero()
+        tasks[1:, where] = rng.permuted(np.tile(where, (count - 1, 1)), axis=1)
+    runs = np.tile(np.arange(num_runs), (count, 1))
+    runs[1:] = rng.permuted(runs[1:], axis=1)
+    upside_down = rng.random((count, num_runs)) < 0.5
+    upside_down[0] = False
+    return Shuffles(tasks, runs, upside_down)
+
+
+def collapse_rate(d, s):
+    """Share of task-levels whose RankMe loses at least half of what it has above 1, the least there can be."""
+    return (_collapsed(d)).mean(keepdims=True).ravel()
+
+
+def _collapsed(d):
+    return (d.floor - 1 <= (d.start - 1) / 2).astype(float)
+
+
+def _by_size(d):
+    return [d.parameters == p for p in np.unique(d.parameters)]
+
+
+def floor_ratio(d, s):
+    """Floor at the largest size over floor at the smallest: geometric mean over task-levels.  Null: sizes exchanged between runs."""
+    sizes = _by_size(d)
+    if len(sizes) < 2:
+        return np.full(1, math.nan)
+    level = np.log(d.floor).mean(1)[s.runs]                                     # (M, R)
+    return np.exp(level[:, sizes[-1]].mean(1) - level[:, sizes[0]].mean(1))
+
+
+def _top_down_cells(down, d, s):
+    """Share of task x size cells that are top-down, on average over levels and seeds.  Null: layers in reverse, run by run."""
+    by_task = np.array([down[:, [t == task for t in d.tasks]].mean(1) for task in dict.fromkeys(d.tasks)]).T       # (R, tasks)
+    by_task = np.where(s.upside_down[:, :, None], 1 - by_task, by_task)         # (M, R, tasks)
+    return np.mean([by_task[:, size].mean(1) > 0.5 for size in _by_size(d)], axis=(0, 2))
+
+
+def precursor_rate(d, s):
+    """Of the task-levels that emerge, the share whose onset came before."""
+    emerges = np.isfinite(d.emergence)
+    first = (d.onset[:, s.tasks] < d.emergence[:, None]) & emerges[:, None]     # (R, M, L)
+    return first.sum((0, 2)) / (emerges.sum() or math.nan)
+
+
+def _leads(d):
+    """(R, L): 1 if geometry came first, 0 if not, NaN for what did not emerge."""
+    return np.where(np.isfinite(d.emergence), d.onset < d.emergence, math.nan)
+
+
+def risk_set_excess(d, s):
+    """U of the risk-set test over all runs, in standard deviations of its own permutation distribution, and centred there: so it neither
+    counts what the levels have in common nor takes the seeds, in which tasks repeat themselves, for independent."""
+    U = np.zeros(len(s.tasks))
+    for onset, emergence in zip(d.onset, d.emergence):
+        x, risk, event = _risk_set(onset, emergence)
+        pairs = (event - event.sum(0) / risk.sum(0) * risk) @ x.T.astype(float)               # (L, L): [k, whose onset k is given]
+        U += pairs[np.arange(len(onset)), s.tasks].sum(1)
+    spread = U.std()
+    return (U - U.mean()) / spread if spread > 1e-9 else np.zeros_like(U)
+
+
+def order_correlation(d, s):
+    """Spearman's rho between the order of onsets and the order of emergence, mean over runs; what never came comes last."""
+    rho = [spearman(ranks(onset)[s.tasks], ranks(emergence)) for onset, emergence in zip(d.onset, d.emergence)]
+    return np.mean([r for r in rho if not np.isnan(r[0])] or [np.full(len(s.tasks), math.nan)], axis=0)
+
+
+def difficulty(d):
+    """(R, L): 0 easy, 1, 2 hard: terciles of the median emergence over the *other* runs of the size; -1 where there is none.
+    Classes of a run's own dates would make precursors: what emerges late has had time for an onset."""
+    out = np.full(d.emergence.shape, -1)
+    for r in range(len(out)):
+        others = (d.parameters == d.parameters[r]) & (np.arange(len(out)) != r)
+        if others.any():
+            out[r] = np.minimum((ranks(np.median(d.emergence[others], axis=0)) - 1) * 3 // out.shape[1], 2)
+    return out
+
+
+def within_class(d, s):
+    """Concordance of onsets with emergence among task-levels of one difficulty class."""
+    classes, pairs = difficulty(d), np.triu_indices(d.onset.shape[1], 1)
+    alike, n = 0.0, 0.0
+    for onset, emergence, c in zip(d.onset, d.emergence, classes):
+        i, j = (p[(c[pairs[0]] == c[pairs[1]]) & (c[pairs[0]] >= 0)] for p in pairs)
+        order = _order(onset)[s.tasks[:, i], s.tasks[:, j]] * _order(emergence)[i, j]                # (M, pairs)
+        alike, n = alike + np.nansum((1 + order) / 2, 1), n + (~np.isnan(order)).sum(1)
+    return np.where(n > 0, alike / np.maximum(n, 1), math.nan) if np.any(n) else np.full(1, math.nan)
+
+
+def swap_rate(d, s):
+    """Pairs of task-levels that emerge in one order at one size and in the other order at another size: the share whose onsets have the
+    order of emergence at both.  Medians over seeds.  An order drawn by lot gets a quarter right."""
+    onset, emergence = ([_order(np.median(x[size], axis=0)) for size in _by_size(d)] for x in (d.onset, d.emergence))
+    right, n = 0.0, 0
+    for a, b in itertools.combinations(range(len(emergence)), 2):
+        i, j = np.triu(emergence[a] * emergence[b] == -1).nonzero()             # the pairs that sizes a and b put in opposite orders
+        alike = [order[s.tasks[:, i], s.tasks[:, j]] == true[i, j] for order, true in ((onset[a], emergence[a]), (onset[b], emergence[b]))]
+        right, n = right + (alike[0] & alike[1]).sum(1), n + len(i)
+    return right / n if n else np.full(1, math.nan)
+
+
+LAGS, GRID = 24, 64
+
+
+@functools.lru_cache(maxsize=64)
+def change_lags(run, position, layer, behaviour):
+    """By how many points of a grid uniform in log(1 + step) the changes (first differences) of RankMe precede those of behaviour, where their
+    cross-correlation is largest: (L, L), [k, j] for the behaviour of level k and the RankMe of level j.  Positive: RankMe first."""
+    log = np.log1p(run.steps)
+    grid = np.linspace(0, log[-1], GRID)
+    changes = []
+    for values in (getattr(run, behaviour), run.rankme[position][:, layer]):
+        x = np.diff([np.interp(grid, log, v) for v in values], axis=1)          # (L, GRID - 1)
+        x = x - x.mean(1, keepdims=True)
+        changes.append(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
+    b, g = changes
+    n = GRID - 1
+    each = [b[:, max(lag, 0):n + min(lag, 0)] @ g[:, max(-lag, 0):n - max(lag, 0)].T for lag in range(-LAGS, LAGS + 1)]
+    return np.argmax(each, axis=0) - LAGS
+
+
+def correlation_lead(d, s):
+    """Share of the task-levels that emerge whose RankMe changes before their behaviour does, by cross-correlation of first differences."""
+    c, k, first, n = d.choices, np.arange(d.onset.shape[1]), 0.0, 0
+    real = [i for i, level in enumerate(d.runs[0].levels) if not level.startswith("sham-")]
+    for run, emergence in zip(d.runs, d.emergence):
+        lags = change_lags(run, c.position, c.layer, c.behaviour)[np.ix_(real, real)]
+        emerges = np.isfinite(emergence)
+        first, n = first + (lags[k, s.tasks] > 0)[:, emerges].sum(1), n + emerges.sum()
+    return first / (n or math.nan)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Measures that are taken at a few snapshots only
+
+RARE = {"gradient_rank": ("gradient_rank",), "fisher_rank": ("fisher_rank",), "hessian_top": ("hessian_top", "eigenvalue"), "llc": ("llc", "mean"),
+        "linear_probe": ("linear_probe", -2)}                                   # name -> where its number stands in a row
+
+
+def rise_index(values, share=0.2):
+    """Where a measure has begun to rise: index of the first of two snapshots in a row, behind its lowest value, that have gone 20% of the way
+    from there to the highest value after it; -1 for never.  One rule for measures of any unit.
+
+    >>> int(rise_index(np.array([9., 1., 1., 1.5, 4., 5., 9.])))
+    4
+    """
+    low = int(np.nanargmin(values))
+    top = np.nanmax(values[low:])
+    return _first_run((np.arange(len(values)) > low) & (values >= values[low] + share * (top - values[low])) & (top > values[low]), 2)
+
+
+def rare_dates(d, name):
+    """Dates of one rare measure on its own grid of snapshots: -> (Dates of the runs that have it, the same for RankMe, their grids).
+
+    A quantity that is looked at rarely looks late, so emergence is put on the same grid: the first of its snapshots that is not before it.
+    RankMe is dated there by the rule of the others, `rise_index`.  LLC: negative values, at points that are no minimum, are left out.
+    The linear probe has emerged when it is above the untrained model's and above its own on shuffled labels by `threshold` of the way to 1.
+    """
+    c, chosen, mine, rankme, emergence, grids = d.choices, [], [], [], [], []
+    for r, run in enumerate(d.runs):
+        real = [k for k, level in enumerate(run.levels) if not level.startswith("sham-")]
+        curves = [curve(run.rows, run.levels[k], *RARE[name]) for k in real]
+        if len(curves[0][0]) < 3:
+            continue
+        grid = np.array(curves[0][0])
+        at = np.searchsorted(run.steps, grid)
+        dated = lambda i: np.inf if i < 0 else grid[i]
+        columns = []
+        for k, (steps, values) in zip(real, curves):
+            values = np.array(values, dtype=float)
+            if name == "linear_probe":
+                base = np.maximum(values[0], curve(run.rows, run.levels[k], "linear_probe_shuffled")[1])
+                i = _first_run((values - base) / np.maximum(1 - base, 1e-9) >= c.threshold, 2)
+            else:
+                values[(values < 0) & (name == "llc")] = math.nan
+                i = rise_index(values) if (~np.isnan(values)).sum() > 2 else -1
+            when = np.searchsorted(grid, d.emergence[r, real.index(k)])
+            columns.append((dated(i), dated(rise_index(run.rankme[c.position][k, c.layer, at])), dated(when if when < len(grid) else -1)))
+        for table, column in zip((mine, rankme, emergence), zip(*columns)):
+            table.append(column)
+        chosen.append(r)
+        grids.append(grid)
+    part = d._replace(emergence=np.array(emergence), parameters=d.parameters[chosen], runs=[d.runs[r] for r in chosen])
+    return part._replace(onset=np.array(mine)), part._replace(onset=np.array(rankme)), grids
+
+
+def rare_rate(name):
+    """Statistic: share of the task-levels that emerge in which this measure rose at an earlier snapshot of its grid."""
+    def statistic(d, s):
+        mine = rare_dates(d, name)[0]
+        return precursor_rate(mine, s) if len(mine.runs) else np.full(1, math.nan)
+    return statistic
+
+
+def compare_measures(d, s):
+    """Lead and lag of every measure that was taken, with RankMe on the same grid beside it: a list of dicts."""
+    out = []
+    for name in RARE:
+        mine, rankme, grids = rare_dates(d, name)
+        emerges = np.isfinite(mine.emergence) if grids else np.zeros(0, bool)
+        if not emerges.any():
+            continue
+        rates, rate = precursor_rate(mine, s), clustered_interval(_leads(mine), d.tasks)
+        both = emerges & np.isfinite(mine.onset)
+        spans = [lead_interval(grids[r].tolist(), mine.onset[r, k], mine.emergence[r, k]) for r, k in zip(*both.nonzero())]
+        out.append({"measure": name, "runs": len(grids), "snapshots": min(map(len, grids)), "events": int(emerges.sum()),
+                    "first": int((mine.onset < mine.emergence)[emerges].sum()), "same": int((mine.onset == mine.emergence)[emerges].sum()),
+                    "later_or_never": int((mine.onset > mine.emergence)[emerges].sum()), "rate": rate[0], "low": rate[1], "high": rate[2],
+                    "null": float(rates[1:].mean()), "p": _p(rates), "rankme_rate": float(precursor_rate(rankme, s)[0]),
+                    "lead_low": float(np.median([a for a, _ in spans])) if spans else None, "lead_high": float(np.median([b for _, b in spans])) if spans else None})
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The claims of the paper
+
+TASKS, LAYERS, SIZES = "tasks exchanged within a level", "layers in reverse", "sizes exchanged"
+FLOOR = ("position", "layer", "smoothing", "warmup")                            # the choices that a floor depends on
+
+
+@dataclass(frozen=True)
+class Claim:
+    key: str
+    text: str
+    v1: str                           # what the versions of the paper report
+    v3: str
+    v4: str
+    statistic: Callable               # (Dates, Shuffles) -> (M,)
+    holds: Callable                   # these numbers -> booleans: is it as the paper says?
+    null: str = ""                    # what the Shuffles exchange
+    kind: str = "describe"            # or "beyond": worth something only if chance gives less; or "chance": it says that prediction fails
+    form: str = "{:.0%}"
+    needs: str = ""                   # what a sweep must have for it
+    interval: Callable = None         # Dates -> (mean, low, high)
+    extremity: Callable = np.asarray  # what is compared with the null: large is far from chance
+    reads: tuple = tuple(ALTERNATIVES)                                          # the choices that it depends on
+
+
+def _over_runs(statistic):
+    """Interval of a statistic that each run has one of."""
+    def interval(d):
+        one = Shuffles(np.arange(d.onset.shape[1])[None], np.zeros((1, 1), int), np.zeros((1, 1), bool))
+        each = [statistic(d._replace(onset=d.onset[r:r + 1], emergence=d.emergence[r:r + 1]), one)[0] for r in range(len(d.runs))]
+        return clustered_interval(np.array(each)[:, None], ("",), rate=False) if len(each) > 1 else (each[0], math.nan, math.nan)
+    return interval
+
+
+def _ratio_interval(d):
+    sizes = _by_size(d)
+    if len(sizes) < 2:
+        return math.nan, math.nan, math.nan
+    level = np.log(d.floor[sizes[-1]]).mean(0) - np.log(d.floor[sizes[0]]).mean(0)
+    return tuple(np.exp(clustered_interval(level[None], d.tasks, rate=False)))
+
+
+def task_share(d, s):
+    """Share of the variance of log floors, within a level, that lies between tasks: do the three levels of a task have floors alike?"""
+    x = np.log(d.floor).mean(0)
+    label = np.array([level.rpartition("-")[2] for level in d.runs[0].levels if not level.startswith("sham-")])
+    for k in np.unique(label):
+        x[label == k] -= x[label == k].mean()
+    x = x[s.tasks]                                                              # (M, L)
+    if len(set(d.tasks)) < 2:
+        return np.full(1, math.nan)
+    between = sum(x[:, [t == task for t in d.tasks]].mean(1) ** 2 * d.tasks.count(task) for task in set(d.tasks))
+    return between / np.maximum((x ** 2).sum(1), 1e-12)
+
+
+def _events_interval(table):
+    return lambda d: clustered_interval(table(d), d.tasks)
+
+
+def _rare(name):
+    return dict(statistic=rare_rate(name), null=TASKS, needs=f"--measures {name}",
+                interval=lambda d: clustered_interval(_leads(rare_dates(d, name)[0]), d.tasks))
+
+
+# The thresholds in `holds` are the lowest value that a version of the paper reports, or what its words mean at the least.
+CLAIMS = (
+    Claim("C1", "RankMe collapses, losing half of what it has above 1", "all tasks", "all tasks", "all tasks", collapse_rate,
+          lambda x: x >= 0.9, interval=_events_interval(_collapsed), reads=FLOOR),
+    Claim("C1 floor", "the floor depends on the task (share of its variance)", "yes", "yes", "yes", task_share, lambda x: x >= 0.5, TASKS, "beyond",
+          needs="two tasks", reads=FLOOR),
+    Claim("C2", "the floor does not depend on scale (largest / smallest)", "same at all", "same at all", "task-specific", floor_ratio,
+          lambda x: (x > 0.8) & (x < 1.25), SIZES, form="{:.2f}", needs="two sizes", interval=_ratio_interval, extremity=lambda x: np.abs(np.log(x)),
+          reads=FLOOR),
+    Claim("C3 depth", "deeper layers have lower floors (task x size)", "32/32", "28/32", "top-down",
+          lambda d, s: _top_down_cells(d.down_floor, d, s), lambda x: x >= 0.87, LAYERS, "beyond", reads=FLOOR),
+    Claim("C3 time", "deeper layers reach their floors first (task x size)", "32/32", "28/32", "top-down",
+          lambda d, s: _top_down_cells(d.down_time, d, s), lambda x: x >= 0.87, LAYERS, "beyond", reads=FLOOR),
+    Claim("C4", "RankMe recovers before emergence", "75-100%", "100%", "hard tasks only", precursor_rate, lambda x: x >= 0.75, TASKS, "beyond",
+          interval=_events_interval(_leads), needs="an emergence"),
+    Claim("C4 risk set", "those that have recovered emerge sooner (z)", "-", "-", "-", risk_set_excess, lambda x: x > 1.645, TASKS, "beyond", "{:.1f}"),
+    Claim("C4 changes", "RankMe's changes precede behaviour's (cross-correlation)", "leads", "leads", "leads if hard", correlation_lead,
+          lambda x: x >= 0.75, TASKS, "beyond", needs="an emergence"),
+    Claim("C5", "the LLC does not lead (share that it does)", "0/24", "0/24", "no precursor", holds=lambda x: x <= 0.25, **_rare("llc")),
+    Claim("C6", "the top Hessian eigenvalue does not lead", "about 17%", "lags", "no precursor", holds=lambda x: x <= 0.25, **_rare("hessian_top")),
+    Claim("C7", "order of onsets and of emergence go together (rho)", ".57-.90", ".57-.90", "-", order_correlation, lambda x: x >= 0.57, TASKS, "beyond",
+          "{:.2f}", "an emergence", _over_runs(order_correlation)),
+    Claim("C7 fine", "but not within a difficulty class (concordance)", "27%", "52-69%", "-", within_class, lambda x: x <= 0.69, TASKS, "chance",
+          needs="two seeds of a size, and several task-levels in a class"),
+    Claim("C8", "where sizes reverse an order, prediction fails (swap test)", "26%", "26%", "-", swap_rate, lambda x: x <= 0.5, TASKS, "chance",
+          needs="two sizes that reverse an order"),
+    Claim("C10", "a linear probe finds the answer before behaviour does", "-", "-", "yes", holds=lambda x: x >= 0.5, kind="beyond", **_rare("linear_probe")),
+)
+RARELY = ("C5", "C6", "C10")          # taken at too few snapshots for the multiverse to vary anything
+
+
+def _p(values, extremity=np.asarray):
+    """How often chance is at least as far out as what was observed, which counts as one of the data sets."""
+    if len(values) < 2 or math.isnan(values[0]):
+        return None
+    x = extremity(values)
+    return float((x >= x[0] - 1e-9).mean())
+
+
+def judge(claim, d, value, p, information):
+    """The verdict in plain words.  p: Holm's, over all claims."""
+    as_claimed, tasks = bool(claim.holds(value)), len(set(d.tasks))
+    if math.isnan(value):
+        return f"cannot tell: needs {claim.needs}"
+    if claim.null == TASKS and tasks < 2:
+        return "cannot tell: a single task has no other to be exchanged with"
+    if claim.null == LAYERS and len(d.runs) < 5:
+        return f"{'as claimed' if as_claimed else 'not as claimed'}; {len(d.runs)} of the 5 runs that it takes to tell it from chance"
+    if claim.key == "C4 risk set" and information < 5:
+        return f"cannot tell: information {information:.1f}, below 5"
+    if claim.kind == "describe":
+        return "holds" if as_claimed else "does not hold"
+    if claim.kind == "chance":
+        return "holds: no better than chance" if p >= 0.05 else "does not hold: better than chance"
+    if as_claimed:
+        return "holds, and beyond chance" if p < 0.05 else "as claimed, but chance gives it too"
+    return "weaker than claimed, but beyond chance" if p < 0.05 else "does not hold"
+
+
+def lead_check(d, shams):
+    """The risk-set test over all runs, each a stratum of its own, with its formula's z and information; and the false alarms of the shams.
+    (z takes the runs for independent; the tasks in them are the same, so the verdict is left to the permutations of `risk_set_excess`.)"""
+    U, V = (sum(column) for column in zip(*(risk_set_sums(*pair) for pair in zip(d.onset, d.emergence))))
+    return {"z": U / math.sqrt(V) if V > 0 else math.nan, "information": V, "shams": shams.onset.size,
+            "sham_onsets": int(np.isfinite(shams.onset).sum()), "sham_emergences": int(np.isfinite(shams.emergence).sum()),
+            "median_onset": float(np.median(d.onset)), "onsets_in_warmup": float(np.mean([o < run.config["warmup"] for o, run in zip(d.onset, d.runs)]))}
+
+
+def class_rates(d, s):
+    """Precursor rate by difficulty class, each beside the null of that class."""
+    out, classes = [], difficulty(d)
+    for k, name in enumerate(("easy", "middle", "hard")):
+        among = d._replace(emergence=np.where(classes == k, d.emergence, np.inf))
+        if np.isfinite(among.emergence).any():
+            rates, (rate, low, high) = precursor_rate(among, s), clustered_interval(_leads(among), d.tasks)
+            out.append({"class": name, "events": int(np.isfinite(among.emergence).sum()), "rate": rate, "low": low, "high": high,
+                        "null": float(rates[1:].mean()), "p": _p(rates)})
+    return out
+
+
+def floors_across_sizes(d):
+    """How much floors vary: coefficient of variation over sizes (of one task-level), over seeds (of one size), over tasks (of one level)."""
+    cv = lambda x: float(np.mean(x.std(0) / x.mean(0))) if len(x) > 1 else None
+    sizes = np.array([d.floor[size].mean(0) for size in _by_size(d)])           # (K, L)
+    seeds = [cv(d.floor[size]) for size in _by_size(d) if size.sum() > 1]
+    levels = np.array([level.rpartition("-")[2] for level in d.runs[0].levels if not level.startswith("sham-")])
+    return {"over_sizes": cv(sizes), "over_seeds": float(np.mean(seeds)) if seeds else None,
+            "over_tasks": float(np.mean([cv(sizes[:, levels == k].T) or 0 for k in np.unique(levels)])) if len(set(d.tasks)) > 1 else None}
+
+
+def multiverse(runs, count=501, seed=0):
+    """Every claim under every combination of ALTERNATIVES, on the data and on count - 1 shuffled data sets (specification-curve inference,
+    Simonsohn, Simmons & Nelson 2020).
+
+    -> (specifications, values): a list of Choices, and claim -> (specifications, M) numbers, for the claims that vary.
+    """
+    specifications = [Choices(**dict(zip(ALTERNATIVES, values))) for values in itertools.product(*ALTERNATIVES.values())]
+    s, found, values = shuffles(_real(runs[0]), len(runs), count, seed), {}, {claim.key: [] for claim in CLAIMS if claim.key not in RARELY}
+    for choices in specifications:
+        d = dates(runs, choices)
+        for claim in CLAIMS:
+            if claim.key in values:
+                what = (claim.key, *(getattr(choices, axis) for axis in claim.reads))
+                if what not in found:
+                    found[what] = np.broadcast_to(claim.statistic(d, s), count)
+                values[claim.key].append(found[what])
+    return specifications, {key: np.array(v) for key, v in values.items()}
+
+
+def _real(run):
+    return [level for level in run.levels if not level.startswith("sham-")]
+
+
+def robustness(claim, specifications, values):
+    """Under which share of the choices a claim holds; how often shuffled data reach that share; which choice decides."""
+    holds = np.where(np.isnan(values), False, claim.holds(values))              # (specifications, M)
+    share = holds.mean(0)
+    options = {axis: {str(option): float(holds[[getattr(c, axis) == option for c in specifications], 0].mean()) for option in choices}
+               for axis, choices in ALTERNATIVES.items()}
+    swing = {axis: max(shares.values()) - min(shares.values()) for axis, shares in options.items()}
+    if np.isnan(values[:, 0]).all():
+        return {}
+    return {"share": float(share[0]), "p_multiverse": _p(share) if claim.null and claim.kind == "beyond" else None, "options": options,
+            "decides": max(swing, key=swing.get) if max(swing.values()) > 0.1 else None}
+
+
+def study(runs, choices=Choices(), universe=None, count=2001):
+    """Everything that the runs of one sweep have to say: a dict for findings.json.  universe: what `multiverse` returned, or None."""
+    d, shams = dates(runs, choices), dates(runs, choices, shams=True)
+    s, check, rows = shuffles(_real(runs[0]), len(runs), count), lead_check(d, shams), []
+    for claim in CLAIMS:
+        values = claim.statistic(d, s)
+        _, low, high = claim.interval(d) if claim.interval and not math.isnan(values[0]) else (None, None, None)
+        rows.append({"claim": claim.key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4, "value": float(values[0]), "low": low, "high": high,
+                     "null": float(np.mean(values[1:])) if len(values) > 1 and claim.null else None, "exchanged": claim.null or None,
+                     "p": _p(values, claim.extremity) if claim.null else None,
+                     **(robustness(claim, universe[0], universe[1][claim.key]) if universe and claim.key in universe[1] else {})})
+    for row, claim, p in zip(rows, CLAIMS, holm([row["p"] for row in rows])):
+        depends = f"; depends on {row['decides']}" if row.get("decides") and 0.1 < row["share"] < 0.9 else ""
+        row |= {"p_holm": p, "verdict": judge(claim, d, row["value"], p, check["information"]) + depends}
+    return {"claims": rows, "lead_check": check, "classes": class_rates(d, s), "measures": compare_measures(d, s), "floor_variation": floors_across_sizes(d),
+            **{f"top_down_{key}": clustered_interval(table, d.tasks) for key, table in (("floor", d.down_floor), ("time", d.down_time))},
+            "specifications": len(universe[0]) if universe else 0}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Figures.  Each takes the runs and what `study` and `multiverse` returned, and gives {name: Figure}.  Colours are those of Okabe and Ito,
+# which colour-blind readers can tell apart; what matters differs in line style or marker too, so that it survives a black-and-white printer.
 
 ACCURACY, RANKME, CONTROL = "#D55E00", "#0072B2", "0.6"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
@@ -364,17 +944,19 @@ def _grid(runs):
     """What the panels of a figure are: [(figure's name, [(row's name, runs of that row, levels of that row)])].
 
     One task: one figure, a row per size.  Several tasks: one figure per size, a row per task."""
-    sizes = sorted({(c["parameters"], c["size"]) for c, _ in runs})
+    sizes = dict.fromkeys(run.config["size"] for run in sorted(runs, key=lambda run: run.config["parameters"]))
     tasks = {}
-    for config, _ in runs:
-        for level in config["levels"]:
-            if not level.startswith("sham-"):
-                tasks.setdefault(level.rpartition("-")[0], {})[level] = None
-    of_size = lambda name: [run for run in runs if run[0]["size"] == name]
+    for level in _real(runs[0]):
+        tasks.setdefault(level.rpartition("-")[0], []).append(level)
+    of_size = lambda name: [run for run in runs if run.config["size"] == name]
     if len(tasks) == 1:
         (levels,) = tasks.values()
-        return [("", [(name, of_size(name), list(levels)) for _, name in sizes])]
-    return [(f"-{name}", [(task, of_size(name), list(levels)) for task, levels in tasks.items()]) for _, name in sizes]
+        return [("", [(name, of_size(name), levels) for name in sizes])]
+    return [(f"-{name}", [(task, of_size(name), levels) for task, levels in tasks.items()]) for name in sizes]
+
+
+def _panel(ax, title, level):
+    ax.set_title(level if title in level else f"{title}   {level}", fontsize=8, pad=3)
 
 
 def _steps_axis(ax, last):
@@ -386,54 +968,60 @@ def _steps_axis(ax, last):
     ax.tick_params(labelsize=7)
 
 
+def _rank_axis(ax, top):
+    ax.set_yscale("log", base=2)
+    ax.set_yticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
+    ax.set_ylim(0.9, 1.15 * top)
+
+
+def _common(curves):
+    """[(steps, values)] -> the steps that all have, and the values there (curves, S, ...)."""
+    steps = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
+    return steps, np.array([np.asarray(v, dtype=float)[np.isin(s, steps)] for s, v in curves])
+
+
 def _band(ax, curves, colour, **style):
-    """Median and range over seeds, drawn on the steps that all of them have."""
-    common = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
-    values = np.array([[dict(zip(steps, v))[s] for s in common] for steps, v in curves], dtype=float)
+    """Median and range over seeds."""
+    steps, values = _common(curves)
     if len(values) > 1:
-        ax.fill_between(common, values.min(0), values.max(0), color=colour, alpha=0.25, linewidth=0)
-    ax.plot(common, np.median(values, 0), color=colour, **{"linewidth": 1.3, **style})
+        ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.25, linewidth=0)
+    ax.plot(steps, np.median(values, 0), color=colour, **{"linewidth": 1.3, **style})
 
 
-def figure_curves(runs, choices=Choices()):
-    """Accuracy and RankMe against steps, one panel for each task-level: {name: Figure}.
+def figure_curves(runs, choices=Choices(), **_):
+    """Accuracy and RankMe against steps, one panel for each task-level.
 
     Median over seeds as a line, range as a band; emergence a solid vertical line, recovery onset a dashed one, both at
     the median over the seeds that have them; controls in grey."""
-    figures, memorising = {}, any(c["train_fraction"] < 1 for c, _ in runs)
+    figures, memorising = {}, any(run.config["train_fraction"] < 1 for run in runs)
+    rankme = lambda run, level: (run.steps, run.rankme[choices.position][run.levels.index(level), choices.layer])
+    accuracy = lambda run, level: (run.steps, run.accuracy[run.levels.index(level)])
     for name, grid in _grid(runs):
         columns = max(len(levels) for _, _, levels in grid)
         figure = Figure(figsize=(2.45 * columns + 0.5, 1.75 * len(grid) + 0.75), layout="constrained")
         figure.get_layout_engine().set(hspace=0)
         panels = figure.add_gridspec(len(grid), columns)
         for i, (title, group, levels) in enumerate(grid):
-            dated = summarise([e for c, rows in group for e in events(c, rows, choices)])
-            controls = [s["level"] for s in dated if s["control"]]
+            dated = {s["level"]: s for s in summarise([e for run in group for e in events(run, choices)])}
+            controls = [level for level in dated if dated[level]["control"]]
             for j, level in enumerate(levels):
                 upper, lower = panels[i, j].subgridspec(2, 1, hspace=0).subplots(sharex=True)
-                for sham in controls:
-                    for ax, path in ((upper, ("accuracy",)), (lower, ("rankme", choices.position, choices.layer))):
-                        _band(ax, [curve(rows, sham, *path) for _, rows in group], CONTROL, linewidth=0.7)
-                _band(upper, [behaviour_curve(c, rows, level)[:2] for c, rows in group], ACCURACY)
-                if memorising:
-                    _band(upper, [curve(rows, level, "accuracy_train") for _, rows in group], ACCURACY, linestyle=":")
-                _band(lower, [curve(rows, level, "rankme", choices.position, choices.layer) for _, rows in group], RANKME)
-                summary = next(s for s in dated if s["level"] == level)
-                for ax in (upper, lower):
+                for ax, values in ((upper, accuracy), (lower, rankme)):
+                    for sham in controls:
+                        _band(ax, [values(run, sham) for run in group], CONTROL, linewidth=0.7)
+                    _band(ax, [values(run, level) for run in group], ACCURACY if ax is upper else RANKME)
                     for key, colour, dashes in (("emergence", ACCURACY, "-"), ("onset", RANKME, "--")):
-                        if summary[key]:
-                            ax.axvline(summary[key]["median"], color=colour, linestyle=dashes, linewidth=0.9, alpha=0.9)
+                        if dated[level][key]:
+                            ax.axvline(dated[level][key]["median"], color=colour, linestyle=dashes, linewidth=0.9, alpha=0.9)
                     ax.spines[["top", "right"]].set_visible(False)
-                _steps_axis(lower, max(rows[-1]["step"] for _, rows in group))
+                if memorising:
+                    _band(upper, [curve(run.rows, level, "accuracy_train") for run in group], ACCURACY, linestyle=":")
+                _steps_axis(lower, max(run.steps[-1] for run in group))
                 upper.tick_params(labelsize=7, labelbottom=False)
                 upper.set_ylim(-0.03, 1.03)
                 upper.set_yticks([0, 1])
-                lower.set_yscale("log", base=2)
-                lower.set_yticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
-                lower.set_ylim(0.9, 1.15 * max(max(v) for _, rows in group for v in
-                                               [curve(rows, x, "rankme", choices.position, choices.layer)[1]
-                                                for x in (level, *controls)]))
-                upper.set_title(level if title in level else f"{title}   {level}", fontsize=8, pad=3)
+                _rank_axis(lower, max(np.nanmax(rankme(run, x)[1]) for run in group for x in (level, *controls)))
+                _panel(upper, title, level)
                 if j == 0:
                     upper.set_ylabel("accuracy", fontsize=7)
                     lower.set_ylabel("RankMe", fontsize=7)
@@ -443,38 +1031,35 @@ def figure_curves(runs, choices=Choices()):
                Line2D([], [], color=RANKME, linestyle="--", label="RankMe (solid); its recovery onset (dashed)")]
         if memorising:
             key.insert(1, Line2D([], [], color=ACCURACY, linestyle=":", label="on seen ones"))
-        if any(level.startswith("sham-") for c, _ in runs for level in c["levels"]):
+        if controls:
             key.append(Line2D([], [], color=CONTROL, label="sham controls"))
         figure.legend(handles=key, loc="outside upper center", ncols=len(key), fontsize=8, frameon=False)
         figures[f"curves{name}"] = figure
     return figures
 
 
-def figure_layers(runs, choices=Choices()):
-    """RankMe of every layer (upwards) against steps (to the right), median over seeds: {name: Figure}."""
+def figure_layers(runs, choices=Choices(), **_):
+    """RankMe of every layer (upwards) against steps (to the right), median over seeds."""
     figures = {}
     for name, grid in _grid(runs):
         columns = max(len(levels) for _, _, levels in grid)
         figure = Figure(figsize=(2.3 * columns + 1.2, 1.15 * len(grid) + 0.7), layout="constrained")
         axes = figure.subplots(len(grid), columns, squeeze=False)
-        mesh = None
         for i, (title, group, levels) in enumerate(grid):
+            dated = {s["level"]: s for s in summarise([e for run in group for e in events(run, choices)])}
             for j, level in enumerate(levels):
-                ax, curves = axes[i][j], [curve(rows, level, "rankme", choices.position) for _, rows in group]
-                steps = sorted(set.intersection(*(set(s) for s, _ in curves)))
-                ranks = np.median([[dict(zip(s, v))[step] for step in steps] for s, v in curves], axis=0)   # (S, layers)
-                layers = ranks.shape[1]
-                edges = np.append(steps, steps[-1] + 1)
-                mesh = ax.pcolormesh(edges, np.arange(layers + 1) - 0.5, ranks.T, cmap="viridis",
-                                     norm=LogNorm(1, 32), rasterized=True)
-                emergence = seed_range([e["emergence"] for c, rows in group for e in events(c, rows, choices) if e["level"] == level])
-                if emergence:
-                    ax.axvline(emergence.median, color="white", linewidth=1)
+                ax = axes[i][j]
+                steps, values = _common([(run.steps, run.rankme[choices.position][run.levels.index(level)].T) for run in group])
+                values = np.median(values, axis=0)                              # (S, layers)
+                layers = values.shape[1]
+                mesh = ax.pcolormesh(np.append(steps, steps[-1] + 1), np.arange(layers + 1) - 0.5, values.T, cmap="viridis", norm=LogNorm(1, 32), rasterized=True)
+                if dated[level]["emergence"]:
+                    ax.axvline(dated[level]["emergence"]["median"], color="white", linewidth=1)
                 _steps_axis(ax, steps[-1])
                 labels = ["embedding", *map(str, range(1, layers - 1)), "final norm"]
                 some = [0, *range(1, layers - 1, max(1, (layers - 2) // 4)), layers - 1]
                 ax.set_yticks(some, [labels[k] for k in some] if j == 0 else [], fontsize=6)
-                ax.set_title(level if title in level else f"{title}   {level}", fontsize=8, pad=3)
+                _panel(ax, title, level)
                 if i == len(grid) - 1:
                     ax.set_xlabel("training step", fontsize=8)
         bar = figure.colorbar(mesh, ax=axes, pad=0.01, ticks=[1, 2, 4, 8, 16, 32])
@@ -485,9 +1070,9 @@ def figure_layers(runs, choices=Choices()):
     return figures
 
 
-def figure_floors(runs, choices=Choices()):
+def figure_floors(runs, choices=Choices(), **_):
     """The floor of RankMe against the number of parameters, a line for each task-level, bars for the range over seeds."""
-    dated = summarise([e for c, rows in runs for e in events(c, rows, choices)])
+    dated = summarise([e for run in runs for e in events(run, choices)])
     levels = list(dict.fromkeys(s["level"] for s in dated if not s["control"]))
     tasks = list(dict.fromkeys(level.rpartition("-")[0] for level in levels))
     figure = Figure(figsize=(6, 3.6), layout="constrained")
@@ -502,18 +1087,89 @@ def figure_floors(runs, choices=Choices()):
         ax.errorbar(x, y, bars, color=colour, marker=MARKERS[int(number) - 1], linestyle=("-", "--", ":")[int(number) - 1],
                     markersize=4, linewidth=1, capsize=2, label=level)
     ax.set_xscale("log")
-    ax.set_yscale("log", base=2)
-    ax.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    ax.set_ylim(0.9, max(4.5, 1.2 * max(s["floor"]["high"] for s in dated)))
+    _rank_axis(ax, max(4.5, max(s["floor"]["high"] for s in dated)))
     sizes = sorted({(s["parameters"], s["size"]) for s in dated})
     ax.set_xticks([p for p, _ in sizes], [f"{name}\n{p / 1e6:.1f}M" for p, name in sizes])
     ax.minorticks_off()
     ax.set_xlim(sizes[0][0] / 2, sizes[-1][0] * 2)
     ax.set_ylabel(f"floor of RankMe ({choices.position} answer token)")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=6 if len(levels) > 6 else 8, ncols=1 + len(levels) // 13, frameon=False, loc="center left",
-              bbox_to_anchor=(1, 0.5))
+    ax.legend(fontsize=6 if len(levels) > 6 else 8, ncols=1 + len(levels) // 13, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return {"floors": figure}
 
 
-FIGURES = {"curves": figure_curves, "layers": figure_layers, "floors": figure_floors}
+def figure_measures(runs, choices=Choices(), **_):
+    """Every measure along the training of each task-level that emerges, with emergence at 1 on the step axis, and each curve scaled to its
+    own range: median and middle half over all of them."""
+    d, x = dates(runs, choices), np.linspace(-2, 1, 61)                         # log10 of step / emergence
+    scaled = {name: [] for name in ("accuracy", "rankme", *RARE)}
+    for run, emergences in zip(runs, d.emergence):
+        for level, emergence in zip(_real(run), emergences):
+            if not 0 < emergence < math.inf:
+                continue
+            k = run.levels.index(level)
+            curves = {"accuracy": (run.steps, run.accuracy[k]), "rankme": (run.steps, run.rankme[choices.position][k, choices.layer]),
+                      **{name: curve(run.rows, level, *path) for name, path in RARE.items()}}
+            for name, (steps, values) in curves.items():
+                steps, values = (np.array(v, dtype=float)[1:] for v in (steps, values))             # step 0 has no logarithm
+                if len(values) > 2 and np.ptp(values) > 0:
+                    at = np.log10(steps / emergence)
+                    scaled[name].append(np.interp(x, at, (values - values.min()) / np.ptp(values), left=math.nan, right=math.nan))
+    shown = [name for name in scaled if scaled[name]]
+    if not shown:
+        return {}
+    columns = min(4, len(shown))
+    figure = Figure(figsize=(2.1 * columns + 0.4, 1.75 * -(-len(shown) // columns) + 0.3), layout="constrained")
+    axes = figure.subplots(-(-len(shown) // columns), columns, squeeze=False, sharex=True, sharey=True)
+    for ax, name in itertools.zip_longest(axes.flat, shown):
+        if name is None:
+            ax.remove()
+            continue
+        seen = np.array(scaled[name])
+        there = (~np.isnan(seen)).sum(0) >= max(1, len(seen) // 3)              # a median of few is none
+        low, middle, high = np.nanquantile(seen[:, there], (0.25, 0.5, 0.75), axis=0)
+        colour = ACCURACY if name == "accuracy" else RANKME
+        ax.fill_between(10 ** x[there], low, high, color=colour, alpha=0.25, linewidth=0)
+        ax.plot(10 ** x[there], middle, color=colour, linewidth=1.3)
+        ax.axvline(1, color=ACCURACY, linewidth=0.9)
+        ax.set_xscale("log")
+        ax.set_xticks([0.01, 0.1, 1, 10], [".01", ".1", "1", "10"], fontsize=7)
+        ax.set_yticks([0, 1], ["lowest", "highest"], fontsize=7)
+        ax.set_title(f"{name.replace('_', ' ')} ({len(seen)} curves)", fontsize=8, pad=3)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("training step / step of emergence", fontsize=8)
+    return {"measures": figure}
+
+
+def figure_choices(runs, findings=None, universe=None, **_):
+    """The multiverse.  Left: the precursor rate (C4) under every combination of choices, sorted, above what shuffled tasks give under the
+    same choices.  Right: under which share of the combinations each claim holds, option by option: a row with unequal cells decides."""
+    if not universe or np.isnan(universe[1]["C4"]).all():
+        return {}
+    rates, claims = universe[1]["C4"], [row for row in findings["claims"] if "options" in row and not math.isnan(row["value"])]
+    options = [(axis, str(option)) for axis, some in ALTERNATIVES.items() for option in some]
+    figure = Figure(figsize=(9.5, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    order = np.lexsort((np.median(rates[:, 1:], axis=1), rates[:, 0]))
+    low, middle, high = np.quantile(rates[order, 1:], (0.025, 0.5, 0.975), axis=1)
+    left.fill_between(range(len(order)), low, high, color=CONTROL, alpha=0.4, linewidth=0, label="tasks exchanged: middle 95%")
+    left.plot(middle, color="0.4", linewidth=0.8, linestyle="--", label="tasks exchanged: median")
+    left.plot(rates[order, 0], color=RANKME, linewidth=1.6, label="observed")
+    left.axhline(0.75, color=ACCURACY, linewidth=0.9, linestyle=":", label="lowest rate in the paper")
+    left.set(xlabel=f"{len(order)} combinations of choices, sorted", ylabel="share of emergences with RankMe first", ylim=(-0.02, 1.02))
+    left.legend(fontsize=7, frameon=False, loc="lower right")
+    left.spines[["top", "right"]].set_visible(False)
+    cells = np.array([[row["options"][axis][option] for row in claims] for axis, option in options])
+    right.imshow(cells, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+    for (i, j), value in np.ndenumerate(cells):
+        right.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color="white" if value > 0.8 else "black")
+    right.set_xticks(range(len(claims)), [row["claim"].replace(" ", "\n", 1) for row in claims], fontsize=7)
+    right.set_yticks(range(len(options)), [f"{axis} {option}" for axis, option in options], fontsize=7)
+    for first in (i for i, (axis, option) in enumerate(options) if option == str(ALTERNATIVES[axis][0]) and i):
+        right.axhline(first - 0.5, color="black", linewidth=0.6)
+    right.set_title("% of the combinations with this option under which a claim holds", fontsize=8)
+    right.tick_params(length=0)
+    return {"choices": figure}
+
+
+FIGURES = {"curves": figure_curves, "layers": figure_layers, "floors": figure_floors, "measures": figure_measures, "choices": figure_choices}

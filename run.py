@@ -15,15 +15,17 @@ What a sweep leaves behind:
             checkpoint.pt         where to go on after a stop, every 20 seconds; until the run is done, the one before it too
             weights/              with --keep N: the weights of every N-th snapshot
             done, or failed       written last: a run that has one of them is not run again
-        findings.json, events.csv, figures/*.png        derived: `analyse` makes them again
+        report.html, findings.json, events.csv, figures/*.png        derived: `analyse` makes them again
 
 The same command again resumes: finished runs are skipped, a stopped one goes on from its checkpoint, to the same bits as
 if it had not been stopped.  A reader who wants the science can skip this file.
 """
+import base64
 import contextlib
 import csv
 import dataclasses
 import hashlib
+import html
 import io
 import itertools
 import json
@@ -313,7 +315,7 @@ def write_atomically(path, *parts):
     temporary.unlink(missing_ok=True)                                         # left by a killed process
     with open(temporary, "xb") as file:                                       # x: never through a link to somewhere else
         for part in parts:
-            file.write(part.encode() if isinstance(part, str) else part)
+            file.write(part.encode(errors="replace") if isinstance(part, str) else part)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -757,64 +759,186 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
 # Findings
 
 def report(folder, unfinished=()):
-    """Everything derived: findings.json, events.csv, the figures, and the table on the screen."""
-    start = time.monotonic()
+    """Everything derived: findings.json, events.csv, the figures, report.html, and the tables on the screen."""
     import emergence
+    start = time.monotonic()
     runs, missing = load_sweep(folder)
     missing += [f"{name} was not started" for name in unfinished if not (folder / name / "config.json").exists()]
     if not all("rankme" in config["measures"] for config, _ in runs):
         out.print("RankMe was not measured: there is nothing to find in this sweep")
         return
-    choices = emergence.Choices()
-    found = []
-    for config, rows in runs:
+    choices, recorded, runs, found = emergence.Choices(), runs, [], []
+    for config, rows in recorded:
         with reading(f"{folder}/{config['size']}-s{config['seed']} is not a run that `sweep` wrote"):
-            found += emergence.events(config, rows, choices)
-    summary = emergence.summarise(found)
-    lead = emergence.lead_check(found)
-    top_down = {key: sum(e[key] for e in found) / len(found) for key in ("top_down_floor", "top_down_time")}
-    write_json(folder / "findings.json", {"choices": dataclasses.asdict(choices), "runs": len(runs), "missing": missing, "lead_check": lead,
-                                           **top_down, "levels": summary})
-    temporary = folder / "events.csv.tmp"
-    with open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(found[0]))
-        writer.writeheader()
-        writer.writerows(rounded(event) for event in found)
-    os.replace(temporary, folder / "events.csv")
-    paths = []
+            runs.append(emergence.tabulate(config, rows))
+            found += emergence.events(runs[-1], choices)
+    summary, universe = emergence.summarise(found), emergence.multiverse(runs)
+    findings = {"choices": dataclasses.asdict(choices), "runs": [run.name for run in runs], "missing": missing,
+                **emergence.study(runs, choices, universe), "levels": summary}
+    write_json(folder / "findings.json", findings)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(found[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rounded(event) for event in found)
+    write_atomically(folder / "events.csv", text.getvalue())
     (folder / "figures").mkdir(exist_ok=True)
+    pictures = {}
     for make in emergence.FIGURES.values():
-        for name, figure in make(runs, choices).items():
-            paths.append(folder / "figures" / f"{name}.png")
-            figure.savefig(paths[-1], dpi=160)
-    out.print(summary_table(summary))
-    out.print("Median (range) over seeds. floor: lowest RankMe. onset: step at which RankMe recovers. lead: emergence - onset, in steps. "
-              "first: seeds whose RankMe recovered before emergence / that emerged / all.")
-    out.print(f"Top-down?  Of all pairs of layers, the deeper one has the lower floor in {top_down['top_down_floor']:.0%} and reaches it earlier in "
-              f"{top_down['top_down_time']:.0%} (50%: no order; the embedding and the final norm are left out).")
-    out.print(f"Is a lead more than common timing gives?  Risk-set test: z = {lead['z']:.2f} on an information of {lead['information']:.1f}: {lead['verdict']}.")
-    if lead["shams"]:
-        out.print(f"Of {lead['shams']} sham controls {lead['sham_emergences']} emerged, and {lead['sham_onsets']} show an onset of RankMe: false alarms.")
-    for line in missing:
-        out.print(f"missing: {escape(line)}")
+        for name, figure in make(runs, choices=choices, findings=findings, universe=universe).items():
+            picture, pictures[name] = io.BytesIO(), folder / "figures" / f"{name}.png"
+            figure.savefig(picture, dpi=160)
+            write_atomically(pictures[name], picture.getvalue())
+    write_atomically(folder / "report.html", page(folder.resolve().name, runs, findings, summary, pictures))
+    out.print(*summary_tables(summary))
+    out.print(SUMMARY_SAID + "\n")
+    for line in claim_lines(findings["claims"]):
+        out.print(line)
+    out.print(f"here: with a 95% interval. chance: the mean over shuffled data; p: how often those are as far out, after Holm over all claims. choices: of "
+              f"{findings['specifications']} combinations of reasonable choices, under which share it holds; p: how often shuffled data reach that share.\n")
+    for line in said_of(findings):
+        out.print(escape(line))
     wall = [read_json(path) for path in folder.glob("*/done")]
     training, measuring = (sum(w[key] for w in wall) for key in ("wall_train_s", "wall_measure_s"))
     out.print(f"training {minutes(training)}, measuring {minutes(measuring)}, analysing and drawing {minutes(time.monotonic() - start)}")
-    out.print(f"{folder}/findings.json, events.csv; figures: {', '.join(str(path) for path in paths)}")
+    out.print(f"{folder}/report.html, findings.json, events.csv; figures: {', '.join(str(path) for path in pictures.values())}")
 
 
-def summary_table(summary):
-    """Per size and task-level: medians over seeds, with the range."""
+def summary_rows(summary):
+    """Per task-level, medians over seeds with the range.  Yields (cells, whether it is a sham)."""
     def cell(spread, form="{:.0f}"):
         if not spread:
             return "-"
-        text = form.format(spread["median"])
-        return text if spread["low"] == spread["high"] else f"{text} ({form.format(spread['low'])} to {form.format(spread['high'])})"
-    table = Table("size", "task-level", "floor", "onset", "emergence", "lead", "first", box=None, pad_edge=False, header_style="dim")
+        ends = [form.format(spread[end]) for end in ("low", "high")]
+        return form.format(spread["median"]) + (f" ({ends[0]}..{ends[1]})" if ends[0] != ends[1] else "")
     for s in summary:
-        table.add_row(s["size"], s["level"], cell(s["floor"], "{:.1f}"), cell(s["onset"]), cell(s["emergence"]) if s["emerged"] else "never", cell(s["lead"]),
-                      f"{s['rankme_first']}/{s['emerged']}/{s['seeds']}", style="dim" if s["control"] else None)
-    return table
+        yield (s["level"], cell(s["floor"], "{:.1f}"), cell(s["onset"]), cell(s["emergence"]) if s["emerged"] else "never",
+               f"{s['lead']['median']:.0f}" if s["lead"] else "-", f"{s['rankme_first']}/{s['emerged']}/{s['seeds']}"), s["control"]
+
+
+SUMMARY = ("task-level", "floor", "onset", "emergence", "lead", "first")
+SUMMARY_SAID = ("Median (low..high) over seeds. floor: lowest RankMe. onset: step at which RankMe recovers. lead: emergence - onset, in steps. "
+                "first: seeds whose RankMe recovered before emergence / that emerged / all.")
+
+
+def by_size(summary):
+    return [(size, list(rows)) for size, rows in itertools.groupby(summary, key=lambda s: s["size"])]
+
+
+def summary_tables(summary):
+    for size, rows in by_size(summary):
+        table = Table(SUMMARY[0], *SUMMARY[1:], title=size, box=None, pad_edge=False, header_style="dim", title_justify="left")
+        for cells, control in summary_rows(rows):
+            table.add_row(*cells, style="dim" if control else None)
+        yield table
+
+
+def claim_cells(row):
+    """-> here, its interval, chance, p, share of the choices, p of that share, verdict: as text."""
+    import emergence
+    form = next(claim.form for claim in emergence.CLAIMS if claim.key == row["claim"]).format
+    some = lambda x, form=form: "-" if x is None or math.isnan(x) else form(x) if abs(x) > 0.005 else form(0)
+    interval = "-" if row["low"] is None or math.isnan(row["low"]) else f"{form(row['low'])} to {form(row['high'])}"
+    p = lambda x: "-" if x is None else "<.001" if x < 0.001 else f"{x:.3f}".lstrip("0") if x < 1 else "1"
+    return (some(row["value"]), interval, some(row["null"]), p(row["p_holm"]), some(row.get("share"), "{:.0%}".format), p(row.get("p_multiverse")), row["verdict"])
+
+
+def claim_lines(rows):
+    """The table of claims for a terminal of 80 columns: three lines each."""
+    for row in rows:
+        here, interval, null, p, share, p_share, verdict = claim_cells(row)
+        paper = " / ".join(dict.fromkeys(row[version] for version in ("v1", "v3", "v4") if row[version] != "-"))
+        said = [f"paper {paper}" if paper else "", f"here {here}" + (f" ({interval})" if interval != "-" else ""), f"chance {null}, p {p}" if null != "-" else "",
+                f"choices {share}" + (f", p {p_share}" if p_share != "-" else "") if share != "-" else ""]
+        yield f"[bold]{row['claim']}[/bold]  {escape(row['text'])}"
+        if here != "-":
+            yield f"    {escape('; '.join(part for part in said if part))}"
+        yield f"    [bold]{escape(verdict)}[/bold]"
+
+
+def said_of(findings):
+    """What belongs beside the table of claims, in sentences."""
+    check, cv = findings["lead_check"], findings["floor_variation"]
+    top_down, earlier = findings["top_down_floor"], findings["top_down_time"]
+    yield (f"Of all pairs of layers the deeper one has the lower floor in {top_down[0]:.0%} ({top_down[1]:.0%} to {top_down[2]:.0%}), and reaches it earlier in {earlier[0]:.0%} "
+           f"({earlier[1]:.0%} to {earlier[2]:.0%}; 50%: no order).")
+    yield (f"Risk-set test by its formula: z = {check['z']:.2f} on an information of {check['information']:.1f} (below 5 it cannot tell).  The median onset is at step "
+           f"{check['median_onset']:.0f}, and {check['onsets_in_warmup']:.0%} of all onsets lie within the learning rate's warm-up.")
+    if check["shams"]:
+        yield f"Of {check['shams']} sham controls {check['sham_emergences']} emerged, and {check['sham_onsets']} show an onset of RankMe: false alarms."
+    parts = [f"{cv[key]:.0%} over {key[5:]}" for key in ("over_sizes", "over_seeds", "over_tasks") if cv[key] is not None]
+    if parts:
+        yield f"Floors vary (coefficient of variation) by {', by '.join(parts)}."
+    for row in findings["classes"]:
+        yield (f"RankMe first among the {row['class']} (by other seeds): {row['rate']:.0%} ({row['low']:.0%} to {row['high']:.0%}) of {row['events']}; "
+               f"chance {row['null']:.0%}, p = {row['p']:.2g}.")
+    for row in findings["measures"]:
+        lead = "" if row["lead_low"] is None else f", median lead {row['lead_low']:.0f} to {row['lead_high']:.0f} steps"
+        yield (f"{row['measure']}, on its own {row['snapshots']} snapshots: first {row['first']}, same {row['same']}, later or never {row['later_or_never']} of {row['events']}{lead}; "
+               f"chance {row['null']:.0%}, p = {row['p']:.2g}.  RankMe on the same snapshots: first in {row['rankme_rate']:.0%}.")
+    for line in findings["missing"]:
+        yield f"missing: {line}"
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
+body {{ font: 16px/1.5 Georgia, serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }}
+h1, h2 {{ line-height: 1.2; }} figure {{ margin: 1.5rem 0; }} img {{ max-width: 100%; height: auto; }} figcaption, small, th {{ color: #555; }}
+table {{ border-collapse: collapse; font: 13px/1.35 system-ui, sans-serif; width: 100%; }}
+th, td {{ text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid #ddd; overflow-wrap: break-word; }}
+th {{ font-weight: normal; }} .claims td:first-child, .claims td:last-child {{ font-weight: bold; }} .sham {{ color: #888; }} pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; }}
+@media (max-width: 40rem) {{ .claims thead {{ display: none; }} .claims tr {{ display: block; border-bottom: 2px solid #bbb; padding: .5rem 0; }}
+  .claims td {{ display: block; border: 0; padding: .1rem 0; }} .claims td[data-name]:before {{ content: attr(data-name) ": "; color: #555; }} .claims td.none {{ display: none; }} }}
+@media print {{ body {{ max-width: none; font-size: 11px; }} table {{ font-size: 9px; }} figure, tr {{ break-inside: avoid; }} }}
+</style></head><body>
+<h1>When a capability emerges, what changed first?</h1>
+<p>{intro}</p>
+<h2>What the paper claims, and what is found here</h2>
+<table class="claims">{claims}</table>
+<p><small>here: the value in these runs, with a 95% interval that knows that events of one task, and of one run, are alike. chance: its mean over data in which tasks are
+exchanged within a level (or layers, or sizes). p: how often such data are as far out, after Holm's correction over all claims. choices: the share of {specifications}
+combinations of reasonable choices under which the claim holds, and how often shuffled data reach that share. v1, v3, v4: versions of arXiv 2602.15997.</small></p>
+<ul>{said}</ul>
+<h2>Figures</h2>
+{figures}
+<h2>Every event</h2>
+{events}
+<p><small>{summary_said} Grey: sham controls, whose answers cannot be learned. Each seed has a row in events.csv.</small></p>
+<h2>How it was run</h2>
+<pre>{how}</pre>
+</body></html>
+"""
+
+CAPTIONS = {"choices": "How far the claims depend on choices of analysis.  Left: the precursor rate (C4) under each combination of choices, above what exchanged tasks give.  "
+                       "Right: an unequal pair of cells is a choice that decides.",
+            "measures": "Every measure with emergence at 1, each curve scaled to its own range: median and middle half.",
+            "floors": "The floor of RankMe against size.",
+            "curves": "Accuracy and RankMe.  Median over seeds as a line, range as a band; solid vertical line: emergence, dashed: onset of recovery.",
+            "layers": "RankMe of every layer (upwards) against steps; the white line is emergence."}
+
+
+def page(title, runs, findings, summary, pictures):
+    """report.html: one file with the figures in it, no script."""
+    text = lambda x: html.escape(str(x))
+
+    def table(head, rows, names=()):
+        cells = lambda row: "".join(f"<td{f' data-name={name!r}' if name else ''}{' class=none' if cell == '-' else ''}>{text(cell)}</td>"
+                                    for name, cell in itertools.zip_longest(names, row, fillvalue=""))
+        return (f"<thead><tr>{''.join(f'<th>{text(h)}</th>' for h in head)}</tr></thead><tbody>"
+                + "".join(f'<tr{" class=sham" if dim else ""}>{cells(row)}</tr>' for row, dim in rows) + "</tbody>")
+    head = ("claim", "v1, v2", "v3", "v4", "here", "interval", "chance", "p", "choices", "p", "verdict")
+    claims = [((f"{row['claim']}: {row['text']}", row["v1"], row["v3"], row["v4"], *claim_cells(row)), False) for row in findings["claims"]]
+    images = [f'<figure><img alt="{text(name)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+              f"<figcaption>{text(name.partition('-')[2])} {text(caption)}</figcaption></figure>"
+              for kind, caption in CAPTIONS.items() for name, path in pictures.items() if name.partition("-")[0] == kind]
+    config = {k: v for k, v in runs[0].config.items() if k not in ("chance", "chance_log_prob", "answer_tokens", "seed", "size")}
+    sizes = ", ".join(f"{size} x {sum(run.config['size'] == size for run in runs)}" for size in dict.fromkeys(run.config["size"] for run in runs))
+    return PAGE.format(title=text(title), specifications=findings["specifications"], claims=table(head, claims, ("", *head[1:9], "p of that share", "verdict")),
+                       intro=text(f"Sweep {title}: {len(runs)} runs ({sizes}), {len(config['levels'])} task-levels in each, {config['steps']:,} steps, {len(runs[0].steps)} snapshots. "
+                                  "The effective rank of the hidden states (RankMe) is followed from its collapse to a floor, through the onset of its recovery, to the emergence of each capability."),
+                       said="".join(f"<li>{text(line)}</li>" for line in said_of(findings)), figures="\n".join(images),
+                       events="".join(f"<h3>{text(size)}</h3><table>{table(SUMMARY, summary_rows(rows))}</table>" for size, rows in by_size(summary)),
+                       summary_said=text(SUMMARY_SAID),
+                       how=text("\n".join(f"{k}: {v}" for k, v in config.items())))
 
 
 @app.command()

@@ -22,7 +22,7 @@ import emergence
 import models
 import run
 
-TINY = ["sweep", "--task", "parity", "--sizes", "nano", "--seeds", "2", "--steps", "3", "--keep", "2"] + [
+TINY = ["sweep", "--task", "parity", "--sizes", "nano", "--seeds", "2", "--steps", "3", "--keep", "2", "--measures", "rankme"] + [
     word for field in ("snapshots=3", "per_level=2", "eval_examples=4", "probe_examples=4", "threads=1", "dtype=float32") for word in ("--set", field)]
 
 
@@ -89,11 +89,14 @@ class Disk:
 
 
 def small(monkeypatch):
-    """Everything is as in a real sweep, but the model has a thousand parameters, each snapshot a checkpoint, the plan no timing, the report one small figure."""
-    monkeypatch.setitem(models.SIZES, "nano", models.GPTConfig(1, 1, 8))
+    """Everything is as in a real sweep, but the model has a thousand parameters, each snapshot a checkpoint, the plan no timing, the report one small
+    figure and few specifications."""
+    monkeypatch.setitem(models.SIZES, "nano", models.GPTConfig(2, 1, 8))
     monkeypatch.setattr(run, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
-    monkeypatch.setattr(emergence, "FIGURES", {"dot": lambda runs, choices: {"dot": Figure((0.1, 0.1))}})
+    few = {name: values[:1] if name in ("threshold", "persistence", "rise", "warmup") else values for name, values in emergence.ALTERNATIVES.items()}
+    monkeypatch.setattr(emergence, "ALTERNATIVES", few)
+    monkeypatch.setattr(emergence, "FIGURES", {"dot": lambda *_, **__: {"dot": Figure((0.1, 0.1))}})
 
 
 def call(capsys, *arguments):
@@ -127,6 +130,8 @@ def contents(folder):
             return without_clock(json.loads(path.read_text()))
         if path.suffix == ".jsonl" and path.read_bytes().endswith(b"\n"):
             return [without_clock(json.loads(line)) for line in path.read_text().splitlines()]
+        if path.suffix == ".html":
+            return [line for line in path.read_text().splitlines() if not line.startswith("environment: ")]
         return path.read_bytes()
     return {str(path.relative_to(folder)): read(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 

@@ -1,4 +1,5 @@
-"""Dates on curves drawn by hand, statistics against closed forms and slow exact methods, figures that show what they should."""
+"""Dates on curves drawn by hand, statistics against closed forms and slow exact methods, tests and intervals on made-up sweeps in which the
+truth is planted, figures that show what they should."""
 import doctest
 import math
 
@@ -159,7 +160,7 @@ def test_risk_set_test_with_ties_is_the_stratified_mantel_haenszel():
 def made_up_run(seed=0, size="nano", parameters=400_000, levels=("add-1", "add-2", "sham-add-1"), steps=400):
     """A run whose events are planted: add-k collapses to k + 1, recovers at 100 k, emerges at 100 k + 60; the sham never does."""
     schedule = list(range(0, steps + 1, 10))
-    config = {"levels": list(levels), "size": size, "seed": seed, "parameters": parameters, "width": 128, "steps": steps, "eval_examples": 1000, "train_fraction": 1.0,
+    config = {"levels": list(levels), "size": size, "seed": seed, "parameters": parameters, "width": 128, "steps": steps, "eval_examples": 1000, "train_fraction": 1.0, "warmup": 0,
               "measures": ["rankme"], "chance": dict.fromkeys(levels, 0.1), "chance_log_prob": dict.fromkeys(levels, -2.3), "answer_tokens": dict.fromkeys(levels, 2)}
     rows = []
     for step in schedule:
@@ -173,26 +174,28 @@ def made_up_run(seed=0, size="nano", parameters=400_000, levels=("add-1", "add-2
             row["levels"][level] = {"accuracy": 0.95 if done else 0.1, "log_prob": -0.1 if done else -2.3, "loss": 1.0, "distinct": 100,
                                     "rankme": {"first": layers, "answer": layers, "last": layers}}
         rows.append(row)
-    return config, rows
+    return emergence.tabulate(config, rows)
 
 
 def test_events_of_a_planted_run():
-    by_level = {e["level"]: e for e in emergence.events(*made_up_run())}
+    by_level = {e["level"]: e for e in emergence.events(made_up_run())}
     for k in (1, 2):
         e = by_level[f"add-{k}"]
         assert (e["floor"], e["floor_step"], e["onset"], e["emergence"], e["lead"]) == (k + 1, 30, 100 * k, 100 * k + 60, 60)
         assert e["emergence_log_prob"] == e["emergence"] and (e["lead_low"], e["lead_high"]) == (50, 70)
         assert e["ceiling"] == 100 and e["floor_share"] == (k + 1) / 100 and e["top_down_floor"] == 1 and not e["control"]
     assert by_level["sham-add-1"]["emergence"] is None and by_level["sham-add-1"]["onset"] is None and by_level["sham-add-1"]["control"]
-    answer = emergence.events(*made_up_run(), Choices(position="answer"))[0]
+    answer = emergence.events(made_up_run(), Choices(position="answer"))[0]
     assert answer["ceiling"] == 128                                    # 200 states, but the width is 128
 
 
 def test_summary_over_seeds_counts_what_never_came():
     runs = [made_up_run(seed) for seed in range(3)]
-    for row in runs[2][1]:
+    config, rows = runs[2].config, runs[2].rows
+    for row in rows:
         row["levels"]["add-2"]["accuracy"] = 0.1                       # the third seed does not learn add-2
-    summary = {s["level"]: s for s in emergence.summarise([e for run in runs for e in emergence.events(*run)])}
+    runs[2] = emergence.tabulate(config, rows)
+    summary = {s["level"]: s for s in emergence.summarise([e for run in runs for e in emergence.events(run)])}
     assert summary["add-1"]["emerged"] == summary["add-1"]["rankme_first"] == 3
     assert summary["add-2"]["emerged"] == 2 and summary["add-2"]["seeds"] == 3 and summary["add-2"]["emergence"]["median"] == 260
     assert summary["sham-add-1"]["emergence"] is None
@@ -200,23 +203,242 @@ def test_summary_over_seeds_counts_what_never_came():
 
 
 def test_emergence_is_on_unseen_operands_where_there_are_some():
-    config, rows = made_up_run()
+    config, rows = made_up_run().config, made_up_run().rows
     config["train_fraction"] = 0.4
     for row in rows:
         for level in row["levels"].values():
             level["accuracy_train"], level["accuracy_test"] = float(row["step"] >= 50), float(row["step"] >= 300)
-    event = emergence.events(config, rows)[0]
+    run = emergence.tabulate(config, rows)
+    event = emergence.events(run)[0]
     assert (event["memorised"], event["emergence"]) == (50, 300)
-    assert len(emergence.figure_curves([(config, rows)])["curves"].axes[0].lines) > 3
+    assert len(emergence.figure_curves([run])["curves"].axes[0].lines) > 3
 
 
 def test_lead_check_counts_runs_apart_and_shams_for_themselves():
-    found = [e for seed in range(3) for e in emergence.events(*made_up_run(seed))]
-    one = emergence.lead_check(emergence.events(*made_up_run()))
+    check = lambda runs: emergence.lead_check(emergence.dates(runs), emergence.dates(runs, shams=True))
+    one, three = check([made_up_run()]), check([made_up_run(seed) for seed in range(3)])
     z, information = risk_set_test([100, 200], [160, 260])
     assert (one["z"], one["information"]) == pytest.approx((z, information))
-    assert emergence.lead_check(found)["information"] == pytest.approx(3 * information) and "cannot tell" in one["verdict"]
+    assert three["information"] == pytest.approx(3 * information) and three["shams"] == 3
     assert (one["shams"], one["sham_onsets"], one["sham_emergences"]) == (1, 0, 0)
+
+
+def test_dates_of_many_runs_are_those_of_one_curve_at_a_time():
+    """The arrays of the multiverse against the functions of the first section, on noisy curves and under changed choices."""
+    rng, run = np.random.default_rng(0), made_up_run()
+    for position in run.rankme:
+        run.rankme[position] = run.rankme[position] * rng.uniform(0.8, 1.25, run.rankme[position].shape)
+    run.accuracy[:] = np.clip(run.accuracy + rng.normal(0, 0.1, run.accuracy.shape), 0, 1)
+    run.config["warmup"] = 100
+    for choices in (Choices(), Choices(threshold=0.5, persistence=5, rise=0.5, smoothing=7, position="last", layer=-1, warmup=False)):
+        d, start = emergence.dates([run], choices), 0 if choices.warmup else 10
+        for k in range(2):
+            steps = run.steps[start:].tolist()
+            floor, _, onset = collapse(steps, run.rankme[choices.position][k, choices.layer, start:], choices.smoothing, choices.rise, choices.persistence)
+            emerged = emergence_step(steps, run.accuracy[k, start:], 0.1, choices.threshold, choices.persistence, 1000)
+            assert (d.floor[0, k], d.onset[0, k], d.emergence[0, k]) == (floor, onset or math.inf, emerged or math.inf)
+
+
+# Made-up sweeps: 8 tasks x 3 levels, later levels later; what tasks do is the same in all runs but for some noise.
+
+LEVELS = tuple(f"{task}-{k}" for task in ("copy", "reverse", "compare", "parity", "add", "modadd", "sort", "multiply") for k in (1, 2, 3))
+
+
+PLANTED = made_up_run(levels=LEVELS)
+
+
+def made_up_dates(rng, onsets, runs=5, parameters=None):
+    """onsets: emergence (R, L) -> onsets (R, L)."""
+    level = np.array([int(name[-1]) for name in LEVELS])
+    own = rng.normal(0, 0.7, len(LEVELS))
+    emergence_steps = np.round(150 * 2.0 ** (level + own + rng.normal(0, 0.3, (runs, len(LEVELS)))))
+    emergence_steps[emergence_steps > 2000] = math.inf
+    table = np.ones((runs, len(LEVELS)))
+    return emergence.Dates(onsets(level, emergence_steps), emergence_steps, table, table, table, table, tuple(name[:-2] for name in LEVELS),
+                           np.array(parameters or [4e5] * runs), [PLANTED] * runs, Choices())
+
+
+def rejections(onsets, statistic, runs, repetitions=400):
+    rng, count = np.random.default_rng(0), 0
+    for i in range(repetitions):
+        d = made_up_dates(rng, lambda level, emergence_steps: onsets(rng, level, emergence_steps), runs)
+        count += emergence._p(statistic(d, emergence.shuffles(LEVELS, runs, 200, seed=i))) < 0.05
+    return count / repetitions
+
+
+def own_onsets(rng, level, emergence_steps):
+    """Nothing leads: an onset has to do with the level and with the task, but not with when that task emerges."""
+    return np.round(60 * 2.0 ** (level + rng.normal(0, 0.7, len(LEVELS)) + rng.normal(0, 0.3, emergence_steps.shape)))
+
+
+def common_onsets(rng, level, emergence_steps):
+    return np.round(30 + rng.normal(0, 5, emergence_steps.shape))
+
+
+def leading_onsets(rng, level, emergence_steps):
+    return np.where(np.isfinite(emergence_steps), emergence_steps - 200, np.inf)
+
+
+@pytest.mark.parametrize("statistic", [emergence.risk_set_excess, emergence.precursor_rate, emergence.order_correlation])
+@pytest.mark.parametrize("runs", [1, 5])
+def test_size_and_power_on_planted_sweeps(statistic, runs):
+    """Where nothing leads, at most 7% of the tests at 5% say that something does (400 sweeps: two standard errors are 2%); where all lead by 200
+    steps, at least 80% do."""
+    assert rejections(own_onsets, statistic, runs) <= 0.07
+    assert rejections(common_onsets, statistic, runs) <= 0.07
+    assert rejections(leading_onsets, statistic, runs, 100) >= 0.8
+
+
+def test_seeds_are_not_independent_and_only_the_permutations_know():
+    """The formula's z adds up over five seeds in which each task does the same again, and cries wolf; hence `risk_set_excess`."""
+    rng, alarms = np.random.default_rng(0), 0
+    for _ in range(300):
+        d = made_up_dates(rng, lambda level, emergence_steps: own_onsets(rng, np.full(len(LEVELS), 3), emergence_steps))
+        U, V = np.sum([emergence.risk_set_sums(*pair) for pair in zip(d.onset, d.emergence)], axis=0)
+        alarms += U / math.sqrt(V) > 1.645
+    assert alarms / 300 > 0.1
+
+
+@pytest.mark.parametrize("rate, tasks_differ, runs_differ, low, high", [
+    (0.7, 1, 0.5, 0.92, 0.98), (0.85, 1, 0.5, 0.92, 0.98), (0.7, 2, 0.5, 0.92, 0.98), (0.7, 0, 0, 0.95, 1)])     # independent events: too wide, never too narrow
+def test_intervals_cover_the_planted_rate(rate, tasks_differ, runs_differ, low, high):
+    rng, labels, covered = np.random.default_rng(1), np.repeat(np.arange(8), 3), 0
+    chance = lambda task, run: 1 / (1 + np.exp(-(math.log(rate / (1 - rate)) + tasks_differ * task + runs_differ * run)))
+    truth = chance(rng.normal(size=400_000), rng.normal(size=400_000)).mean()
+    for _ in range(500):
+        p = chance(rng.normal(size=8)[labels], rng.normal(size=(5, 1)))
+        _, bottom, top = emergence.clustered_interval((rng.random((5, 24)) < p).astype(float), labels)
+        covered += bottom <= truth <= top
+    assert low <= covered / 500 <= high, f"{covered / 500:.1%} of the intervals cover {truth:.3f}"
+
+
+def test_clustered_interval_has_the_variance_of_a_bootstrap():
+    """tasks drawn anew + runs drawn anew - single task x run cells drawn anew, by drawing."""
+    rng = np.random.default_rng(2)
+    labels = np.repeat(np.arange(8), 3)
+    x = rng.normal(size=8)[labels] + rng.normal(size=(6, 1)) + 0.5 * rng.normal(size=(6, 24))
+    by_task = x.reshape(6, 8, 3).mean(2)
+    draw = lambda values, n: values[rng.integers(0, len(values), (20_000, n))].mean(1).var() * n / (n - 1)
+    cells = by_task.reshape(-1)
+    variance = draw(by_task.mean(0), 8) + draw(by_task.mean(1), 6) - draw(cells, 48) * 47 / 48
+    mean, low, high = emergence.clustered_interval(x, labels, rate=False)
+    assert mean == pytest.approx(x.mean())
+    stats = pytest.importorskip("scipy.stats")
+    freedom = [df for df in np.linspace(5, 40, 400) if abs((high - low) / 2 / stats.t.ppf(0.975, df) - math.sqrt(variance)) < 0.03 * math.sqrt(variance)]
+    assert freedom, "no degrees of freedom reconcile the interval with the bootstrap"
+    assert emergence.clustered_interval(np.ones((1, 24)), labels)[0] == 1 and emergence.clustered_interval(np.ones((1, 24)), labels)[1] < 0.8
+    for df in (1, 2, 3, 5, 20):
+        assert emergence._student(df) == pytest.approx(stats.t.ppf(0.975, df), rel=0.01)
+
+
+def test_rank_correlation_and_holm_against_other_code():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(3)
+    a, b = rng.integers(0, 6, (2, 4, 15)).astype(float)
+    for x, y, rho in zip(a, b, emergence.spearman(emergence.ranks(a), emergence.ranks(b))):
+        assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert emergence.ranks(a).tolist() == stats.rankdata(a, axis=1).tolist()
+    p = rng.random(7) ** 3
+    slow = [max(min(1, (7 - sorted(p).index(q)) * q) for q in p if q <= x) for x in p]
+    assert emergence.holm(p.tolist()) == pytest.approx(slow)
+
+
+def test_permutation_p_value_against_scipy_and_all_permutations():
+    """One level: 4 tasks, 24 permutations, all of them counted by scipy."""
+    stats = pytest.importorskip("scipy.stats")
+    levels = ("copy-1", "add-1", "sort-1", "parity-1")
+    onset, emerged = np.array([10., 30, 20, 50]), np.array([100., 200, 300, 400])
+    exact = stats.permutation_test((emergence.ranks(onset),), lambda x: stats.spearmanr(x, emerged).statistic, permutation_type="pairings", alternative="greater")
+    d = emergence.Dates(onset[None], emerged[None], *[onset[None]] * 4, tuple(x[:-2] for x in levels), np.array([1.0]), [made_up_run(levels=levels)], Choices())
+    assert emergence._p(emergence.order_correlation(d, emergence.shuffles(levels, 1, 20_000))) == pytest.approx(exact.pvalue, abs=0.01)
+
+
+def test_shuffles_exchange_tasks_within_a_level_alike_in_all_runs():
+    s = emergence.shuffles(LEVELS, 5, 50)
+    assert (s.tasks[0] == range(24)).all() and (s.runs[0] == range(5)).all() and not s.upside_down[0].any()
+    assert (np.sort(s.tasks, 1) == range(24)).all() and (s.tasks % 3 == np.arange(24) % 3).all() and len(np.unique(s.tasks, axis=0)) == 50
+
+
+def test_swap_test_by_counting():
+    """Two sizes, three tasks.  a-b turn round between the sizes, and so do their onsets; a-c turn round, and their onsets do not."""
+    emerged = np.array([[100., 200, 300], [400, 300, 350]])
+    onset = np.array([[10., 20, 30], [25, 20, 30]])
+    levels = ("copy-1", "add-1", "sort-1")
+    d = emergence.Dates(onset, emerged, *[onset] * 4, tuple(x[:-2] for x in levels), np.array([1., 2]), [made_up_run(levels=levels)] * 2, Choices())
+    assert emergence.swap_rate(d, emergence.shuffles(levels, 2, 2000))[0] == 0.5
+    random_orders = []
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        d = made_up_dates(rng, lambda level, e: rng.random(e.shape), 2, [1.0, 2.0])
+        random_orders.append(emergence.swap_rate(d, emergence.shuffles(LEVELS, 2, 1))[0])
+    assert np.mean(random_orders) == pytest.approx(0.25, abs=0.02)             # an order drawn by lot
+
+
+def test_difficulty_comes_from_the_other_seeds():
+    rng = np.random.default_rng(0)
+    d = made_up_dates(rng, lambda level, e: e, 3)
+    d.emergence[2] = d.emergence[2, ::-1]                                        # the third run learns in reverse order
+    classes = emergence.difficulty(d)
+    order = np.argsort(np.median(d.emergence[:2], axis=0), kind="stable")
+    assert classes[2, order[0]] == 0 and classes[2, order[-1]] == 2
+    assert (emergence.difficulty(made_up_dates(rng, lambda level, e: e, 1)) == -1).all()
+
+
+def test_cross_correlation_finds_a_planted_lag():
+    run = made_up_run()
+    log = np.log1p(run.steps)
+    for k in range(len(run.levels)):
+        run.accuracy[k] = 1 / (1 + np.exp(-8 * (log - 5)))
+        run.rankme["first"][k] = 1 + 9 / (1 + np.exp(-8 * (log - 5 + 0.5 * k)))                    # earlier by 0, .5, 1 in log(1 + step)
+    lags = np.diag(emergence.change_lags(run, "first", -2, "accuracy")) * log[-1] / (emergence.GRID - 1)
+    assert lags == pytest.approx([0, 0.5, 1], abs=0.12)
+
+
+def test_rare_measures_are_dated_on_their_own_grid():
+    """The LLC rises with emergence, the Hessian a snapshot later, the gradient rank two earlier; the probe knows the answer at 100 k."""
+    run = made_up_run(levels=("add-1", "add-2", "copy-1", "copy-2"))
+    for row in run.rows[::2]:                                                   # every 20 steps
+        for level, columns in row["levels"].items():
+            at, step = 100 * int(level[-1]) + 60, row["step"]
+            columns |= {"llc": {"mean": -50.0 if step < 20 else 5.0 + 40 * (step >= at)}, "hessian_top": {"eigenvalue": 1.0 + 9 * (step >= at + 20)},
+                        "gradient_rank": 10.0 + 9 * (step >= at - 40), "linear_probe": [0.1, 0.1, 0.1 + 0.8 * (step >= at - 60), 0.1], "linear_probe_shuffled": 0.1}
+    d = emergence.dates([run])
+    s = emergence.shuffles(run.levels, 1, 100)
+    found = {row["measure"]: (row["first"], row["same"], row["later_or_never"], row["events"]) for row in emergence.compare_measures(d, s)}
+    assert found == {"llc": (0, 4, 0, 4), "hessian_top": (0, 0, 4, 4), "gradient_rank": (4, 0, 0, 4), "linear_probe": (4, 0, 0, 4)}
+    (llc,) = [row for row in emergence.compare_measures(d, s) if row["measure"] == "llc"]
+    assert (llc["lead_low"], llc["lead_high"], llc["rankme_rate"], llc["snapshots"]) == (-20, 20, 1, 21)
+    verdicts = {row["claim"]: row["verdict"] for row in emergence.study([run])["claims"]}
+    assert verdicts["C5"] == "holds" and verdicts["C6"] == "holds" and verdicts["C2"].startswith("cannot tell")
+
+
+def test_floors_of_two_sizes():
+    small, large = [made_up_run(s, "nano", 4e5, levels=("add-1", "add-2", "copy-1", "copy-2")) for s in range(3)], []
+    for s in range(3):
+        run = made_up_run(s, "micro", 1.3e6, levels=("add-1", "add-2", "copy-1", "copy-2"))
+        run.rankme = {position: 2 * values for position, values in run.rankme.items()}
+        large.append(run)
+    d = emergence.dates(small + large)
+    assert emergence.floor_ratio(d, emergence.shuffles(run.levels, 6, 500))[0] == pytest.approx(2)
+    assert emergence._ratio_interval(d)[0] == pytest.approx(2) and emergence.floors_across_sizes(d)["over_seeds"] == pytest.approx(0)
+    claim = {row["claim"]: row for row in emergence.study(small + large)["claims"]}["C2"]
+    assert claim["verdict"] == "does not hold" and claim["p"] == pytest.approx(2 / 20, abs=0.03)     # 2 of the 20 ways to choose 3 of 6 runs are as far out
+
+
+def test_multiverse_goes_through_all_choices_and_says_which_decides():
+    run = made_up_run(levels=("add-1", "add-2", "copy-1", "copy-2", "sham-add-1"))
+    specifications, values = emergence.multiverse([run], 11)
+    assert len(specifications) == len(set(specifications)) == math.prod(map(len, emergence.ALTERNATIVES.values())) == 864
+    assert {v.shape for v in values.values()} == {(864, 11)}
+    for k in (0, 500, 863):                                                     # against the plain way, one choice at a time
+        d, s = emergence.dates([run], specifications[k]), emergence.shuffles(run.levels[:-1], 1, 11)
+        for claim in emergence.CLAIMS:
+            if claim.key in values:
+                assert np.array_equal(values[claim.key][k], np.broadcast_to(claim.statistic(d, s), 11), equal_nan=True)
+    claim = next(c for c in emergence.CLAIMS if c.key == "C4")
+    planted = np.array([[1.0 if c.warmup else 0.0] * 11 for c in specifications])
+    found = emergence.robustness(claim, specifications, planted)
+    assert (found["share"], found["decides"], found["p_multiverse"]) == (0.5, "warmup", 1)
 
 
 def test_top_down_reads_layers_without_embedding_and_norm():

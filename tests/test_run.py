@@ -58,7 +58,7 @@ def test_names_on_the_command_line_are_those_of_the_tables():
 
 def test_a_sweep_leaves_what_the_docstring_draws(finished):
     folder, screen = finished
-    assert {p.name for p in folder.iterdir()} == {"nano-s0", "findings.json", "events.csv", "figures"}
+    assert {p.name for p in folder.iterdir()} == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
     one = folder / "nano-s0"
     assert {p.name for p in one.iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"}
     config = json.loads((one / "config.json").read_text())
@@ -275,7 +275,7 @@ def test_analyse_says_what_is_missing(finished, tmp_path, capsys, monkeypatch):
     (tmp_path / "s/nano-s1/metrics.jsonl").write_text("".join(lines[:5]) + lines[5][:40])
     status, screen, _ = call(capsys, monkeypatch, "analyse", tmp_path / "s")
     assert status == 0 and "missing: nano-s1 stopped at step" in screen
-    assert json.loads((tmp_path / "s/findings.json").read_text())["runs"] == 1
+    assert json.loads((tmp_path / "s/findings.json").read_text())["runs"] == ["nano-s0"]
     empty = tmp_path / "empty"
     empty.mkdir()
     status, _, err = call(capsys, monkeypatch, "analyse", empty)
