@@ -18,18 +18,21 @@ What a sweep leaves behind:
         findings.json, events.csv, figures/*.png        derived: `analyse` makes them again
 
 The same command again resumes: finished runs are skipped, a stopped one goes on from its checkpoint, to the same bits as
-if it had not been stopped.  A reader who wants the science can skip this file.
+if it had not been stopped.  Several workers share a sweep out, here or under torchrun, to the same bits as one; the file `lock`
+in a run says that one of them is at it.  A reader who wants the science can skip this file.
 """
 import contextlib
 import csv
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,8 +50,9 @@ TASK_NAMES = ("copy", "reverse", "compare", "parity", "add", "modadd", "sort", "
 SIZE_NAMES = ("nano", "micro", "small", "medium", "large", "xl")
 CONTROL_COUNT = 24
 CHECKPOINT_SECONDS = 20               # how much work a killed run may lose
+RANK = int(os.environ.get("RANK", 0)) # which worker under torchrun this process is; where there is no torchrun, the only one
 
-out = Console(highlight=False)
+out = Console(highlight=False, quiet=RANK > 0)                                # one of several workers speaks for all
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="When a neural network suddenly gains a capability, what changed inside it first?")
 
@@ -61,8 +65,23 @@ class Failed(Exception):
     """What went wrong while running: exit status 1."""
 
 
+class Busy(Failed):
+    """Another process is at this run."""
+
+
 class Stopped(Exception):
     """Ctrl-C: exit status 130."""
+
+
+def in_words(error):
+    """One sentence for whatever ended a command or a run."""
+    if hasattr(error, "format_message"):                                      # the command line's own errors
+        return error.format_message().rstrip(".")
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the disk'}: {error.strerror}; what was written before is kept, and the same command goes on from there"
+    if isinstance(error, (BadInput, Failed, Stopped, ValueError)):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where; what was written before is kept)"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -378,21 +397,26 @@ def settle_config(folder, config):
 
 @contextlib.contextmanager
 def locked(folder):
-    """Hold the folder's lock, or raise Failed if another process has it.  The system lets go of it when a process ends, however
-    it ends, so a killed run leaves no lock behind.  (Not on Windows, which has no fcntl.)"""
+    """Hold the folder's lock, or raise Busy if another process has it.  The system lets go of it when a process ends, however it
+    ends: of a killed one the file `lock` stays, and locks nothing.  A file of its own, and open for writing, because network
+    file systems lock nothing else.  (Not on Windows, which has no fcntl.)"""
     try:
         import fcntl
     except ImportError:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise Failed(f"{folder} is being written by another process; wait for it, or stop it")
-    finally:
-        os.close(handle)
+    path = folder / "lock"
+    with open(path, "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(handle.fileno()).st_nlink:                        # who had it until just now has taken the file away
+                raise BlockingIOError
+        except BlockingIOError:
+            raise Busy(f"{folder} is being written by another process; wait for it, or stop it")
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 def load_checkpoint(path):
@@ -405,8 +429,8 @@ def load_checkpoint(path):
         raise Failed(f"{path} is not a checkpoint that `sweep` wrote ({type(error).__name__}); move it away to start this run afresh")
 
 
-def execute(folder, train, measure, tick):
-    """Carry out one run in its directory, from wherever it was left.  tick(step, loss) is called at every snapshot."""
+def execute(folder, train, measure):
+    """Carry out one run in its directory, from wherever it was left."""
     import torch, models
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -443,7 +467,6 @@ def execute(folder, train, measure, tick):
                     if last - last_saved > CHECKPOINT_SECONDS or snapshot.step == train.steps:
                         save({"train": snapshot.state(), "wall": wall, "state": probes.state}, checkpoint)
                         last_saved = time.monotonic()
-                    tick(snapshot.step, snapshot.loss)
             except (FloatingPointError, ValueError) as error:                 # from training; from a measure that met a NaN
                 raise Failed(f"{folder}, after step {rows[-1]['step'] if rows else 0}: {error}; the rows up to there are kept: try a smaller learning rate (--set lr=...)")
         write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"]})
@@ -472,6 +495,84 @@ def load_sweep(folder):
     if not runs:
         raise BadInput(f"{folder} holds no finished run" + (f" ({'; '.join(missing)})" if missing else "; expected a sweep's directory, such as runs/modadd"))
     return sorted(runs, key=lambda run: (run[0]["parameters"], run[0]["seed"])), missing
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Many workers.  Nobody hands out work: each goes through the same plan, and the locks keep any two from the same run.
+
+def take_up(plan, measure, alone=False):
+    """Carry out the runs of a plan, [(folder, TrainConfig)], until each is done or has failed -> what failed, in words.
+
+    A run that another worker holds is passed over and looked at again later, for that one may be killed; `alone`, it is a failure."""
+    if plan and plan[0][1].device == "cuda":
+        import torch
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    failures = {}
+    while waiting := [job for job in plan if job[0] not in failures and not (job[0] / "done").exists()]:
+        for folder, train in waiting:
+            try:
+                execute(folder, train, measure)
+            except Exception as error:                                        # the other runs can still be done
+                if isinstance(error, Busy) and not alone:
+                    time.sleep(0.1)
+                elif "--debug" in sys.argv:
+                    raise
+                else:
+                    failures[folder] = in_words(error)
+    return list(failures.values())
+
+
+def launch(workers, *job):
+    """take_up(*job) in several processes of this machine.  torch's elastic launcher, which is torchrun's, starts them again when
+    one is killed, and stops them when this process is stopped, however that happens."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    logging.disable(logging.ERROR)                                            # it would say at length what is said below
+    config = LaunchConfig(1, 1, workers, run_id="sweep", rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=3)
+    try:
+        return elastic_launch(config, take_up)(*job)[0]                       # every worker meets every failure
+    except SignalException:
+        raise KeyboardInterrupt
+    except ChildFailedError:
+        raise Failed("the workers were killed four times; the same command goes on from the last checkpoints (short of memory? --workers 1)")
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def watched(plan):
+    """Meanwhile, one line of progress for each run in flight, read off the rows that it writes, whichever process does so."""
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn()
+    stop, begin = threading.Event(), time.time()
+
+    def watch():
+        with Progress(*columns, console=out, transient=True) as progress:
+            waiting = [(path, progress.add_task(path.name, total=train.steps, visible=False, note="")) for path, train in plan]
+            while waiting:
+                ended = stop.wait(0.5)
+                for path, line in list(waiting):
+                    with contextlib.suppress(OSError, IndexError, ValueError):                  # not begun; no row yet; half a row
+                        if (path / "done").exists():
+                            waiting.remove((path, line))
+                            progress.update(line, visible=False)
+                            wall = json.loads((path / "done").read_text())
+                            progress.console.print(f"{path.name}  done: training {minutes(wall['wall_train_s'])}, measuring {minutes(wall['wall_measure_s'])}")
+                        elif (path / "metrics.jsonl").stat().st_mtime > begin:
+                            row = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+                            loss = "" if row["loss"] is None else f"  loss {row['loss']:.3f}"
+                            progress.update(line, completed=row["step"], visible=True, note=f"step {row['step']:,}{loss}")
+                if ended:
+                    break
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped("stopped; the same command goes on from the last checkpoint")
+    finally:
+        stop.set()
+        thread.join()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -538,6 +639,11 @@ def pick_dtype(device):
     return "bfloat16" if declared() else "float32"
 
 
+def cores():
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def defaults(levels):
     """(steps, peak learning rate) with which nearly all task-levels emerge at the smallest size.  One task alone is quick; 24 levels
     that share a model need more of both (at 1e-3, some of them do not emerge; for one task alone, 2e-3 is too much)."""
@@ -580,6 +686,7 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
           train_fraction: float = typer.Option(1.0, help="share of the operand tuples to train on; below 1, accuracy on the unseen ones is a column"),
           out_dir: Path = typer.Option("runs", "--out", help="where the sweep's directory goes"),
           device: str = typer.Option("auto", help="auto, cpu or cuda"),
+          workers: int = typer.Option(0, help="processes that share the runs out  [default: as many as there are cores for; on CUDA, one for each GPU]"),
           keep: int = typer.Option(0, help="keep the weights of every so-many-th snapshot"),
           settings: list[str] = typer.Option([], "--set", metavar="FIELD=VALUE", help="any other field of the config; may be repeated"),
           dry_run: bool = typer.Option(False, "--dry-run", help="show the plan and what it will cost, and stop")):
@@ -588,56 +695,62 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     picked_sizes = chosen("--sizes", sizes, SIZE_NAMES)
     wanted = () if measure == "none" else chosen("--measures", measure, tuple(MEASURES))
     controls = controls if controls >= 0 else 4 if names == TASK_NAMES else 0
-    if seeds < 1 or controls > CONTROL_COUNT or steps < 0:
-        raise BadInput(f"--seeds {seeds}, --controls {controls}, --steps {steps}: expected at least one seed, at most {CONTROL_COUNT} controls, and no negative number")
+    if seeds < 1 or controls > CONTROL_COUNT or steps < 0 or workers < 0:
+        raise BadInput(f"--seeds {seeds}, --controls {controls}, --steps {steps}, --workers {workers}: "
+                       f"expected at least one seed, at most {CONTROL_COUNT} controls, and no negative number")
     import torch, models, tasks
     device = pick_device(device)
     levels = tuple(f"{name}-{k}" for name in names for k in tasks.LEVELS) + tasks.CONTROLS[:controls]
     default_steps, lr = defaults(len(levels))
     base = models.TrainConfig(levels=levels, steps=steps or default_steps, lr=lr, per_level=max(10, 132 // len(levels)), device=device,
-                              dtype=pick_dtype(device), threads=torch.get_num_threads(), train_fraction=train_fraction)
+                              dtype=pick_dtype(device), threads=max(1, cores() // (len(picked_sizes) * seeds)), train_fraction=train_fraction)
     base, measured = with_settings(settings, base, MeasureConfig(measures=wanted, keep=keep))
     check(base, measured)
     folder = out_dir / (("all" if names == TASK_NAMES else "+".join(names)) + (f"-fraction{train_fraction:g}" if train_fraction < 1 else ""))
-    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed)) for size in picked_sizes for seed in range(seeds)]
-    waiting = [(path, config) for path, config in plan if not (path / "done").exists()]
-    for path, config in plan:
+    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed)) for size in reversed(picked_sizes) for seed in range(seeds)]
+    for i, (path, config) in enumerate(plan):
         if (path / "config.json").exists():                                   # a finished run, too, must be the one that was asked for
+            if not any(setting.startswith("threads=") for setting in settings):           # threads not asked for stay what they were
+                config = dataclasses.replace(config, threads=read_json(path / "config.json").get("threads"))
             settle_config(path, run_config(config, measured))
+            plan[i] = path, config
+    waiting = [(path, config) for path, config in plan if not (path / "done").exists()]
+    launched = "TORCHELASTIC_RUN_ID" in os.environ                            # by torchrun: then this process is one of its workers
+    room = 1 if os.name == "nt" else torch.cuda.device_count() if device == "cuda" else cores() // base.threads
+    workers = int(os.environ["WORLD_SIZE"]) if launched else max(1, min(workers or room, len(waiting)))
+    if RANK == 0:
+        out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, {base.dtype} on {device} "
+                  f"(workers: {workers}, threads of each: {base.threads}), measuring {', '.join(('accuracy', *wanted))}")
+        show_cost(plan, waiting, measured, workers)
+    if dry_run:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with watched(waiting):
+        if workers > 1 and not launched:
+            failures = launch(workers, waiting, measured)
+        else:
+            failures = take_up(waiting, measured, alone=not launched)
+    if RANK:
+        return
+    if any((path / "done").exists() for path, _ in plan):
+        report(folder, [path.name for path, _ in plan if not (path / "done").exists()])
+    if failures:
+        raise Failed("; ".join(failures))
 
-    out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, "
-              f"{base.dtype} on {device} ({base.threads} threads), measuring {', '.join(('accuracy', *wanted))}")
-    costs = {size: estimate(dataclasses.replace(base, size=size), measured) for size in dict.fromkeys(config.size for _, config in waiting)}
+
+def show_cost(plan, waiting, measured, workers):
+    """The table of what is still to do, and how long it will take."""
+    import models
+    costs = {config.size: estimate(config, measured) for size, config in {config.size: config for _, config in reversed(waiting)}.items()}
     table = Table("size", "parameters", "runs", "snapshots", "training", "measuring", "in all", box=None, pad_edge=False, header_style="dim")
     for size, (training, measuring, count) in costs.items():
         n = sum(config.size == size for _, config in waiting)
         table.add_row(size, f"{models.parameter_count(models.SIZES[size]):,}", str(n), str(count), minutes(training), minutes(measuring), minutes(n * (training + measuring)))
     if waiting:
         out.print(table)
-    total = sum(sum(costs[config.size][:2]) for _, config in waiting)
+    each = [sum(costs[config.size][:2]) for _, config in waiting]
+    total = max(sum(each) / workers, max(each, default=0))                    # the longest run is done by one worker
     out.print(f"{len(waiting)} runs to do, {len(plan) - len(waiting)} done already; about {minutes(total)} on this machine")
-    if dry_run:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn()
-    failures = []
-    with Progress(*columns, console=out, transient=True) as progress:
-        for k, (path, config) in enumerate(waiting):
-            line = progress.add_task(f"{path.name} ({k + 1} of {len(waiting)})", total=config.steps, note="")
-            start = time.monotonic()
-            try:
-                execute(path, config, measured, lambda step, loss: progress.update(
-                    line, completed=step, note=f"step {step:,}" + ("" if loss is None else f"  loss {loss:.3f}")))
-                progress.console.print(f"{path.name}  done in {minutes(time.monotonic() - start)}")
-            except Failed as error:                                           # the other runs can still be done
-                failures.append(str(error))
-            except KeyboardInterrupt:
-                raise Stopped("stopped; the same command goes on from the last checkpoint")
-            progress.remove_task(line)
-    if any((path / "done").exists() for path, _ in plan):
-        report(folder, [path.name for path, _ in plan if not (path / "done").exists()])
-    if failures:
-        raise Failed("; ".join(failures))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -915,15 +1028,10 @@ def main():
     except Exception as error:
         if debug:
             raise
-        if hasattr(error, "format_message"):                                  # the command line's own errors
-            message, status = f"{error.format_message().rstrip('.')}; see python run.py {' '.join(arguments[:1])} --help", 2
-        elif isinstance(error, OSError):
-            message, status = f"{error.filename or 'the disk'}: {error.strerror}; what was written before is kept, and the same command goes on from there", 1
-        elif isinstance(error, (BadInput, Failed, Stopped, ValueError)):
-            message, status = str(error), {Failed: 1, Stopped: 130}.get(type(error), 2)
-        else:
-            message, status = f"unexpected {type(error).__name__}: {error} (--debug shows where; what was written before is kept)", 1
-    print(f"run.py: {message}", file=sys.stderr)
+        status = 130 if isinstance(error, Stopped) else 2 if isinstance(error, (BadInput, ValueError)) or hasattr(error, "format_message") else 1
+        message = in_words(error) + f"; see python run.py {' '.join(arguments[:1])} --help" * hasattr(error, "format_message")
+    if RANK == 0 or status != 2:                                              # bad arguments are the same for all workers
+        print(f"run.py: {message}", file=sys.stderr)
     sys.exit(status)
 
 
