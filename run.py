@@ -4,6 +4,7 @@
     python run.py sweep --task all --sizes nano    the study: 24 task-levels and 4 controls in one model
     python run.py analyse runs/modadd              findings and figures again, from config.json and metrics.jsonl alone
     python run.py tasks                            what the tasks look like
+    python run.py bench                            how fast this machine is, against the floor
     python run.py pythia audit 2.8b                the same question asked of public checkpoints: audit, plan, measure, evals, compare
 
 What a sweep leaves behind:
@@ -34,6 +35,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -515,10 +517,10 @@ def take_up(plan, measure, alone=False):
             except Exception as error:                                        # the other runs can still be done
                 if isinstance(error, Busy) and not alone:
                     time.sleep(0.1)
-                elif "--debug" in sys.argv:
-                    raise
-                else:
-                    failures[folder] = in_words(error)
+                    continue
+                if "--debug" in sys.argv:
+                    traceback.print_exc()
+                failures[folder] = in_words(error)
     return list(failures.values())
 
 
@@ -837,6 +839,23 @@ def show_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one tas
         out.print(f"{task}: {tasks.TASKS[task].about}")
     out.print("chance: how often the best answer that ignores the operands is right, all of it.")
     out.print(escape(f"vocabulary ({tasks.VOCAB_SIZE}): {' '.join(tasks.VOCABULARY)}"))
+
+
+@app.command()
+def bench(as_json: bool = typer.Option(False, "--json", help="numbers instead of tables"),
+          nanogpt: Path = typer.Option(None, metavar="PATH", help="a checkout of nanoGPT to compare with"), device: str = typer.Option("auto", help="auto, cpu or cuda")):
+    """How fast this machine is: matrix-product peak, training step of every size, joint batch, each measure."""
+    device = pick_device(device)
+    sys.path.insert(0, str(Path(__file__).parent / "tests"))
+    import bench as machine
+    say = Console(stderr=True, highlight=False)
+    say.print("two minutes" + (" and one more for nanoGPT" if nanogpt else "") + " on two cores, with nothing else running")
+    with say.status("") as status:
+        found = machine.bench(pick_dtype(device), device, cores(), nanogpt, status.update)
+    if as_json:
+        print(json.dumps(rounded(found), indent=1))
+    for table in () if as_json else machine.tables(found):
+        out.print(table, "")
 
 
 # ---------------------------------------------------------------------------------------------------------------
