@@ -1,6 +1,6 @@
 """How fast this machine does what a sweep does, against the floor and against nanoGPT.  `python run.py bench` prints it.
 
-Everything that is divided by something else is timed beside it: in one process, in turns, the median over rounds.
+Everything that is divided by something else is timed beside it: in one process, in turns, the fastest of some rounds.
 
     peak               the fastest product of two square matrices, in FLOP/s: the floor under everything else
     training step      6 x parameters x tokens operations (forward, backward), as a share of that peak
@@ -9,7 +9,6 @@ Everything that is divided by something else is timed beside it: in one process,
 """
 import importlib.util
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -40,7 +39,8 @@ def wait(device):
 
 
 def interleaved(jobs, rounds, device="cpu"):
-    """{name: function} -> {name: seconds}: one round runs every job once; the median over rounds, the first being a warm-up."""
+    """{name: function} -> {name: seconds}: one round runs every job once, so that whatever else the machine does falls on all of them;
+    the fastest of the rounds, the first being a warm-up.  (A step cannot be faster than it is; that it was slower, others may cause.)"""
     times = {name: [] for name in jobs}
     for _ in range(rounds + 1):
         for name, job in jobs.items():
@@ -49,14 +49,15 @@ def interleaved(jobs, rounds, device="cpu"):
             job()
             wait(device)
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t[1:]) for name, t in times.items()}
+    return {name: min(t[1:]) for name, t in times.items()}
 
 
-def peak(dtype, device, n=1536, repeats=10):
-    """The fastest of some products of two (n, n) matrices, in FLOP/s."""
-    n = n if device == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return max(2 * n ** 3 / interleaved({0: lambda: a @ b}, 1, device)[0] for _ in range(repeats))
+def raise_peaks(peaks, device):
+    """The fastest product of two square matrices so far, in FLOP/s, in both dtypes: taken again and again between the other figures."""
+    n = 1536 if device == "cpu" else 8192
+    for name in ("float32", "bfloat16"):
+        a, b = (torch.randn(n, n, device=device).to(getattr(torch, name)) for _ in range(2))
+        peaks[name] = max(peaks.get(name, 0), 2 * n ** 3 / interleaved({0: lambda: a @ b}, 8, device)[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def load_nanogpt(path):
     return module
 
 
-def bench_nanogpt(module, fast, device, peaks):
+def bench_nanogpt(module, fast, device):
     """Our step against nanoGPT's, with targets at all places and, as in a task, at the last quarter only."""
     rows = []
     for name, config, B, T in SHAPES:
@@ -120,8 +121,8 @@ def bench_nanogpt(module, fast, device, peaks):
             for dtype in dict.fromkeys(("float32", fast)):
                 jobs[f"nanoGPT {dtype}, {where}"] = nanogpt_step(module, shape, dtype, device, scored)
         seconds = interleaved(jobs, 5, device)
-        operations = 6 * models.parameter_count(config) * B * T
-        rows.append({"model": name, "batch": f"{B} x {T}", "ms": {k: 1e3 * s for k, s in seconds.items()}, "peak_share": operations / seconds["ours, all"] / peaks[fast],
+        rows.append({"model": name, "batch": f"{B} x {T}", "ms": {k: 1e3 * s for k, s in seconds.items()},
+                     "flops": 6 * models.parameter_count(config) * B * T / seconds["ours, all"],
                      **{f"ratio_{where}": seconds[f"nanoGPT float32, {where}"] / seconds[f"ours, {where}"] for where in ("all", "quarter")},
                      **{f"ratio_{fast}_{where}": seconds[f"nanoGPT {fast}, {where}"] / seconds[f"ours, {where}"] for where in ("all", "quarter")}})
     return rows
@@ -153,11 +154,12 @@ def bench_sizes(fast, device, peaks, say):
         row = {"size": name, "parameters": P, "tokens": useful, "operations": 6 * P * useful}
         memory = 16 * P + 80 * config.n_layer * config.n_embd * ragged.tokens.numel()              # weights, gradient, AdamW; activations
         if rounds < 1 or memory > free_memory(device):
-            row["left_out"] = f"about {2 * guess:.0f} s and {memory / 1e9:.0f} GB"
+            row["left_out"] = ["left out:", f"about {2 * guess:.0f} s", f"{memory / 1e9:.0f} GB"]
         else:
             say(f"training step of {name}")
             seconds = interleaved({0: our_step((config, 0, 0), fast, device, None, ragged.tokens, ragged.layout, ragged.at)}, rounds, device)[0]
-            row |= {"ms": 1e3 * seconds, "useful_tokens_per_s": useful / seconds, "peak_share": row["operations"] / seconds / peaks[fast]}
+            row |= {"ms": 1e3 * seconds, "useful_tokens_per_s": useful / seconds, "flops": row["operations"] / seconds}
+            raise_peaks(peaks, device)
         rows.append(row)
     return rows
 
@@ -254,7 +256,8 @@ def bench(fast, device, threads, nanogpt=None, say=print):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     say("matrix products")
-    peaks = {name: peak(getattr(torch, name), device) for name in ("float32", "bfloat16")}
+    peaks = {}
+    raise_peaks(peaks, device)
     found = {"device": device, "threads": threads, "dtype": fast, "torch": torch.__version__, "peak_flops": peaks, "sizes": bench_sizes(fast, device, peaks, say)}
     say("the joint batch, packed and padded")
     found["joint"] = bench_joint(fast, device)
@@ -262,7 +265,10 @@ def bench(fast, device, threads, nanogpt=None, say=print):
     found |= bench_measures(fast, device)
     if module:
         say("nanoGPT")
-        found["nanogpt"] = bench_nanogpt(module, fast, device, peaks)
+        found["nanogpt"] = bench_nanogpt(module, fast, device)
+    raise_peaks(peaks, device)
+    for row in found["sizes"] + found.get("nanogpt", []):
+        row["peak_share"] = row["flops"] / peaks[fast] if "flops" in row else None
     return found
 
 
@@ -277,7 +283,7 @@ def tables(found):
     yield table(f"Training step of the joint study ({found['sizes'][0]['tokens']:,} tokens), {fast}; matrix-product peak of this machine ({found['device']}, "
                 f"{found['threads']} threads): {peaks['float32'] / 1e9:,.0f} GFLOP/s in float32, {peaks['bfloat16'] / 1e9:,.0f} in bfloat16",
                 "size", "parameters", "GFLOP", "step", "useful tokens/s", "of the peak", rows=[
-                    (r["size"], f"{r['parameters']:,}", f"{r['operations'] / 1e9:,.0f}", *((f"left out: {r['left_out']}", "", "") if "left_out" in r else (
+                    (r["size"], f"{r['parameters']:,}", f"{r['operations'] / 1e9:,.0f}", *(r.get("left_out") or (
                         f"{r['ms']:,.1f} ms", f"{r['useful_tokens_per_s']:,.0f}", f"{r['peak_share']:.2f}"))) for r in found["sizes"]])
     yield table("The same, several lines to a row, against every line padded to the longest; ceiling: padded / useful tokens",
                 "size", "useful tokens/s", "padded", "gain", "ceiling", "of the ceiling", "fill", rows=[
