@@ -339,6 +339,29 @@ def new_model(config):
         return GPT(SIZES[config.size]).to(config.device)
 
 
+def new_optimizer(model, config):
+    """AdamW, one fused kernel for all parameters, with weight decay on the matrices alone."""
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() != 2]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+                             lr=config.lr, betas=(config.beta1, config.beta2), fused=config.device != "mps")
+
+
+def training_step(model, optimizer, data, config, step):
+    """One update of the weights, on the batch of that step -> its loss, left on the device: nothing in here waits for a GPU."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    tokens, targets = data(step)
+    with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        logits = model(tokens, data.layout, data.at)                                        # (M, V)
+    loss = F.cross_entropy(logits.float(), targets, reduction="none") @ data.weights
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    optimizer.step()
+    return loss.detach()
+
+
 def train(config, resume=None) -> Iterator[Snapshot]:
     """Train one model on all task-levels of `config`; yields a Snapshot at each of snapshot_steps.
 
@@ -347,11 +370,7 @@ def train(config, resume=None) -> Iterator[Snapshot]:
     Differs from the paper: everything here that is a number, for its protocol is public only in outline.
     """
     model, data = new_model(config), TrainingData(config)
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() != 2]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay},
-                                   {"params": vectors, "weight_decay": 0.0}],
-                                  lr=config.lr, betas=(config.beta1, config.beta2), fused=config.device != "mps")
+    optimizer = new_optimizer(model, config)
     losses = torch.zeros(config.steps, device=config.device)          # stays on the device: no waiting inside the loop
     done, seen = -1, 0
     if resume is not None:
@@ -371,14 +390,4 @@ def train(config, resume=None) -> Iterator[Snapshot]:
             seen = step
         if step == config.steps:
             return
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        tokens, targets = data(step)
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            logits = model(tokens, data.layout, data.at)                                    # (M, V)
-        loss = F.cross_entropy(logits.float(), targets, reduction="none") @ data.weights
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        losses[step] = loss.detach()
+        losses[step] = training_step(model, optimizer, data, config, step)

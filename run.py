@@ -4,6 +4,7 @@
     python run.py sweep --task all --sizes nano    the study: 24 task-levels and 4 controls in one model
     python run.py analyse runs/modadd              findings and figures again, from config.json and metrics.jsonl alone
     python run.py tasks                            what the tasks look like
+    python run.py bench                            how fast this machine is, against the floor
     python run.py pythia audit 2.8b                the same question asked of public checkpoints: audit, plan, measure, evals, compare
 
 What a sweep leaves behind:
@@ -18,7 +19,8 @@ What a sweep leaves behind:
         report.html, findings.json, events.csv, figures/*.png        derived: `analyse` makes them again
 
 The same command again resumes: finished runs are skipped, a stopped one goes on from its checkpoint, to the same bits as
-if it had not been stopped.  A reader who wants the science can skip this file.
+if it had not been stopped.  Several workers share a sweep out, here or under torchrun, to the same bits as one; the file `lock`
+in a run says that one of them is at it.  A reader who wants the science can skip this file.
 """
 import base64
 import contextlib
@@ -29,13 +31,16 @@ import html
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +58,9 @@ SIZE_NAMES = ("nano", "micro", "small", "medium", "large", "xl")
 CONTROL_COUNT = 24
 CHECKPOINT_SECONDS = 20               # how much work a killed run may lose
 FORMAT = 2                            # of run directories.  1 (config.json does not say): no checksums; can be analysed, not gone on with
+RANK = int(os.environ.get("RANK", 0)) # which worker under torchrun this process is; where there is no torchrun, the only one
 
-out = Console(highlight=False)
+out = Console(highlight=False, quiet=RANK > 0)                                # one of several workers speaks for all
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="When a neural network suddenly gains a capability, what changed inside it first?")
 
@@ -67,8 +73,23 @@ class Failed(Exception):
     """What went wrong while running: exit status 1."""
 
 
+class Busy(Failed):
+    """Another process is at this run."""
+
+
 class Stopped(Exception):
     """Ctrl-C: exit status 130."""
+
+
+def in_words(error):
+    """One sentence for whatever ended a command or a run."""
+    if hasattr(error, "format_message"):                                      # the command line's own errors
+        return error.format_message().rstrip(".")
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the disk'}: {error.strerror}; what is there is kept, and the same command goes on from it"
+    if isinstance(error, (BadInput, Failed, Stopped, ValueError)):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where; what was written before is kept)"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -419,8 +440,9 @@ def settle_config(folder, config):
 
 @contextlib.contextmanager
 def locked(folder, wait=False):
-    """Hold the folder's lock; if another process has it, wait for it, or raise Failed.  The system lets go of it when a process ends,
-    however it ends, so a killed run leaves no lock behind.  (Not on Windows, which has no fcntl.)"""
+    """Hold the folder's lock; if another process has it, wait for it, or raise Busy.  The system lets go of it when a process ends,
+    however it ends: of a killed one the file `lock` stays, and locks nothing.  A file of its own, and open for writing, because network
+    file systems lock nothing else.  (Not on Windows, which has no fcntl.)"""
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
     try:
@@ -428,14 +450,22 @@ def locked(folder, wait=False):
     except ImportError:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    except BlockingIOError:
-        raise Failed(f"{folder} is being written by another process; wait for it, or stop it")
-    finally:
-        os.close(handle)
+    path = folder / "lock"
+    while True:
+        handle = open(path, "a")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            handle.close()
+            raise Busy(f"{folder} is being written by another process; wait for it, or stop it")
+        if os.fstat(handle.fileno()).st_nlink:
+            break
+        handle.close()                                                        # who had it until just now has taken the file away
+    with handle:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def save(state, path):
@@ -486,8 +516,8 @@ def failure(folder):
     return f"{folder.name} failed after step {told.get('step')}: {told.get('reason')}"
 
 
-def execute(folder, train, measure, tick):
-    """Carry out one run in its directory, from wherever it was left.  tick(step, loss) is called at every snapshot."""
+def execute(folder, train, measure):
+    """Carry out one run in its directory, from wherever it was left."""
     import models, torch
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder.parent)
@@ -539,7 +569,6 @@ def execute(folder, train, measure, tick):
                             raise Failed(f"{rows_path} was deleted under the run; the same command begins again, if all of the run's directory is gone")
                         save_checkpoint(folder, {"train": snapshot.state(), "wall": wall, "state": probes.state, "config": config, "rows": digest.hexdigest()})
                         last_saved = time.monotonic()
-                    tick(snapshot.step, snapshot.loss)
             except (FloatingPointError, ValueError) as error:                 # from training; from a measure that met a NaN
                 write_json(folder / "failed", {"step": rows[-1]["step"] if rows else 0, "reason": str(error)})
                 raise Failed(f"{folder.parent}/{failure(folder)}; the rows and the checkpoint up to there are kept: try a smaller learning rate "
@@ -580,6 +609,84 @@ def load_sweep(folder):
     if not runs:
         raise BadInput(f"{folder} holds no finished run" + (f" ({'; '.join(missing)})" if missing else "; expected a sweep's directory, such as runs/modadd"))
     return sorted(runs, key=lambda run: (run[0]["parameters"], run[0]["seed"])), missing
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Many workers.  Nobody hands out work: each goes through the same plan, and the locks keep any two from the same run.
+
+def take_up(plan, measure, alone=False):
+    """Carry out the runs of a plan, [(folder, TrainConfig)], until each is done or has failed -> what failed, in words.
+
+    A run that another worker holds is passed over and looked at again later, for that one may be killed; `alone`, it is a failure."""
+    if plan and plan[0][1].device == "cuda":
+        import torch
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    failures = {}
+    while waiting := [job for job in plan if job[0] not in failures and not (job[0] / "done").exists()]:
+        for folder, train in waiting:
+            try:
+                execute(folder, train, measure)
+            except Exception as error:                                        # the other runs can still be done
+                if isinstance(error, Busy) and not alone:
+                    time.sleep(0.1)
+                    continue
+                if "--debug" in sys.argv:
+                    traceback.print_exc()
+                failures[folder] = in_words(error)
+    return list(failures.values())
+
+
+def launch(workers, *job):
+    """take_up(*job) in several processes of this machine.  torch's elastic launcher, which is torchrun's, starts them again when
+    one is killed, and stops them when this process is stopped, however that happens."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    logging.disable(logging.ERROR)                                            # it would say at length what is said below
+    config = LaunchConfig(1, 1, workers, run_id="sweep", rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=3)
+    try:
+        return elastic_launch(config, take_up)(*job)[0]                       # every worker meets every failure
+    except SignalException:
+        raise KeyboardInterrupt
+    except ChildFailedError:
+        raise Failed("the workers were killed four times; the same command goes on from the last checkpoints (short of memory? --workers 1)")
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def watched(plan):
+    """Meanwhile, one line of progress for each run in flight, read off the rows that it writes, whichever process does so."""
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn()
+    stop, begin = threading.Event(), time.time()
+
+    def watch():
+        with Progress(*columns, console=out, transient=True) as progress:
+            waiting = [(path, progress.add_task(path.name, total=train.steps, visible=False, note="")) for path, train in plan]
+            while waiting:
+                ended = stop.wait(0.5)
+                for path, line in list(waiting):
+                    with contextlib.suppress(OSError, IndexError, ValueError):                  # not begun; no row yet; half a row
+                        if (path / "done").exists():
+                            waiting.remove((path, line))
+                            progress.update(line, visible=False)
+                            wall = json.loads((path / "done").read_text())
+                            progress.console.print(f"{path.name}  done: training {minutes(wall['wall_train_s'])}, measuring {minutes(wall['wall_measure_s'])}")
+                        elif (path / "metrics.jsonl").stat().st_mtime > begin:
+                            row = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+                            loss = "" if row["loss"] is None else f"  loss {row['loss']:.3f}"
+                            progress.update(line, completed=row["step"], visible=True, note=f"step {row['step']:,}{loss}")
+                if ended:
+                    break
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped("stopped; the same command goes on from the last checkpoint")
+    finally:
+        stop.set()
+        thread.join()
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -651,6 +758,11 @@ def pick_dtype(device):
     return "bfloat16" if declared() else "float32"
 
 
+def cores():
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def defaults(levels):
     """(steps, peak learning rate) with which nearly all task-levels emerge at the smallest size.  One task alone is quick; 24 levels
     that share a model need more of both (at 1e-3, some of them do not emerge; for one task alone, 2e-3 is too much)."""
@@ -693,6 +805,7 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
           train_fraction: float = typer.Option(1.0, help="share of the operand tuples to train on; below 1, accuracy on the unseen ones is a column"),
           out_dir: Path = typer.Option("runs", "--out", help="where the sweep's directory goes"),
           device: str = typer.Option("auto", help="auto, cpu or cuda"),
+          workers: int = typer.Option(0, help="processes that share the runs out  [default: as many as there are cores for; on CUDA, one for each GPU]"),
           keep: int = typer.Option(0, help="keep the weights of every so-many-th snapshot"),
           settings: list[str] = typer.Option([], "--set", metavar="FIELD=VALUE", help="any other field of the config; may be repeated"),
           dry_run: bool = typer.Option(False, "--dry-run", help="show the plan and what it will cost, and stop")):
@@ -701,58 +814,63 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     picked_sizes = chosen("--sizes", sizes, SIZE_NAMES)
     wanted = () if measure == "none" else chosen("--measures", measure, tuple(MEASURES))
     controls = controls if controls >= 0 else 4 if names == TASK_NAMES else 0
-    if not 0 < seeds <= 10000 or controls > CONTROL_COUNT or steps < 0:
-        raise BadInput(f"--seeds {seeds}, --controls {controls}, --steps {steps}: expected at least one seed (at most 10000), at most {CONTROL_COUNT} controls, "
-                       "and no negative number")
+    if not 0 < seeds <= 10000 or controls > CONTROL_COUNT or steps < 0 or workers < 0:
+        raise BadInput(f"--seeds {seeds}, --controls {controls}, --steps {steps}, --workers {workers}: expected at least one seed (at most 10000), "
+                       f"at most {CONTROL_COUNT} controls, and no negative number")
     import torch, models, tasks
     device = pick_device(device)
     levels = tuple(f"{name}-{k}" for name in names for k in tasks.LEVELS) + tasks.CONTROLS[:controls]
     default_steps, lr = defaults(len(levels))
     base = models.TrainConfig(levels=levels, steps=steps or default_steps, lr=lr, per_level=max(10, 132 // len(levels)), device=device,
-                              dtype=pick_dtype(device), threads=torch.get_num_threads(), train_fraction=train_fraction)
+                              dtype=pick_dtype(device), threads=max(1, cores() // (len(picked_sizes) * seeds)), train_fraction=train_fraction)
     base, measured = with_settings(settings, base, MeasureConfig(measures=wanted, keep=keep))
     check(base, measured)
     folder = out_dir / (("all" if names == TASK_NAMES else "+".join(names)) + (f"-fraction{train_fraction:g}" if train_fraction < 1 else ""))
-    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed)) for size in picked_sizes for seed in range(seeds)]
-    waiting = [(path, config) for path, config in plan if not (path / "done").exists()]
-    for path, config in plan:
+    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed)) for size in reversed(picked_sizes) for seed in range(seeds)]
+    for i, (path, config) in enumerate(plan):
         if (path / "config.json").exists():                                   # a finished run, too, must be the one that was asked for
+            if not any(setting.startswith("threads=") for setting in settings):           # threads not asked for stay what they were
+                config = dataclasses.replace(config, threads=read_json(path / "config.json").get("threads"))
             settle_config(path, run_config(config, measured))
+            plan[i] = path, config
+    waiting = [(path, config) for path, config in plan if not (path / "done").exists()]
+    launched = "TORCHELASTIC_RUN_ID" in os.environ                            # by torchrun: then this process is one of its workers
+    room = 1 if os.name == "nt" else torch.cuda.device_count() if device == "cuda" else cores() // base.threads
+    workers = int(os.environ["WORLD_SIZE"]) if launched else max(1, min(workers or room, len(waiting)))
+    if RANK == 0:
+        out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, {base.dtype} on {device} "
+                  f"(workers: {workers}, threads of each: {base.threads}), measuring {', '.join(('accuracy', *wanted))}")
+        show_cost(plan, waiting, measured, workers)
+    if dry_run:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with watched(waiting):
+        if workers > 1 and not launched:
+            failures = launch(workers, waiting, measured)
+        else:
+            failures = take_up(waiting, measured, alone=not launched)
+    if RANK:
+        return
+    if any((path / "done").exists() for path, _ in plan):
+        with locked(folder, wait=True):
+            report(folder, [path.name for path, _ in plan if not (path / "done").exists()])
+    if failures:
+        raise Failed("; ".join(failures))
 
-    out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, "
-              f"{base.dtype} on {device} ({base.threads} threads), measuring {', '.join(('accuracy', *wanted))}")
-    costs = {size: estimate(dataclasses.replace(base, size=size), measured) for size in dict.fromkeys(config.size for _, config in waiting)}
+
+def show_cost(plan, waiting, measured, workers):
+    """The table of what is still to do, and how long it will take."""
+    import models
+    costs = {config.size: estimate(config, measured) for size, config in {config.size: config for _, config in reversed(waiting)}.items()}
     table = Table("size", "parameters", "runs", "snapshots", "training", "measuring", "in all", box=None, pad_edge=False, header_style="dim")
     for size, (training, measuring, count) in costs.items():
         n = sum(config.size == size for _, config in waiting)
         table.add_row(size, f"{models.parameter_count(models.SIZES[size]):,}", str(n), str(count), minutes(training), minutes(measuring), minutes(n * (training + measuring)))
     if waiting:
         out.print(table)
-    total = sum(sum(costs[config.size][:2]) for _, config in waiting)
+    each = [sum(costs[config.size][:2]) for _, config in waiting]
+    total = max(sum(each) / workers, max(each, default=0))                    # the longest run is done by one worker
     out.print(f"{len(waiting)} runs to do, {len(plan) - len(waiting)} done already; about {minutes(total)} on this machine")
-    if dry_run:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn()
-    failures = []
-    with Progress(*columns, console=out, transient=True) as progress:
-        for k, (path, config) in enumerate(waiting):
-            line = progress.add_task(f"{path.name} ({k + 1} of {len(waiting)})", total=config.steps, note="")
-            start = time.monotonic()
-            try:
-                execute(path, config, measured, lambda step, loss: progress.update(
-                    line, completed=step, note=f"step {step:,}" + ("" if loss is None else f"  loss {loss:.3f}")))
-                progress.console.print(f"{path.name}  done in {minutes(time.monotonic() - start)}")
-            except Failed as error:                                           # the other runs can still be done
-                failures.append(str(error))
-            except KeyboardInterrupt:
-                raise Stopped("stopped; the same command goes on from the last checkpoint")
-            progress.remove_task(line)
-    if any((path / "done").exists() for path, _ in plan):
-        with locked(folder, wait=True):
-            report(folder, [path.name for path, _ in plan if not (path / "done").exists()])
-    if failures:
-        raise Failed("; ".join(failures))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -967,6 +1085,23 @@ def show_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one tas
     out.print(escape(f"vocabulary ({tasks.VOCAB_SIZE}): {' '.join(tasks.VOCABULARY)}"))
 
 
+@app.command()
+def bench(as_json: bool = typer.Option(False, "--json", help="numbers instead of tables"),
+          nanogpt: Path = typer.Option(None, metavar="PATH", help="a checkout of nanoGPT to compare with"), device: str = typer.Option("auto", help="auto, cpu or cuda")):
+    """How fast this machine is: matrix-product peak, training step of every size, joint batch, each measure."""
+    device = pick_device(device)
+    sys.path.insert(0, str(Path(__file__).parent / "tests"))
+    import bench as machine
+    say = Console(stderr=True, highlight=False)
+    say.print("two minutes" + (" and one more for nanoGPT" if nanogpt else "") + " on two cores, with nothing else running")
+    with say.status("") as status:
+        found = machine.bench(pick_dtype(device), device, cores(), nanogpt, status.update)
+    if as_json:
+        print(json.dumps(rounded(found), indent=1))
+    for table in () if as_json else machine.tables(found):
+        out.print(table, "")
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The public checkpoints: thin commands around pythia.py.
 
@@ -1160,16 +1295,11 @@ def main():
     except Exception as error:
         if debug:
             raise
-        if hasattr(error, "format_message"):                                  # the command line's own errors
-            message, status = f"{error.format_message().rstrip('.')}; see python run.py {' '.join(arguments[:1])} --help", 2
-        elif isinstance(error, OSError):
-            message, status = f"{error.filename or 'the disk'}: {error.strerror}; what is there is kept, and the same command goes on from it", 1
-        elif isinstance(error, (BadInput, Failed, Stopped, ValueError)):
-            message, status = str(error), {Failed: 1, Stopped: 130}.get(type(error), 2)
-        else:
-            message, status = f"unexpected {type(error).__name__}: {error} (--debug shows where; what was written before is kept)", 1
+        status = 130 if isinstance(error, Stopped) else 2 if isinstance(error, (BadInput, ValueError)) or hasattr(error, "format_message") else 1
+        message = in_words(error) + f"; see python run.py {' '.join(arguments[:1])} --help" * hasattr(error, "format_message")
     message = "".join(c if c.isprintable() else " " for c in message)         # names and values come from files
-    print(f"run.py: {message}", file=sys.stderr)
+    if RANK == 0 or status != 2:                                              # bad arguments are the same for all workers
+        print(f"run.py: {message}", file=sys.stderr)
     sys.exit(status)
 
 
