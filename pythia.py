@@ -52,10 +52,11 @@ def extra(module):
 # What the libraries raise, the first pattern that fits, and what is said of it: ValueError for what is not there or not as stated,
 # RuntimeError for a disk or a connection that fails.
 FAULTS = (
-    (RuntimeError, r"No space left|File too large|[Qq]uota exceeded", "the disk is full: {what} of {model} does not fit into {folder}; free some "
-                                                                      "space and give the same command again"),
+    (RuntimeError, r"No space left|File too large|[Qq]uota exceeded",
+     "the disk is full: {what} of {model} does not fit into {folder}; free some space and give the same command again"),
     (ValueError, r"^(RepositoryNotFound|GatedRepo|HFValidation)Error", "{model}: the hub has no such model, or it is not public; check the name"),
-    (ValueError, r"^(Revision|Entry|RemoteEntry)NotFoundError", "{model}: the hub has no {what}; leave it out, or see what there is with `pythia audit`"),
+    (ValueError, r"^(Revision|Entry|RemoteEntry)NotFoundError",
+     "{model}: the hub has no {what}; leave it out, or see what there is with `pythia audit`"),
     (ValueError, r"Consistency check failed", "{model}: {what} arrived cut short; give the same command again, or leave it out"),
     (ValueError, r"^UnpicklingError", "{what} was refused: it is no plain list of tensors, and loading it might run code hidden in it; leave it out"),
     (ValueError, r"^(SafetensorError|RuntimeError|EOFError|OSError|Exception):", "{what} is damaged or cut short; delete it and download it again"),
@@ -436,7 +437,7 @@ def own_probes():
             told = [f"{a} is {more} than {b}.", f"{b} is {more} than {c}."][::1 if (i + j) % 2 else -1]
             right, wrong, asked = (a, c, most) if i // 2 % 2 else (c, a, least)
             reasoning.append((f"{' '.join(told)} The {asked} of the three is", right, wrong))
-    text = """He poured the hot coffee into the=cup|She unlocked the door with her=key|The baby began to=cry|They sat down at the table to=eat|
+    lines = """He poured the hot coffee into the=cup|She unlocked the door with her=key|The baby began to=cry|They sat down at the table to=eat|
         It was dark, so he turned on the=light|The dog began to=bark|She put the letter into an=envelope|We went to the beach to=swim|
         The plane landed at the=airport|He was ill, so he went to see a=doctor|The sun rises in the=east|She read the last page of the=book|
         The king lived in a large=castle|They were married in a small=church|He washed his hands with=soap|The teacher wrote on the=board|
@@ -445,7 +446,7 @@ def own_probes():
         The ship sailed across the=ocean|The bird built a=nest|Open the window and let in some fresh=air|The actors stood on the=stage|
         He hung the picture on the=wall|The train arrived at the=station"""
     sets = {"grammar": shifted(grammar, 1), "semantics": shifted(semantics, 5), "arithmetic": arithmetic, "copying": copying,
-            "facts": shifted(facts, 7), "reasoning": reasoning, "text": shifted([line.strip().split("=") for line in text.split("|")], 11)}
+            "facts": shifted(facts, 7), "reasoning": reasoning, "text": shifted([line.strip().split("=") for line in lines.split("|")], 11)}
     return {name: [Item(prompt, " " + right, (" " + wrong,)) for prompt, right, wrong in some] for name, some in sets.items()}
 
 
