@@ -1108,7 +1108,13 @@ def bench(as_json: bool = typer.Option(False, "--json", help="numbers instead of
 checkpoints = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                           help="The same question asked of the public Pythia checkpoints; downloading needs pip install '.[pythia]'")
 app.add_typer(checkpoints, name="pythia")
-STEPS_HELP = "all, or numbers and ranges first:last:stride with commas between, such as 0,64,512,1000:143000:9000"
+MODEL = typer.Argument(..., help="160m, 410m, 2.8b ..., or owner/name on the hub")
+STEPS = typer.Option("all", help="all, or numbers and ranges first:last:stride with commas between, such as 0,64,512,1000:143000:9000")
+PROBES = typer.Option("all", help="of our own sets; or none")
+PROBE_FILES = typer.Option([], help="BIG-Bench Hard .json, or .jsonl such as BLiMP's")
+ITEMS = typer.Option(None, help="of each probe set; default: all of the smallest")
+TOKENIZER = typer.Option(None, help="a tokenizer.json; default: the model's")
+DTYPE = typer.Option("float32", help="float32 or bfloat16")
 
 
 @contextlib.contextmanager
@@ -1117,7 +1123,7 @@ def plain_failures():
     try:
         yield
     except (RuntimeError, ImportError) as error:
-        raise Failed(str(error))
+        raise Failed(str(error) or "nothing was downloaded; --yes answers the question beforehand")          # typer.Abort is a RuntimeError
 
 
 def audited(model):
@@ -1125,58 +1131,14 @@ def audited(model):
     import pythia
     if pythia.reported(model):
         out.print(escape(f"{model}: {pythia.reported(model)}"))
-    with plain_failures(), Progress(*Progress.get_default_columns(), console=out, transient=True) as progress:
+    with Progress(*Progress.get_default_columns(), console=out, transient=True) as progress:
         line = progress.add_task("reading the branches", total=None)
         listing = pythia.manifest(model, lambda done, total: progress.update(line, completed=done, total=total))
     return listing, pythia.audit(listing)
 
 
-def probe_sets(model, names, files, items, tokenizer, cache):
-    """{name: Probe} of the chosen sets of our own and of the files given, in the tokens of the model."""
-    import pythia
-    own = pythia.own_probes()
-    sets = {name: own[name] for name in chosen("--probes", names, tuple(own))} if names != "none" else {}
-    sets |= {path.stem: pythia.read_probes(path) for path in files}
-    if not sets:
-        raise BadInput("--probes none: give at least one --probe-file")
-    with plain_failures():
-        return pythia.encode(sets, pythia.tokenizer(tokenizer or pythia.fetch(model, "tokenizer.json", cache)), items)
-
-
-def save_listing(path, listing):
-    write_atomically(path, json.dumps({str(step): files for step, files in listing.items()}) + "\n")
-
-
-def load_listing(path):
-    return {step if step == "main" else int(step): tuple(map(tuple, files)) for step, files in read_json(path).items()}
-
-
-@checkpoints.command("audit")
-def pythia_audit(model: str = typer.Argument(..., help="160m, 410m, 2.8b ..., or owner/name on the hub")):
-    """Which steps hold weights of their own: from metadata alone, nothing is downloaded."""
-    import pythia
-    listing, audit = audited(model)
-    table = Table("left out", "why", box=None, pad_edge=False, header_style="dim")
-    for step, why in audit.left_out.items():
-        table.add_row(str(step), escape(why))
-    out.print(f"{len(listing) - ('main' in listing)} step branches; {len(audit.own)} hold weights of their own: {', '.join(map(str, audit.own))}")
-    if audit.left_out:
-        out.print(table)
-    for name, sha, branches in audit.groups:
-        out.print(f"{name} {sha[:12]} is served by {len(branches)} branches: {', '.join(map(str, branches))}")
-    missing = sorted(set(pythia.STEPS) - set(listing)) if "EleutherAI" in pythia.repository(model) else []
-    if missing:
-        out.print(f"of Pythia's {len(pythia.STEPS)} steps {len(missing)} have no branch: {', '.join(map(str, missing))}")
-
-
-def print_plan(model, cost, device, dtype):
-    out.print(f"{model}: {len(cost.steps)} checkpoints ({cost.steps[0]} ... {cost.steps[-1]}); {cost.download / 1e9:.2f} GB to download, "
-              f"at most {cost.disk / 1e9:.2f} GB on disk at a time; {cost.memory / 1e9:.1f} GB of memory; about {minutes(cost.seconds)} on this "
-              f"machine ({device}, {dtype}, {cost.rate / 1e9:.0f} GFLOP/s measured), and the download")
-
-
 def prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, cache):
-    """What plan and measure have in common -> (manifest, steps, probes, torch dtype, device, Plan)."""
+    """What plan and measure have in common -> (manifest, steps, probes, torch dtype, device); prints the plan."""
     import pythia, torch
     device = pick_device(device)
     if dtype not in ("float32", "bfloat16"):
@@ -1188,47 +1150,64 @@ def prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, c
         out.print(f"the audit leaves out {len(asked) - len(kept)} of {len(asked)} steps (see `python run.py pythia audit {model}`)")
     if not kept:
         raise BadInput(f"--steps {steps}: none of them holds weights of its own")
-    sets = probe_sets(model, probes, probe_file, items, tokenizer, cache)
-    with plain_failures():
-        config = pythia.read_config(pythia.fetch(model, "config.json", cache))
-    cost = pythia.plan(config, listing, kept, sets, getattr(torch, dtype), device)
-    print_plan(model, cost, device, dtype)
+    own = pythia.own_probes()
+    sets = {name: own[name] for name in (chosen("--probes", probes, tuple(own)) if probes != "none" else ())}
+    sets |= {path.stem: pythia.read_probes(path) for path in probe_file}
+    if not sets:
+        raise BadInput("--probes none: give at least one --probe-file")
+    sets = pythia.encode(sets, pythia.tokenizer(tokenizer or pythia.fetch(model, "tokenizer.json", cache)), items)
+    cost = pythia.plan(pythia.read_config(pythia.fetch(model, "config.json", cache)), listing, kept, sets, getattr(torch, dtype), device)
+    out.print(f"{model}: {len(kept)} checkpoints ({kept[0]} ... {kept[-1]}); {cost.download / 1e9:.2f} GB to download, "
+              f"at most {cost.disk / 1e9:.2f} GB on disk at a time; {cost.memory / 1e9:.1f} GB of memory; about {minutes(cost.seconds)} on this "
+              f"machine ({device}, {dtype}, {cost.rate / 1e9:.0f} GFLOP/s measured), and the download")
     return listing, kept, sets, getattr(torch, dtype), device
 
 
+@checkpoints.command("audit")
+@plain_failures()
+def pythia_audit(model: str = MODEL):
+    """Which steps hold weights of their own: from metadata alone, nothing is downloaded."""
+    listing, audit = audited(model)
+    out.print(f"{len(listing) - ('main' in listing)} step branches; {len(audit.own)} hold weights of their own: {', '.join(map(str, audit.own))}")
+    for step, why in audit.left_out.items():
+        out.print(escape(f"step {step} left out: {why}"))
+    for name, sha, branches in audit.groups:
+        out.print(f"{name} {sha[:12]} is served by {len(branches)} branches: {', '.join(map(str, branches))}")
+
+
 @checkpoints.command("plan")
-def pythia_plan(model: str = typer.Argument(...), steps: str = typer.Option("all", help=STEPS_HELP), probes: str = typer.Option("all"),
-                probe_file: list[Path] = typer.Option([], help="BIG-Bench Hard .json, or .jsonl such as BLiMP's"), items: int = typer.Option(None),
-                tokenizer: Path = typer.Option(None), dtype: str = typer.Option("float32"), device: str = typer.Option("auto")):
+@plain_failures()
+def pythia_plan(model: str = MODEL, steps: str = STEPS, probes: str = PROBES, probe_file: list[Path] = PROBE_FILES, items: int = ITEMS,
+                tokenizer: Path = TOKENIZER, dtype: str = DTYPE, device: str = typer.Option("auto")):
     """What a measurement would download and take; nothing but config.json and the tokenizer is fetched."""
-    with contextlib.ExitStack() as stack:
-        import tempfile
-        prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, stack.enter_context(tempfile.TemporaryDirectory()))
+    import tempfile
+    with tempfile.TemporaryDirectory() as cache:
+        prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, cache)
 
 
 @checkpoints.command("measure")
-def pythia_measure(model: str = typer.Argument(...), steps: str = typer.Option("all", help=STEPS_HELP), probes: str = typer.Option("all"),
-                   probe_file: list[Path] = typer.Option([]), items: int = typer.Option(None, help="of each probe set; default: all of the smallest"),
-                   tokenizer: Path = typer.Option(None, help="a tokenizer.json; default: the model's"), dtype: str = typer.Option("float32"),
-                   device: str = typer.Option("auto"), measures: str = typer.Option("none", help="gradient_rank, hessian_top, llc: far slower"),
-                   directory: Path = typer.Option(None, "--out", metavar="DIR", help="default: runs/pythia-<model>"), yes: bool = typer.Option(False, "--yes")):
+@plain_failures()
+def pythia_measure(model: str = MODEL, steps: str = STEPS, probes: str = PROBES, probe_file: list[Path] = PROBE_FILES, items: int = ITEMS,
+                   tokenizer: Path = TOKENIZER, dtype: str = DTYPE, device: str = typer.Option("auto"),
+                   measures: str = typer.Option("none", help="gradient_rank, hessian_top, llc: far slower"),
+                   folder: Path = typer.Option(None, "--out", metavar="DIR", help="default: runs/pythia-<model>"),
+                   yes: bool = typer.Option(False, "--yes", help="download without asking")):
     """One checkpoint at a time: download, verify, measure, delete.  The same command again goes on."""
     import pythia, hashlib, torch
-    folder = directory or Path("runs") / pythia.repository(model).replace("/", "-").replace("EleutherAI-", "")
-    extras = () if measures == "none" else tuple(chosen("--measures", measures, pythia.EXTRAS))
+    folder = folder or Path("runs") / pythia.repository(model).replace("/", "-").removeprefix("EleutherAI-")
+    extras = () if measures == "none" else chosen("--measures", measures, tuple(pythia.EXTRAS))
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), plain_failures():
+    with locked(folder):
         listing, kept, sets, kind, device = prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, folder / "cache")
-        config = {"model": pythia.repository(model), "dtype": dtype, "device": device, "threads": torch.get_num_threads(), "measures": list(extras),
-                  "probes": {name: hashlib.sha256(repr(p).encode()).hexdigest()[:16] for name, p in sets.items()},
-                  "n": len(next(iter(sets.values())).prompts), "chance": {name: p.chance for name, p in sets.items()}}
-        settle_config(folder, rounded(config))
-        rows_path = folder / "metrics.jsonl"
-        rows = read_rows(rows_path)
-        waiting = [step for step in kept if step not in {row["step"] for row in rows}]
-        if waiting and not yes and not typer.confirm(f"download {len(waiting)} checkpoints, one at a time?"):
-            raise typer.Abort()
-        save_listing(folder / "manifest.json", listing)
+        settle_config(folder, rounded({
+            "model": pythia.repository(model), "dtype": dtype, "device": device, "threads": torch.get_num_threads(), "measures": list(extras),
+            "probes": {name: hashlib.sha256(repr(p).encode()).hexdigest()[:16] for name, p in sets.items()},
+            "n": len(next(iter(sets.values())).prompts), "chance": {name: p.chance for name, p in sets.items()}}))
+        rows_path, rows = folder / "metrics.jsonl", read_rows(folder / "metrics.jsonl")
+        waiting = set(kept) - {row["step"] for row in rows}
+        if waiting and not yes:
+            typer.confirm(f"download {len(waiting)} checkpoints, one at a time?", abort=True)
+        write_atomically(folder / "manifest.json", json.dumps(listing) + "\n")
         write_atomically(rows_path, "".join(json.dumps(row) + "\n" for row in rows))
         with Progress(*Progress.get_default_columns(), console=out, transient=True) as progress, open(rows_path, "a") as file:
             line = progress.add_task(model, total=len(kept))
@@ -1247,15 +1226,18 @@ def pythia_evals(folder: Path = typer.Argument(..., metavar="FOLDER", help="lm-e
     import pythia
     rows = pythia.read_evals(folder)
     events = pythia.evals_emergence(rows, threshold=threshold, persistence=persistence)
-    table = Table("task", "model", "chance", "emerges", "best", "at step", "last", box=None, pad_edge=False, header_style="dim",
-                  caption=f"emerges: after one checkpoint and by the next: accuracy above chance by {threshold:g} of the way to 1 and by 3 standard errors, "
-                          f"{persistence} checkpoints in a row", caption_justify="left")
+    table = Table("task", "model", "chance", "emerges", "best", "at step", "last", box=None, pad_edge=False, header_style="dim")
     for e in events:
-        table.add_row(e.task, e.model, f"{e.chance:.3f}", "never" if e.emergence is None else f"{e.emergence[0]:,} to {e.emergence[1]:,}", f"{e.best:.3f}",
-                      f"{e.best_step:,}", f"{e.last:.3f}" + (f" ± {e.stderr:.3f}" if e.stderr is not None else ""))
+        table.add_row(e.task, e.model, f"{e.chance:.3f}", span(e.emergence), f"{e.best:.3f}", f"{e.best_step:,}",
+                      f"{e.last:.3f}" + (f" ± {e.stderr:.3f}" if e.stderr is not None else ""))
     out.print(table)
     pythia.evals_figure(rows, events).savefig(figure, dpi=160)
-    out.print(f"{len(rows)} results; figure: {figure}")
+    out.print(f"emerges: after one checkpoint and by the next: {threshold:g} of the way from chance to 1 and 3 standard errors above chance, "
+              f"{persistence} checkpoints in a row. {len(rows)} results; figure: {figure}")
+
+
+def span(pair, never="never"):
+    return never if pair is None else f"{pair[0]:,} to {pair[1]:,}"
 
 
 @checkpoints.command("compare")
@@ -1265,19 +1247,19 @@ def pythia_compare(folder: Path = typer.Argument(..., metavar="DIR", help="of `p
     rows = read_rows(folder / "metrics.jsonl")
     if not rows:
         raise BadInput(f"{folder} holds no rows; expected the directory of a `python run.py pythia measure`")
-    result = pythia.compare(rows, pythia.audit(load_listing(folder / "manifest.json")))
-    span = lambda pair: "never" if pair is None else f"{pair[0]:,} to {pair[1]:,}"
-    table = Table("probe set", "onset", "emergence", "lead", "verdict", "collapse", "recovery", "compression", box=None, pad_edge=False, header_style="dim")
+    listing = {step if step == "main" else int(step): files for step, files in read_json(folder / "manifest.json").items()}
+    result = pythia.compare(rows, pythia.audit(listing))
+    table = Table("probe set", "onset", "emergence", "lead", "verdict", "collapse", "recovery", "compression",
+                  box=None, pad_edge=False, header_style="dim")
     for o in result.orders:
-        table.add_row(o.task, span(o.onset), span(o.emergence), "-" if o.lead is None else span(o.lead), o.verdict, *("yes" if x else "no" for x in o[5:]))
+        table.add_row(o.task, span(o.onset), span(o.emergence), span(o.lead, "-"), o.verdict, *("yes" if x else "no" for x in o[5:]))
     out.print(table)
     for step, why in result.left_out.items():
         out.print(escape(f"step {step} left out: {why}"))
     (folder / "figures").mkdir(exist_ok=True)
     pythia.compare_figure(rows, result).savefig(folder / "figures" / "compare.png", dpi=160)
     write_json(folder / "findings.json", result._asdict() | {"orders": [o._asdict() for o in result.orders]})
-    out.print(escape(f"{len(result.steps)} checkpoints. {result.verdict}"))
-    out.print(f"{folder}/findings.json, figures/compare.png")
+    out.print(escape(f"{len(result.steps)} checkpoints. {result.verdict}\n{folder}/findings.json, figures/compare.png"))
 
 
 def main():
