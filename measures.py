@@ -509,7 +509,9 @@ def llc(model, loss_fn, data, nbeta=None, lr=3e-4, localization=300.0, num_chain
       learning coefficient at that temperature and width: compare such numbers with one another, not with the asymptotic lambda.
     lr: SGLD's eps.  The largest whose bias stays under 5% mixes fastest; more than that is said in warnings.
     localization: gamma; the prior's standard deviation is gamma^-1/2 per weight.
-    num_draws are kept of each chain after num_burnin_steps are dropped.
+    num_draws are kept of each chain after num_burnin_steps are dropped.  Chains begin at w0 plus a draw from the localization's own normal
+      distribution (at w0 where that is 0): most directions are flat, and there this is where they end, so a short burn-in is enough,
+      and the chains, begun apart, can be seen to agree.  On a CPU each chain has a core.
     batch_size: rows per draw, without replacement, drawn anew and independently for each chain; None means 256, or all of data if
       it has no more.  L(w0) is paired: losses at w0 are computed once for all rows, and gathered for each mini-batch.
     groups: (N,) int64, e.g. the task of each row.  Mini-batches are then stratified, equally many rows from each group, weighted
@@ -551,21 +553,25 @@ def llc(model, loss_fn, data, nbeta=None, lr=3e-4, localization=300.0, num_chain
     weights = (share @ averager).to(params[0])                                  # (B,) of each row in the joint loss
     averager = averager.to(device)
 
-    # All parameters become views of one vector, their gradients of another: a step is then three operations, whatever the model.
-    w = torch.cat([p.detach().reshape(-1) for p in params])                     # (P,)
-    g, noise, w0 = torch.zeros_like(w), torch.zeros_like(w), w.clone()
-    for p, view, view_g in zip(params, *(vector.split([p.numel() for p in params]) for vector in (w, g))):
-        p.data, p.grad = view.view_as(p), view_g.view_as(p)
     ones = weights.new_ones(n)
     at_w0 = torch.cat([_losses(net, loss_fn, tuple(t[i:i + 512] for t in data), ones[i:i + 512], autocast) for i in range(0, n, 512)])
     if not torch.isfinite(at_w0).all():
         raise ValueError(f"llc: the loss at w0 of example {int((~torch.isfinite(at_w0)).nonzero()[0])} is not finite")
-
     whole = all(size == len(rows) for size, rows in zip(sizes, members))        # every draw sees all rows
-    master, total, chains = _generator(generator), num_burnin_steps + num_draws, []
-    for _ in range(num_chains):
-        picker, gauss = _generator(master), _generator(master, device)          # batches and noise of its own for each chain
-        w.copy_(w0)
+    total = num_burnin_steps + num_draws
+
+    def chain(seed):
+        # All parameters become views of one vector, their gradients of another: a step is then three operations, whatever the model.
+        mine = copy.deepcopy(net)
+        held = [p for p in mine.parameters() if p.requires_grad]
+        w = torch.cat([p.detach().reshape(-1) for p in held])                   # (P,)
+        g, noise, w0 = torch.zeros_like(w), torch.zeros_like(w), w.clone()
+        for p, view, view_g in zip(held, *(vector.split([p.numel() for p in held]) for vector in (w, g))):
+            p.data, p.grad = view.view_as(p), view_g.view_as(p)
+        picker = torch.Generator().manual_seed(seed)                            # batches and noise of its own for each chain
+        gauss = _generator(picker, device)
+        if localization > 0:                                                    # begin where the prior alone would leave it
+            w.add_(noise.normal_(generator=gauss), alpha=localization ** -0.5)
         columns, directional, index = [], [], torch.cat(members)
         for step in range(total + 1):                                           # the last gradient only completes the last trace
             if not whole:
@@ -573,7 +579,7 @@ def llc(model, loss_fn, data, nbeta=None, lr=3e-4, localization=300.0, num_chain
             if not whole or step == 0:
                 batch = tuple(t[index.to(t.device)] for t in data)
                 base = averager @ at_w0[index.to(device)].double()
-            losses = averager @ _losses(net, loss_fn, batch, weights, autocast, g).double()         # (K,)
+            losses = averager @ _losses(mine, loss_fn, batch, weights, autocast, g).double()        # (K,)
             if step:
                 columns[-1][3] = (g @ noise - columns[-1][3]) * (nbeta / math.sqrt(lr))             # nbeta trace H, on average
             if step == total or (step % 16 == 15 and not torch.isfinite(losses).all()):             # looked at rarely: a GPU waits
@@ -581,15 +587,22 @@ def llc(model, loss_fn, data, nbeta=None, lr=3e-4, localization=300.0, num_chain
             if groups is not None and step >= num_burnin_steps and (step - num_burnin_steps) % 10 == 0:
                 here, drift = w.clone(), (w - w0) * localization + nbeta * g
                 h = 1e-3 * (w.norm() + (w - w0).norm()) / drift.norm().clamp(min=1e-30)
-                slope = [averager @ _losses(net, loss_fn, batch, weights, None).double()
-                         for _ in (w.add_(drift * h), w.sub_(drift * (2 * h)))]
+                slope = 0
+                for side in (h, -h):                                            # ahead, and behind
+                    torch.add(here, drift * side, out=w)
+                    slope = slope + averager @ _losses(mine, loss_fn, batch, weights, None).double() / side
                 w.copy_(here)
-                directional.append((slope[0] - slope[1]) / (2 * h) * nbeta)     # (K,): nbeta grad L_k . drift
+                directional.append(slope / 2 * nbeta)                           # (K,): nbeta grad L_k . drift
             noise.normal_(generator=gauss)
             columns.append([losses, base, sgld_step(w, w0, g, noise, lr, nbeta, localization), g @ noise])
         traces = [torch.stack(column).double().cpu() for column in zip(*columns)]
-        chains.append([torch.cat([t, t.new_full((total - len(t), *t.shape[1:]), math.nan)]) for t in traces]
-                      + [torch.stack(directional).cpu().mean(0) if directional else None])
+        return ([torch.cat([t, t.new_full((total - len(t), *t.shape[1:]), math.nan)]) for t in traces]
+                + [torch.stack(directional).cpu().mean(0) if directional else None])
+
+    seeds = torch.randint(2**62, (num_chains,), generator=_generator(generator)).tolist()
+    workers = min(num_chains, torch.get_num_threads()) if device.type == "cpu" else 1
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,) if workers > 1 else (torch.get_num_threads(),)) as pool:
+        chains = list(pool.map(chain, seeds))                                   # a chain to a core: see rankme_many
     return _summary(chains, share, num_burnin_steps, at_w0.double().cpu(), members, None if groups is None else kinds,
                     nbeta, float(lr), float(localization))
 

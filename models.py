@@ -18,6 +18,7 @@ measures, files or the command line.
 Letters used for shapes:  B rows, T tokens, D width, H heads, V vocabulary, N examples, M scored positions.
 """
 import copy
+import functools
 import math
 from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple
@@ -232,6 +233,22 @@ def example_loss_sum(model, batch):
     """The same summed, not averaged, over the answer: -log p(answer | prompt), the loss of which the Fisher matrix is the
     curvature where answers differ in length.  Returns (N,) in nats per answer."""
     return example_loss(model, batch) * (batch[1] != IGNORE).sum(1)
+
+
+pack_once = functools.lru_cache(maxsize=8)(pack)                      # mini-batches drawn alike share a layout
+
+
+def packed_loss(model, batch):
+    """example_loss for lines of different lengths, padded on the right: the same numbers, packed first, in half of the time."""
+    tokens, targets = batch
+    real = tokens != PAD
+    lengths = tuple(real.sum(1).tolist())
+    layout = pack_once(lengths, 2 * max(lengths), tokens.device)
+    targets, owner = targets[real], real.nonzero()[:, 0]                                    # (S,)
+    scored = targets != IGNORE
+    logits = model(layout.spread(tokens[real], PAD), layout, layout.slots[scored]).float()
+    loss = F.cross_entropy(logits, targets[scored], reduction="none")
+    return loss.new_zeros(len(tokens)).index_add(0, owner[scored], loss) / owner[scored].bincount(minlength=len(tokens))
 
 
 @torch.no_grad()

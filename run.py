@@ -101,13 +101,19 @@ class MeasureConfig:
     measures: tuple = ("rankme",)     # names in MEASURES
     probe_examples: int = 200         # of each task-level, fixed, distinct where there are so many: for hidden states
     eval_examples: int = 1000         # of each task-level, others: for accuracy and log-probability
-    costly_snapshots: int = 40        # all measures but RankMe are taken at so many of the snapshots, evenly spread over them
-    gradient_examples: int = 64       # of each task-level, for the gradient and the Fisher rank, which cannot exceed it
-    hessian_examples: int = 128       # of each task-level, for the top Hessian eigenvalue
-    llc_examples: int = 64            # of each task-level, for the LLC: one set of chains on the joint loss, all of them in every draw
-    llc_chains: int = 2
-    llc_draws: int = 100              # of each chain, after llc_burnin more; nbeta, lr, localization: the defaults of measures.llc
-    llc_burnin: int = 50
+    costly_snapshots: int = 17        # gradient and Fisher rank and the Hessian are taken at so many of the snapshots, evenly spread
+    dear_snapshots: int = 9           # the LLC and the linear probe, which cost most: with 9 at every second one of those 17
+    gradient_examples: int = 512      # for the two ranks, shared out equally over the task-levels; of each at most 64, which bounds the ranks
+    hessian_examples: int = 512       # for the top Hessian eigenvalue, likewise; of each at most 128
+    hessian_tol: float = 0.02         # its residual: the eigenvalue's own error is about the square of that
+    llc_examples: int = 64            # of each task-level, from which the LLC's mini-batches are drawn
+    llc_rows: int = 48                # of a mini-batch, shared out equally; of each task-level at least 2
+    llc_chains: int = 4               # one set, on the joint loss
+    llc_draws: int = 150              # of each chain, after llc_burnin more
+    llc_burnin: int = 15
+    llc_nbeta: float = 30.0
+    llc_lr: float = 3e-4
+    llc_localization: float = 300.0
     linear_examples: int = 2000       # of each task-level, three quarters to fit the linear probe, a quarter to test it
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
 
@@ -223,53 +229,66 @@ def measure_rankme(snapshot, probes):
     return columns
 
 
-def examples(probes, name, count):
-    """Fixed examples of every task-level for one of the costly measures, right-padded to one length: {level: (tokens, targets)}."""
+def level_by_level(probes, count, name, function):
+    """{level: function(level, examples)}: `count` fixed examples (tokens, targets) of each task-level, for one of the costly measures.
+
+    On a CPU one core takes one task-level."""
     import tasks
-    from torch.nn.functional import pad
-    drawn = {level: tasks.sample(*tasks.split_name(level), count, tasks.seeded("cpu", name, level)) for level in probes.levels}
-    longest = max(batch.tokens.shape[1] for batch in drawn.values()) - 1
-    return {level: tuple(pad(x[:, :-1], (0, longest + 1 - x.shape[1]), value=fill).to(probes.device) for x, fill in zip(batch, (tasks.PAD, tasks.IGNORE)))
-            for level, batch in drawn.items()}
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def one(level):
+        batch = tasks.sample(*tasks.split_name(level), count, tasks.seeded("cpu", name, level))
+        return function(level, tuple(x[:, :-1].to(probes.device) for x in batch))
+    with sdpa_kernel(SDPBackend.MATH):                                        # a setting of the process: the threads must not undo each other's
+        return dict(zip(probes.levels, map(one, probes.levels) if probes.device != "cpu" else probes.pool.map(one, probes.levels)))
+
+
+def of_each(total, most, run):
+    """A total shared out over the task-levels of a run: examples of each."""
+    return max(2, min(most, total // len(run.levels)))
 
 
 def measure_gradient_rank(snapshot, probes):
     """Effective rank of the gradient covariance, true labels."""
     import measures, models
-    data = examples(probes, "gradient", probes.measure.gradient_examples)
-    return {level: {"gradient_rank": measures.gradient_rank(snapshot.model, models.example_loss, batch)} for level, batch in data.items()}
+    return level_by_level(probes, of_each(probes.measure.gradient_examples, 64, probes), "gradient", lambda level, batch: {
+        "gradient_rank": measures.gradient_rank(snapshot.model, models.example_loss, batch)})
 
 
 def measure_fisher_rank(snapshot, probes):
     """Effective rank of the Fisher matrix: labels drawn from the model, losses summed over the answer."""
     import measures, models, tasks
-    columns = {}
-    for level, batch in examples(probes, "gradient", probes.measure.gradient_examples).items():
+
+    def one(level, batch):
         drawn = models.resample_answers(snapshot.model, batch, tasks.seeded(probes.device, "fisher", level))
-        columns[level] = {"fisher_rank": measures.fisher_rank(snapshot.model, models.example_loss_sum, drawn)}
-    return columns
+        return {"fisher_rank": measures.fisher_rank(snapshot.model, models.example_loss_sum, drawn)}
+    return level_by_level(probes, of_each(probes.measure.gradient_examples, 64, probes), "gradient", one)
 
 
 def measure_hessian_top(snapshot, probes):
     """Top eigenvalue of the Hessian of each task-level's loss, from the eigenvector of the snapshot before."""
     import measures, models, tasks
-    columns = {}
-    for level, batch in examples(probes, "hessian", probes.measure.hessian_examples).items():
-        top = measures.hessian_top(snapshot.model, models.example_loss, batch, start=probes.state.get(level), generator=tasks.seeded("cpu", "hessian", level))
+
+    def one(level, batch):
+        top = measures.hessian_top(snapshot.model, models.example_loss, batch, probes.measure.hessian_tol, max_iters=30, start=probes.state.get(level),
+                                   generator=tasks.seeded("cpu", "hessian", level))
         probes.state[level] = top.eigenvector
-        columns[level] = {"hessian_top": {k: getattr(top, k) for k in ("eigenvalue", "smallest", "iterations", "residual", "converged")}}
-    return columns
+        return {"hessian_top": {k: getattr(top, k) for k in ("eigenvalue", "smallest", "iterations", "residual", "converged")}}
+    return level_by_level(probes, of_each(probes.measure.hessian_examples, 128, probes), "hessian", one)
 
 
 def measure_llc(snapshot, probes):
     """Every task-level's LLC from one set of chains on the joint loss; the joint one's diagnostics stand with each of them."""
     import torch, measures, models, tasks
-    m, data = probes.measure, examples(probes, "llc", probes.measure.llc_examples)
-    joint = tuple(torch.cat(side) for side in zip(*data.values()))
-    groups = torch.arange(len(data)).repeat_interleave(m.llc_examples)
-    found = measures.llc(snapshot.model, models.example_loss, joint, groups=groups, batch_size=len(groups), num_chains=m.llc_chains, num_draws=m.llc_draws,
-                         num_burnin_steps=m.llc_burnin, generator=tasks.seeded("cpu", "llc", snapshot.step),
-                         autocast=torch.bfloat16 if probes.dtype == "bfloat16" else None)
+    from torch.nn.functional import pad
+    m, K = probes.measure, len(probes.levels)
+    data = level_by_level(probes, m.llc_examples, "llc", lambda level, batch: batch)
+    longest = max(tokens.shape[1] for tokens, _ in data.values())
+    joint = tuple(torch.cat([pad(x, (0, longest - x.shape[1]), value=fill) for x in side]) for side, fill in zip(zip(*data.values()), (tasks.PAD, tasks.IGNORE)))
+    found = measures.llc(snapshot.model, models.packed_loss, joint, groups=torch.arange(K).repeat_interleave(m.llc_examples),
+                         batch_size=K * of_each(m.llc_rows, m.llc_examples, probes), num_chains=m.llc_chains, num_draws=m.llc_draws,
+                         num_burnin_steps=m.llc_burnin, nbeta=m.llc_nbeta, lr=m.llc_lr, localization=m.llc_localization,
+                         generator=tasks.seeded("cpu", "llc", snapshot.step), autocast=torch.bfloat16 if probes.dtype == "bfloat16" else None)
     same = {"joint": found.mean, "nbeta": found.nbeta, "r_hat": found.r_hat, "ess": found.ess, "num_diverged": found.num_diverged}
     if found.group_means is None:                                             # every chain diverged: there is no value
         return {level: {"llc": {"mean": None, **same}} for level in data}
@@ -281,21 +300,24 @@ def measure_linear_probe(snapshot, probes):
     """Held-out accuracy of a linear probe for the first answer token, from each layer's state where that token is predicted; and of the
     same on shuffled labels, from the last layer.  The untrained model's is the row of step 0."""
     import torch, measures, tasks
-    columns = {}
-    for level, (tokens, targets) in examples(probes, "linear", probes.measure.linear_examples).items():
+
+    def one(level, batch):
+        tokens, targets = batch
         first = int((targets[0] != tasks.IGNORE).nonzero()[0])
-        at = torch.arange(len(tokens), device=tokens.device) * tokens.shape[1] + first
-        with torch.no_grad():
-            states = snapshot.model.hidden_states(tokens, at=at)
+        with torch.no_grad(), torch.autocast(torch.device(probes.device).type, torch.bfloat16, enabled=probes.dtype == "bfloat16"):     # in pieces whose activations stay in the cache
+            pieces = [snapshot.model.hidden_states(part, at=torch.arange(len(part), device=part.device) * part.shape[1] + first)
+                      for part in tokens.split(probes.PROBES)]
+            states = [torch.cat(layer) for layer in zip(*pieces)]
+            states.append(snapshot.model.ln_f(states[-1]))
         labels, generator = targets[:, first], tasks.seeded("cpu", "linear", level)
         order = torch.randperm(len(labels), generator=generator)
-        columns[level] = {"linear_probe": [measures.linear_probe(h, labels, generator) for h in [*states, snapshot.model.ln_f(states[-1])]],
-                          "linear_probe_shuffled": measures.linear_probe(states[-1], labels[order], generator)}
-    return columns
+        return {"linear_probe": [measures.linear_probe(h, labels, generator) for h in states],
+                "linear_probe_shuffled": measures.linear_probe(states[-2], labels[order], generator)}
+    return level_by_level(probes, probes.measure.linear_examples, "linear", one)
 
 
 # The vocabulary of --measures: name -> (snapshot, probes) -> columns for each task-level.  Accuracy needs no name.  RankMe is taken at
-# every snapshot, the others, which cost far more, at MeasureConfig.costly_snapshots of them.
+# every snapshot; the others, which cost far more, on a schedule.
 MEASURES = {"rankme": measure_rankme, "gradient_rank": measure_gradient_rank, "fisher_rank": measure_fisher_rank,
             "hessian_top": measure_hessian_top, "llc": measure_llc, "linear_probe": measure_linear_probe}
 
@@ -307,6 +329,14 @@ def due(steps, count):
     [0, 2, 8, 32]
     """
     return {steps[round(i * (len(steps) - 1) / max(1, count - 1))] for i in range(count)}
+
+
+def schedule(train, measure):
+    """{name: steps at which it is taken} of everything that a run measures."""
+    import models
+    steps = models.snapshot_steps(train.steps, train.snapshots)
+    counts = {"rankme": len(steps), "llc": measure.dear_snapshots, "linear_probe": measure.dear_snapshots}
+    return {name: due(steps, min(len(steps), counts.get(name, measure.costly_snapshots))) for name in measure.measures}
 
 
 def measure_row(snapshot, probes, names):
@@ -543,7 +573,7 @@ def execute(folder, train, measure):
         torch.set_num_threads(train.threads)
         probes, last = Probes(train, measure), time.monotonic()
         probes.state, last_saved = begun["state"], last if resume else -math.inf
-        schedule = due(models.snapshot_steps(train.steps, train.snapshots), measure.costly_snapshots)
+        wanted = schedule(train, measure)
         with open(rows_path, "ab") as file:
             try:
                 for count, snapshot in enumerate(models.train(train, resume), len(rows)):
@@ -551,7 +581,7 @@ def execute(folder, train, measure):
                     last = time.monotonic()
                     if not all(p.isfinite().all() for p in snapshot.model.parameters()):
                         raise FloatingPointError(f"the weights are no longer finite at step {snapshot.step}")
-                    row = measure_row(snapshot, probes, [name for name in measure.measures if name == "rankme" or snapshot.step in schedule])
+                    row = measure_row(snapshot, probes, [name for name, steps in wanted.items() if snapshot.step in steps])
                     wall["measure"] += time.monotonic() - last
                     last = time.monotonic()
                     row |= {"wall_train_s": round(wall["train"], 2), "wall_measure_s": round(wall["measure"], 2)}
@@ -614,8 +644,8 @@ def load_sweep(folder):
 # ---------------------------------------------------------------------------------------------------------------
 # Many workers.  Nobody hands out work: each goes through the same plan, and the locks keep any two from the same run.
 
-def take_up(plan, measure, alone=False):
-    """Carry out the runs of a plan, [(folder, TrainConfig)], until each is done or has failed -> what failed, in words.
+def take_up(plan, alone=False):
+    """Carry out the runs of a plan, [(folder, TrainConfig, MeasureConfig)], until each is done or has failed -> what failed, in words.
 
     A run that another worker holds is passed over and looked at again later, for that one may be killed; `alone`, it is a failure."""
     if plan and plan[0][1].device == "cuda":
@@ -623,7 +653,7 @@ def take_up(plan, measure, alone=False):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     failures = {}
     while waiting := [job for job in plan if job[0] not in failures and not (job[0] / "done").exists()]:
-        for folder, train in waiting:
+        for folder, train, measure in waiting:
             try:
                 execute(folder, train, measure)
             except Exception as error:                                        # the other runs can still be done
@@ -662,7 +692,7 @@ def watched(plan):
 
     def watch():
         with Progress(*columns, console=out, transient=True) as progress:
-            waiting = [(path, progress.add_task(path.name, total=train.steps, visible=False, note="")) for path, train in plan]
+            waiting = [(path, progress.add_task(path.name, total=train.steps, visible=False, note="")) for path, train, _ in plan]
             while waiting:
                 ended = stop.wait(0.5)
                 for path, line in list(waiting):
@@ -770,7 +800,7 @@ def defaults(levels):
 
 
 def estimate(train, measure):
-    """Seconds of training and of measuring in one run, from a few steps and one snapshot of it timed here and now."""
+    """Seconds of training and of measuring accuracy and RankMe in one run, from a few steps and one snapshot of it timed here and now."""
     import torch, models
     torch.set_num_threads(train.threads)
     probes = Probes(train, measure)
@@ -779,16 +809,25 @@ def estimate(train, measure):
     for first in itertools.islice(snapshots, 5):
         if first.step == 1:                                                   # the first step pays for what is set up once
             begin = time.monotonic()
-    per_step = (time.monotonic() - begin) / max(1, first.step - 1)
-    count, measuring = len(models.snapshot_steps(train.steps, train.snapshots)), 0.0
-    for names in (("rankme",), tuple(name for name in measure.measures if name != "rankme")):
-        taken = []
-        for _ in range(2 if "rankme" in names else bool(names)):              # the first pays for what is set up once
-            start = time.monotonic()
-            measure_row(first, probes, [name for name in names if name in measure.measures])
-            taken.append(time.monotonic() - start)
-        measuring += min(taken, default=0) * (count if "rankme" in names else min(count, measure.costly_snapshots))
-    return per_step * train.steps, measuring, count
+    per_step, taken = (time.monotonic() - begin) / max(1, first.step - 1), []
+    for _ in range(2):
+        start = time.monotonic()
+        measure_row(first, probes, [name for name in measure.measures if name == "rankme"])
+        taken.append(time.monotonic() - start)
+    count = len(models.snapshot_steps(train.steps, train.snapshots))
+    return per_step * train.steps, min(taken) * count, count
+
+
+def costly(train, measure, training):
+    """{name: (snapshots, seconds)} of the costly measures of one run, by counting operations: the examples that they send through the model,
+    forward and backward, times what each of these costs in training's time per example (seen at nano and micro on a CPU; the
+    Hessian's counts four products), from the seconds that training takes."""
+    K, m = len(train.levels), measure
+    ranks = K * of_each(m.gradient_examples, 64, train)
+    examples = {"gradient_rank": 2.5 * ranks, "fisher_rank": 3.5 * ranks, "hessian_top": 12 * K * of_each(m.hessian_examples, 128, train),
+                "llc": 1.5 * K * of_each(m.llc_rows, m.llc_examples, train) * m.llc_chains * (m.llc_draws + m.llc_burnin), "linear_probe": K * m.linear_examples}
+    return {name: (len(steps), len(steps) * examples[name] * training / (train.steps * train.per_level * K))
+            for name, steps in schedule(train, m).items() if name != "rankme"}
 
 
 def minutes(seconds):
@@ -800,7 +839,8 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
           sizes: str = typer.Option("nano,micro", help=f"one or more of {', '.join(SIZE_NAMES)}; or all"),
           seeds: int = typer.Option(3, help="number of seeds: 0 to N-1"),
           steps: int = typer.Option(0, help="training steps  [default: 600 for one task, 1500 for up to four, else 2000]"),
-          measure: str = typer.Option("rankme", "--measures", help="one or more of rankme, gradient_rank, fisher_rank, hessian_top, llc, linear_probe; all; none"),
+          measure: str = typer.Option("", "--measures", help="of every run: one or more of rankme, gradient_rank, fisher_rank, hessian_top, llc, linear_probe; all; none  "
+                                       "[default: rankme, and all of them, less often, in the first run]"),
           controls: int = typer.Option(-1, help="sham task-levels trained beside the others  [default: 4 with --task all, else 0]"),
           train_fraction: float = typer.Option(1.0, help="share of the operand tuples to train on; below 1, accuracy on the unseen ones is a column"),
           out_dir: Path = typer.Option("runs", "--out", help="where the sweep's directory goes"),
@@ -812,7 +852,8 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     """Train models, measure them on the way, find when capabilities emerge and what came before."""
     names = chosen("--task", task, TASK_NAMES)
     picked_sizes = chosen("--sizes", sizes, SIZE_NAMES)
-    wanted = () if measure == "none" else chosen("--measures", measure, tuple(MEASURES))
+    wanted = () if measure == "none" else chosen("--measures", measure or "rankme", tuple(MEASURES))
+    often = {"costly_snapshots": 40, "dear_snapshots": 40} if measure else {}
     controls = controls if controls >= 0 else 4 if names == TASK_NAMES else 0
     if not 0 < seeds <= 10000 or controls > CONTROL_COUNT or steps < 0 or workers < 0:
         raise BadInput(f"--seeds {seeds}, --controls {controls}, --steps {steps}, --workers {workers}: expected at least one seed (at most 10000), "
@@ -823,52 +864,59 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     default_steps, lr = defaults(len(levels))
     base = models.TrainConfig(levels=levels, steps=steps or default_steps, lr=lr, per_level=max(10, 132 // len(levels)), device=device,
                               dtype=pick_dtype(device), threads=max(1, cores() // (len(picked_sizes) * seeds)), train_fraction=train_fraction)
-    base, measured = with_settings(settings, base, MeasureConfig(measures=wanted, keep=keep))
+    base, measured = with_settings(settings, base, MeasureConfig(measures=wanted, keep=keep, **often))
     check(base, measured)
     folder = out_dir / (("all" if names == TASK_NAMES else "+".join(names)) + (f"-fraction{train_fraction:g}" if train_fraction < 1 else ""))
-    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed)) for size in reversed(picked_sizes) for seed in range(seeds)]
-    for i, (path, config) in enumerate(plan):
+    everything = measured if measure else dataclasses.replace(measured, measures=tuple(MEASURES))                # by default: RankMe alone but for the first seed
+    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed), measured if seed else everything)
+            for size in reversed(picked_sizes) for seed in range(seeds)]
+    for i, (path, config, measured) in enumerate(plan):
         if (path / "config.json").exists():                                   # a finished run, too, must be the one that was asked for
             if not any(setting.startswith("threads=") for setting in settings):           # threads not asked for stay what they were
                 config = dataclasses.replace(config, threads=read_json(path / "config.json").get("threads"))
             settle_config(path, run_config(config, measured))
-            plan[i] = path, config
-    waiting = [(path, config) for path, config in plan if not (path / "done").exists()]
+            plan[i] = path, config, measured
+    waiting = [job for job in plan if not (job[0] / "done").exists()]
     launched = "TORCHELASTIC_RUN_ID" in os.environ                            # by torchrun: then this process is one of its workers
     room = 1 if os.name == "nt" else torch.cuda.device_count() if device == "cuda" else cores() // base.threads
     workers = int(os.environ["WORLD_SIZE"]) if launched else max(1, min(workers or room, len(waiting)))
     if RANK == 0:
         out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, {base.dtype} on {device} "
                   f"(workers: {workers}, threads of each: {base.threads}), measuring {', '.join(('accuracy', *wanted))}")
-        show_cost(plan, waiting, measured, workers)
+        show_cost(plan, waiting, workers)
     if dry_run:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with watched(waiting):
         if workers > 1 and not launched:
-            failures = launch(workers, waiting, measured)
+            failures = launch(workers, waiting)
         else:
-            failures = take_up(waiting, measured, alone=not launched)
+            failures = take_up(waiting, alone=not launched)
     if RANK:
         return
-    if any((path / "done").exists() for path, _ in plan):
+    if any((path / "done").exists() for path, *_ in plan):
         with locked(folder, wait=True):
-            report(folder, [path.name for path, _ in plan if not (path / "done").exists()])
+            report(folder, [path.name for path, *_ in plan if not (path / "done").exists()])
     if failures:
         raise Failed("; ".join(failures))
 
 
-def show_cost(plan, waiting, measured, workers):
+def show_cost(plan, waiting, workers):
     """The table of what is still to do, and how long it will take."""
     import models
-    costs = {config.size: estimate(config, measured) for size, config in {config.size: config for _, config in reversed(waiting)}.items()}
+    costs = {config.size: estimate(config, measured) for config, measured in {config.size: (config, measured) for _, config, measured in reversed(waiting)}.values()}
     table = Table("size", "parameters", "runs", "snapshots", "training", "measuring", "in all", box=None, pad_edge=False, header_style="dim")
     for size, (training, measuring, count) in costs.items():
-        n = sum(config.size == size for _, config in waiting)
+        n = sum(config.size == size for _, config, _ in waiting)
         table.add_row(size, f"{models.parameter_count(models.SIZES[size]):,}", str(n), str(count), minutes(training), minutes(measuring), minutes(n * (training + measuring)))
     if waiting:
         out.print(table)
-    each = [sum(costs[config.size][:2]) for _, config in waiting]
+    each = []
+    for path, config, measured in waiting:
+        extra = costly(config, measured, costs[config.size][0])
+        each.append(sum(costs[config.size][:2]) + sum(seconds for _, seconds in extra.values()))
+        if extra:
+            out.print(f"{path.name} also: " + ", ".join(f"{name} {minutes(seconds)} ({n} snapshots)" for name, (n, seconds) in extra.items()))
     total = max(sum(each) / workers, max(each, default=0))                    # the longest run is done by one worker
     out.print(f"{len(waiting)} runs to do, {len(plan) - len(waiting)} done already; about {minutes(total)} on this machine")
 

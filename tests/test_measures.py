@@ -345,7 +345,7 @@ def test_llc_of_a_quadratic(lr, gamma, draws):
     half as large again, and twice as large: the correction is what is tested there."""
     nbeta = 1000.0
     exact = float((nbeta * H / (2 * (nbeta * H + gamma))).sum())
-    # chains start at w0 and forget it at the rate lr nbeta h / 2 per draw
+    # chains start at w0, or spread out by the localization, and forget it at the rate lr nbeta h / 2 per draw
     result = toy_llc(torch.zeros(20), lambda w: (H * w * w).sum() / 2, nbeta=nbeta, lr=lr, localization=gamma,
                      num_draws=draws, num_burnin_steps=int(min(1500, 3 / (lr * nbeta))), num_chains=4)
     assert_llc(result, exact, f"quadratic at lr {lr}, localization {gamma}")
@@ -466,15 +466,16 @@ def test_llc_is_reproducible_and_follows_its_generator():
 
 
 def test_llc_of_groups_adds_up():
-    """Group k pulls on coordinates of its own, 2, 4 and 8 of them: LLC_k times its share is half their number."""
+    """Group k pulls on coordinates of its own, 2, 4 and 8 of them: LLC_k times its share is half their number.  One group's curvature is
+    six times the others', and so is its bias, which therefore cannot be shared out equally."""
     kinds = torch.tensor([7] * 10 + [-1] * 30 + [3] * 20)
     owner = {7: slice(0, 2), -1: slice(2, 6), 3: slice(6, 14)}
     rows = torch.zeros(60, 14, dtype=torch.float64)
     for i, kind in enumerate(kinds.tolist()):
-        rows[i, owner[kind]] = 1
+        rows[i, owner[kind]] = 6 if kind == 7 else 1
 
     def loss(model, batch):
-        return batch[0] @ model.w.square() / 2 + batch[0][:, 0]
+        return batch[0] @ model.w.square() / 2 + batch[0][:, 0] / 6
     for batch_size, lr, tight in ((60, 2e-3, 1e-9), (9, 1e-3, 1e-9)):
         result = llc(Toy(torch.zeros(14, dtype=torch.float64), None), loss, (rows,), nbeta=300.0, lr=lr, localization=0.0,
                      num_draws=1500, groups=kinds, batch_size=batch_size, generator=seeded())

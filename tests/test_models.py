@@ -95,6 +95,15 @@ def test_example_loss_is_the_mean_over_each_answer(generator):
     assert torch.allclose(models.example_loss_sum(model, (tokens, targets)), torch.stack(total), atol=1e-5)
 
 
+def test_packed_loss_is_example_loss(generator):
+    """Of lines of different lengths, padded to one."""
+    model, parts = tiny_model(), joint_batches(generator)
+    longest = max(b.tokens.shape[1] for b in parts)
+    batch = tuple(torch.cat([F.pad(x, (0, longest - x.shape[1]), value=fill) for x in side])
+                  for side, fill in zip(zip(*parts), (tasks.PAD, IGNORE)))
+    assert torch.allclose(models.packed_loss(model, batch), models.example_loss(model, batch), atol=1e-6)
+
+
 def test_hidden_states_end_before_the_final_norm(generator):
     model = tiny_model()
     tokens = tasks.sample("copy", 1, 3, generator).tokens

@@ -16,7 +16,7 @@ import run
 import tasks
 
 RUN = str(Path(run.__file__))
-SMALL = ["--task", "parity,copy", "--controls", "1", "--sizes", "nano", "--seeds", "1", "--steps", "40", "--set", "snapshots=10",
+SMALL = ["--measures", "rankme", "--task", "parity,copy", "--controls", "1", "--sizes", "nano", "--seeds", "1", "--steps", "40", "--set", "snapshots=10",
          "--set", "per_level=4", "--set", "eval_examples=50", "--set", "probe_examples=20", "--set", "threads=1"]
 
 
@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, capsys, monke
     assert same_weights(path, finished[0] / "nano-s0")
 
 
-COSTLY = ["--measures", "all", "--set", "costly_snapshots=4", "--set", "gradient_examples=6", "--set", "hessian_examples=6", "--set", "llc_examples=4",
+COSTLY = ["--measures", "all", "--set", "costly_snapshots=4", "--set", "dear_snapshots=2", "--set", "gradient_examples=42", "--set", "hessian_examples=42", "--set", "llc_examples=4",
           "--set", "llc_draws=5", "--set", "llc_burnin=2", "--set", "linear_examples=40"]
 
 
@@ -153,11 +153,12 @@ def test_all_measures_on_schedule_change_no_weight_and_resume_to_the_same_bits(f
     path = tmp_path / "a/copy+parity/nano-s0"
     assert same_weights(path, finished[0] / "nano-s0")
     rows = rows_without_clock(path / "metrics.jsonl")
-    costly = run.due([row["step"] for row in rows], 4)
-    assert len(costly) == 4 and {0, 40} <= costly
+    costly, dear = (run.due([row["step"] for row in rows], n) for n in (4, 2))
+    assert len(costly) == 4 and {0, 40} <= costly and dear == {0, 40}
     for row in rows:
         for level in row["levels"].values():
-            assert ({"gradient_rank", "fisher_rank", "hessian_top", "llc", "linear_probe"} <= set(level)) == (row["step"] in costly)
+            assert ({"gradient_rank", "fisher_rank", "hessian_top"} <= set(level)) == (row["step"] in costly)
+            assert ({"llc", "linear_probe"} <= set(level)) == (row["step"] in dear)
     last = rows[-1]["levels"]
     assert all(1 <= level["fisher_rank"] <= 6 and len(level["linear_probe"]) == 4 for level in last.values())
     joint = {level["llc"]["joint"] for level in last.values()}
@@ -168,6 +169,17 @@ def test_all_measures_on_schedule_change_no_weight_and_resume_to_the_same_bits(f
     mend()
     assert call(capsys, monkeypatch, "sweep", *SMALL, *COSTLY, "--out", tmp_path / "b")[0] == 0
     assert rows_without_clock(tmp_path / "b/copy+parity/nano-s0/metrics.jsonl") == rows
+
+
+def test_by_default_all_measures_are_planned_for_the_first_seed_alone(tmp_path, capsys, monkeypatch):
+    """RankMe at every snapshot of every run; the costly ones on a schedule whose coarser half is part of the finer."""
+    monkeypatch.setattr(run, "estimate", lambda *_: (60, 60, 201))
+    status, screen, _ = call(capsys, monkeypatch, "sweep", "--task", "modadd", "--seeds", "2", "--dry-run", "--out", tmp_path)
+    also = [line for line in screen.replace("\n  ", " ").splitlines() if "also:" in line]
+    assert status == 0 and [line[:28] for line in also] == ["micro-s0 also: gradient_rank", "nano-s0 also: gradient_rank "]
+    planned = run.schedule(models.TrainConfig(), run.MeasureConfig(measures=tuple(run.MEASURES)))
+    assert list(planned) == list(run.MEASURES) and planned["llc"] < planned["hessian_top"] < planned["rankme"]
+    assert [len(planned[name]) for name in ("rankme", "hessian_top", "llc")] == [201, 17, 9]
 
 
 def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finished, capsys, monkeypatch):
@@ -195,8 +207,7 @@ def test_dry_run_does_nothing(tmp_path, capsys, monkeypatch):
 
 
 def test_seen_and_unseen_operands_are_columns_of_their_own(tmp_path, capsys, monkeypatch):
-    arguments = [a for a in SMALL]
-    arguments[1] = "modadd"
+    arguments = ["modadd" if a == "parity,copy" else a for a in SMALL]
     assert call(capsys, monkeypatch, "sweep", *arguments, "--train-fraction", "0.4", "--out", tmp_path, "--keep", "3")[0] == 0
     path = tmp_path / "modadd-fraction0.4/nano-s0"
     level = rows_without_clock(path / "metrics.jsonl")[-1]["levels"]["modadd-1"]
