@@ -657,6 +657,49 @@ def _summary(chains, share, burnin, at_w0, members, kinds, nbeta, lr, localizati
     return out
 
 
+def llc_grid(model, loss_fn, data, lrs=(1e-4, 3e-4, 1e-3), localizations=(100.0, 300.0, 1000.0, 3000.0), seed=0, **options):
+    """Which settings?  Yields (lr, localization, LLC) for every pair; all cells use the same seed, hence the same mini-batches and noise, so
+    that their differences are those of the settings.  Within one localization the value must not depend on lr; between localizations it
+    does, for they ask different questions: how far from w0 are we to look?"""
+    for localization in localizations:
+        for lr in lrs:
+            yield lr, localization, llc(model, loss_fn, data, lr=lr, localization=localization, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def recommended(cells):
+    """Of the cells of llc_grid, a list, the one with the largest lr whose bias is under 5% of the raw value and whose R-hat is under 1.05, all chains
+    sound and the value positive; among equals that with the most effective draws.  None if there is none."""
+    fit = [c for c in cells if not c[2].num_diverged and c[2].mean > 0 and abs(c[2].bias) < 0.05 * abs(c[2].mean + c[2].bias) and c[2].r_hat < 1.05]
+    return max(fit, key=lambda cell: (cell[0], cell[2].ess), default=None)
+
+
+def grid_figure(cells):
+    """Value, bias and effective draws over lr, a line for each localization; below, the traces of every chain of every cell."""
+    from matplotlib.figure import Figure
+    lrs, gammas = (sorted({cell[i] for cell in cells}) for i in (0, 1))
+    found = {(lr, gamma): result for lr, gamma, result in cells}
+    figure = Figure(figsize=(12, 3.2 + 1.6 * len(gammas)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3.2, 1.6 * len(gammas)))
+    panels = {"LLC, corrected (bars: 2 Monte Carlo errors)": lambda r: r.mean, "bias, % of the raw value": lambda r: 100 * abs(r.bias / (r.mean + r.bias)),
+              "effective draws": lambda r: r.ess}
+    for axis, (title, value) in zip(top.subplots(1, 3), panels.items()):
+        for gamma in gammas:
+            bars = [2 * found[lr, gamma].mc_error for lr in lrs] if axis is top.axes[0] else None
+            axis.errorbar(lrs, [value(found[lr, gamma]) for lr in lrs], yerr=bars, marker="o", label=f"localization {gamma:g}")
+        axis.set(xscale="log", yscale="linear" if axis is top.axes[0] else "log", xlabel="lr", title=title)
+    for axis, limit in zip(top.axes[1:], (5, 100)):
+        axis.axhline(limit, color="grey", linestyle=":")
+    top.axes[0].legend(fontsize="small")
+    for axis, (gamma, lr) in zip(bottom.subplots(len(gammas), len(lrs), sharex=True).flat, ((gamma, lr) for gamma in gammas for lr in lrs)):
+        result = found[lr, gamma]
+        for excess, bad in zip(result.nbeta * (result.losses - result.baselines), result.diverged):
+            axis.plot(excess, linewidth=0.6, color="black" if bad else None)
+        axis.set_title(f"lr {lr:g}, localization {gamma:g}", fontsize="small")
+    bottom.supxlabel("draw after burn-in")
+    bottom.supylabel("nbeta (L(w) - L(w0))")
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------------------ 5  linear probe
 
 

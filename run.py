@@ -3,6 +3,7 @@
     python run.py sweep --task modadd              train, measure, find the events, draw: the main job
     python run.py sweep --task all --sizes nano    the study: 24 task-levels and 4 controls in one model
     python run.py analyse runs/modadd              findings and figures again, from config.json and metrics.jsonl alone
+    python run.py measure runs/modadd/nano-s0 --measure llc --step 300        one measure of any step of a run, with its diagnostics
     python run.py tasks                            what the tasks look like
     python run.py bench                            how fast this machine is, against the floor
     python run.py pythia audit 2.8b                the same question asked of public checkpoints: audit, plan, measure, evals, compare
@@ -101,18 +102,18 @@ class MeasureConfig:
     measures: tuple = ("rankme",)     # names in MEASURES
     probe_examples: int = 200         # of each task-level, fixed, distinct where there are so many: for hidden states
     eval_examples: int = 1000         # of each task-level, others: for accuracy and log-probability
-    costly_snapshots: int = 17        # gradient and Fisher rank and the Hessian are taken at so many of the snapshots, evenly spread
-    dear_snapshots: int = 9           # the LLC and the linear probe, which cost most: with 9 at every second one of those 17
+    costly_snapshots: int = 13        # gradient and Fisher rank and the Hessian are taken at so many of the snapshots, evenly spread
+    dear_snapshots: int = 7           # the LLC and the linear probe, which cost most: with 7 at every second one of those 13
     gradient_examples: int = 512      # for the two ranks, shared out equally over the task-levels; of each at most 64, which bounds the ranks
     hessian_examples: int = 512       # for the top Hessian eigenvalue, likewise; of each at most 128
     hessian_tol: float = 0.02         # its residual: the eigenvalue's own error is about the square of that
     llc_examples: int = 64            # of each task-level, from which the LLC's mini-batches are drawn
     llc_rows: int = 48                # of a mini-batch, shared out equally; of each task-level at least 2
     llc_chains: int = 4               # one set, on the joint loss
-    llc_draws: int = 150              # of each chain, after llc_burnin more
+    llc_draws: int = 125              # of each chain, after llc_burnin more
     llc_burnin: int = 15
     llc_nbeta: float = 30.0
-    llc_lr: float = 3e-4
+    llc_lr: float = 4e-4              # on a trained joint nano 5e-4 gave 203 effective draws of 500 and R-hat 1.01, 3e-4 only 70 of 600 and 1.07
     llc_localization: float = 300.0
     linear_examples: int = 2000       # of each task-level, three quarters to fit the linear probe, a quarter to test it
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
@@ -277,23 +278,31 @@ def measure_hessian_top(snapshot, probes):
     return level_by_level(probes, of_each(probes.measure.hessian_examples, 128, probes), "hessian", one)
 
 
-def measure_llc(snapshot, probes):
-    """Every task-level's LLC from one set of chains on the joint loss; the joint one's diagnostics stand with each of them."""
-    import torch, measures, models, tasks
+def llc_arguments(snapshot, probes):
+    """-> (model, loss, data), {option: value} with which measures.llc is called."""
+    import torch, models, tasks
     from torch.nn.functional import pad
     m, K = probes.measure, len(probes.levels)
-    data = level_by_level(probes, m.llc_examples, "llc", lambda level, batch: batch)
-    longest = max(tokens.shape[1] for tokens, _ in data.values())
-    joint = tuple(torch.cat([pad(x, (0, longest - x.shape[1]), value=fill) for x in side]) for side, fill in zip(zip(*data.values()), (tasks.PAD, tasks.IGNORE)))
-    found = measures.llc(snapshot.model, models.packed_loss, joint, groups=torch.arange(K).repeat_interleave(m.llc_examples),
-                         batch_size=K * of_each(m.llc_rows, m.llc_examples, probes), num_chains=m.llc_chains, num_draws=m.llc_draws,
-                         num_burnin_steps=m.llc_burnin, nbeta=m.llc_nbeta, lr=m.llc_lr, localization=m.llc_localization,
-                         generator=tasks.seeded("cpu", "llc", snapshot.step), autocast=torch.bfloat16 if probes.dtype == "bfloat16" else None)
-    same = {"joint": found.mean, "nbeta": found.nbeta, "r_hat": found.r_hat, "ess": found.ess, "num_diverged": found.num_diverged}
+    data = level_by_level(probes, m.llc_examples, "llc", lambda level, batch: batch).values()
+    longest = max(tokens.shape[1] for tokens, _ in data)
+    joint = tuple(torch.cat([pad(x, (0, longest - x.shape[1]), value=fill) for x in side]) for side, fill in zip(zip(*data), (tasks.PAD, tasks.IGNORE)))
+    return (snapshot.model, models.packed_loss, joint), {
+        "groups": torch.arange(K).repeat_interleave(m.llc_examples), "batch_size": K * of_each(m.llc_rows, m.llc_examples, probes), "num_chains": m.llc_chains,
+        "num_draws": m.llc_draws, "num_burnin_steps": m.llc_burnin, "nbeta": m.llc_nbeta, "autocast": torch.bfloat16 if probes.dtype == "bfloat16" else None}
+
+
+def measure_llc(snapshot, probes):
+    """Every task-level's LLC from one set of chains on the joint loss; the joint one's diagnostics stand with each of them."""
+    import measures, tasks
+    place, options = llc_arguments(snapshot, probes)
+    found = measures.llc(*place, lr=probes.measure.llc_lr, localization=probes.measure.llc_localization,
+                         generator=tasks.seeded("cpu", "llc", snapshot.step), **options)
+    same = {"joint": found.mean, "nbeta": found.nbeta, "r_hat": found.r_hat, "ess": found.ess, "num_diverged": found.num_diverged,
+            "warnings": found.warnings}
     if found.group_means is None:                                             # every chain diverged: there is no value
-        return {level: {"llc": {"mean": None, **same}} for level in data}
+        return {level: {"llc": {"mean": None, **same}} for level in probes.levels}
     return {level: {"llc": {"mean": float(found.group_means[k]), "mc_error": float(found.group_mc_errors[k]), "bias": float(found.group_biases[k]), **same}}
-            for k, level in enumerate(data)}
+            for k, level in enumerate(probes.levels)}
 
 
 def measure_linear_probe(snapshot, probes):
@@ -819,13 +828,13 @@ def estimate(train, measure):
 
 
 def costly(train, measure, training):
-    """{name: (snapshots, seconds)} of the costly measures of one run, by counting operations: the examples that they send through the model,
-    forward and backward, times what each of these costs in training's time per example (seen at nano and micro on a CPU; the
-    Hessian's counts four products), from the seconds that training takes."""
+    """{name: (snapshots, seconds)} of the costly measures of one run, by counting operations: the examples that they send through the model
+    times what each of these costs in training's time per example (seen at nano on a CPU that trains in bfloat16), from the seconds that
+    training takes."""
     K, m = len(train.levels), measure
     ranks = K * of_each(m.gradient_examples, 64, train)
-    examples = {"gradient_rank": 2.5 * ranks, "fisher_rank": 3.5 * ranks, "hessian_top": 12 * K * of_each(m.hessian_examples, 128, train),
-                "llc": 1.5 * K * of_each(m.llc_rows, m.llc_examples, train) * m.llc_chains * (m.llc_draws + m.llc_burnin), "linear_probe": K * m.linear_examples}
+    examples = {"gradient_rank": 15 * ranks, "fisher_rank": 17 * ranks, "hessian_top": 25 * K * of_each(m.hessian_examples, 128, train),
+                "llc": 1.6 * K * of_each(m.llc_rows, m.llc_examples, train) * m.llc_chains * (m.llc_draws + m.llc_burnin), "linear_probe": 0.8 * K * m.linear_examples}
     return {name: (len(steps), len(steps) * examples[name] * training / (train.steps * train.per_level * K))
             for name, steps in schedule(train, m).items() if name != "rankme"}
 
@@ -1105,6 +1114,127 @@ def page(title, runs, findings, summary, pictures):
                        events="".join(f"<h3>{text(size)}</h3><table>{table(SUMMARY, summary_rows(rows))}</table>" for size, rows in by_size(summary)),
                        summary_said=text(SUMMARY_SAID),
                        how=text("\n".join(f"{k}: {v}" for k, v in config.items())))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# One measure of one snapshot
+
+MEANING = {
+    "rankme": "Effective number of directions of the hidden states where the first answer token is predicted: embedding, each block, final norm.",
+    "gradient_rank": "Along how many directions the gradients of the examples disagree; at most their number less one.",
+    "fisher_rank": "Effective rank of the Fisher matrix, labels drawn from the model; at most the number of examples.",
+    "hessian_top": "Curvature of the loss along its sharpest direction.  residual: |Hv - lambda v| / |lambda|; products: Hessian-vector products.",
+    "llc": "rise: by how many nats the loss is higher around these weights (LLC / nbeta), where each weight may stray some localization^-1/2.  Where the rise "
+           "brings the loss to that of guessing, the LLC only mirrors the loss at the weights; a negative one means that they are no minimum.",
+    "linear_probe": "Accuracy of a linear probe for the first answer token: embedding, each block, final norm; then the last block's on shuffled labels."}
+
+
+def saved_run(folder):
+    """-> (run directory, TrainConfig, MeasureConfig, what config.json says of its environment).  `folder`: a run's, or a sweep's that has one run."""
+    import models
+    found = [folder] if (folder / "config.json").exists() else sorted(path.parent for path in folder.glob("*/config.json"))
+    if len(found) != 1:
+        raise BadInput(f"{folder} holds {len(found)} runs; expected the directory of one, such as runs/modadd/nano-s0")
+    saved = read_json(found[0] / "config.json")
+    if "levels" not in saved:
+        raise Failed(f"{found[0]}/config.json is not a config that `sweep` wrote")
+    train, measure = (kind(**{f.name: tuple(saved[f.name]) if isinstance(saved[f.name], list) else saved[f.name] for f in dataclasses.fields(kind) if f.name in saved})
+                      for kind in (models.TrainConfig, MeasureConfig))
+    return found[0], train, measure, saved.get("environment", {})
+
+
+def snapshot_at(folder, train, made, step):
+    """The model of a run at any of its steps: from its checkpoint or kept weights, else by training again, to the same bits."""
+    import torch, models
+    kept, checkpoint = folder / "weights" / f"step-{step:06d}.pt", folder / "checkpoint.pt"
+    state = torch.load(kept, map_location=train.device, weights_only=True) if kept.exists() else None
+    if state is None and checkpoint.exists() and (saved := load_checkpoint(checkpoint)["train"])["step"] == step:
+        state = saved["model"]
+    if state is not None:
+        model = models.new_model(train)
+        model.load_state_dict(state)
+        return models.Snapshot(step, model, None, None)
+    here = environment()
+    other = [f"{key} was {made.get(key)}, is {here[key]}" for key in ("torch", "system", "processor", "gpu") if made.get(key) != here[key]]
+    if other:
+        raise BadInput(f"{folder}: the weights of step {step} were not kept, and training again here would not give the same ones ({'; '.join(other)}); "
+                       "do it where the run was made, or choose its last step")
+    torch.set_num_threads(train.threads)
+    with Progress(TextColumn("training again to step {task.total}"), BarColumn(bar_width=24), TimeRemainingColumn(), console=out, transient=True) as progress:
+        line = progress.add_task("", total=step)
+        for snapshot in models.train(dataclasses.replace(train, snapshots=train.steps + 1)):       # one after every step: looking changes nothing
+            progress.update(line, completed=snapshot.step)
+            if snapshot.step == step:
+                return snapshot
+
+
+def calibrate(snapshot, probes, folder):
+    """The LLC over lr x localization: a table, a figure, a recommendation."""
+    import measures
+    place, options = llc_arguments(snapshot, probes)
+    table = Table(*"localization lr LLC error bias rise R-hat draws effective".split(), box=None, pad_edge=False, header_style="dim")
+    cells = []
+    with Progress(TextColumn("cell {task.completed} of 12"), BarColumn(bar_width=24), TimeRemainingColumn(), console=out, transient=True) as progress:
+        line = progress.add_task("", total=12)
+        for lr, gamma, r in measures.llc_grid(*place, **options):
+            cells.append((lr, gamma, r))
+            progress.update(line, advance=1)
+            table.add_row(f"{gamma:g}", f"{lr:g}", f"{r.mean:.2f}", f"{r.mc_error:.2f}", f"{abs(r.bias / (r.mean + r.bias)):.1%}", f"{r.mean / r.nbeta:.2f}",
+                          f"{r.r_hat:.3f}", str(r.losses.numel()), f"{r.ess:.0f}")
+    out.print(table)
+    best = measures.recommended(cells)
+    out.print("No cell has a bias under 5% and an R-hat under 1.05: take more draws (--set llc_draws=...)." if best is None else
+              f"The largest lr with a bias under 5% and an R-hat under 1.05: lr {best[0]:g}, localization {best[1]:g} (llc_lr, llc_localization of `sweep --set`).")
+    path = folder / "figures" / f"llc-calibration-{snapshot.step}.png"
+    path.parent.mkdir(exist_ok=True)
+    measures.grid_figure(cells).savefig(path, dpi=120)
+    out.print(f"figure: {path}")
+
+
+def in_words(value):
+    if isinstance(value, (list, tuple)):
+        return " ".join(in_words(v) for v in value)
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@app.command("measure")
+def measure_one(folder: Path = typer.Argument(..., metavar="DIR", help="of a run, such as runs/modadd/nano-s0"),
+                name: str = typer.Option(..., "--measure", help="rankme, gradient_rank, fisher_rank, hessian_top, llc or linear_probe"),
+                step: int = typer.Option(None, help="any step of the run; trained again where it was not kept  [default: the last]"),
+                level: str = typer.Option("all", help="only these task-levels; the LLC's chains then follow the loss of these alone"),
+                calibrated: bool = typer.Option(False, "--calibrate", help="llc: over lr x localization, with a figure and a recommendation"),
+                settings: list[str] = typer.Option([], "--set", metavar="FIELD=VALUE", help="how it is measured, such as llc_draws=400")):
+    """One measure of one snapshot of a run, with its diagnostics."""
+    chosen("--measure", name, tuple(MEASURES))
+    if name not in MEASURES or (calibrated and name != "llc"):
+        raise BadInput("--calibrate: only the llc has settings to calibrate; use --measure llc" if calibrated else f"--measure {name}: expected one of {', '.join(MEASURES)}")
+    folder, train, measure, made = saved_run(folder)
+    step = train.steps if step is None else step
+    if not 0 <= step <= train.steps:
+        raise BadInput(f"--step {step}: expected a step of this run, 0 to {train.steps}")
+    pick_device(train.device)
+    wanted = chosen("--level", level, train.levels)
+    measure, = with_settings(settings, measure)
+    snapshot = snapshot_at(folder, train, made, step)
+    probes = Probes(dataclasses.replace(train, levels=wanted), measure)
+    out.print(f"{name} of {folder.name} at step {step:,}" + ("" if level == "all" else f", {', '.join(wanted)} alone"))
+    if calibrated:
+        return calibrate(snapshot, probes, folder)
+    found = {key: columns["rankme"]["first"] if name == "rankme" else [columns[name], columns["linear_probe_shuffled"]] if name == "linear_probe" else columns[name]
+             for key, columns in MEASURES[name](snapshot, probes).items()}
+    shared = {}
+    if name == "llc":                                                         # what all levels share is said once, below
+        shared = {key: next(iter(found.values()))[key] for key in ("joint", "nbeta", "r_hat", "ess", "num_diverged", "warnings")}
+        found = {key: {"LLC": c["mean"], "error": c.get("mc_error"), "bias": c.get("bias"), "rise": c["mean"] and c["mean"] / c["nbeta"]} for key, c in found.items()}
+    columns = list(next(iter(found.values()))) if isinstance(next(iter(found.values())), dict) else [name]
+    table = Table("task-level", *columns, box=None, pad_edge=False, header_style="dim")
+    for key, value in found.items():
+        table.add_row(key, *(in_words(value[c]) if isinstance(value, dict) else in_words(value) for c in columns))
+    out.print(table)
+    if shared:
+        said = shared.pop("warnings")
+        out.print(", ".join(f"{key} {in_words(value)}" for key, value in shared.items()), *(f"Warning: {warning}." for warning in said), sep="\n")
+    out.print(MEANING[name])
 
 
 @app.command()

@@ -179,7 +179,7 @@ def test_by_default_all_measures_are_planned_for_the_first_seed_alone(tmp_path, 
     assert status == 0 and [line[:28] for line in also] == ["micro-s0 also: gradient_rank", "nano-s0 also: gradient_rank "]
     planned = run.schedule(models.TrainConfig(), run.MeasureConfig(measures=tuple(run.MEASURES)))
     assert list(planned) == list(run.MEASURES) and planned["llc"] < planned["hessian_top"] < planned["rankme"]
-    assert [len(planned[name]) for name in ("rankme", "hessian_top", "llc")] == [201, 17, 9]
+    assert [len(planned[name]) for name in ("rankme", "hessian_top", "llc")] == [201, 13, 7]
 
 
 def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finished, capsys, monkeypatch):
@@ -291,6 +291,54 @@ def test_analyse_says_what_is_missing(finished, tmp_path, capsys, monkeypatch):
     empty.mkdir()
     status, _, err = call(capsys, monkeypatch, "analyse", empty)
     assert status == 2 and "holds no finished run" in err
+
+
+def test_measure_trains_again_to_the_same_bits(finished, tmp_path):
+    """The last step without its checkpoint, and one before it that no snapshot was taken at; and a kept one is loaded."""
+    import shutil
+    shutil.copytree(finished[0] / "nano-s0", tmp_path / "run")
+    (tmp_path / "run/checkpoint.pt").unlink()
+    folder, train, _, made = run.saved_run(tmp_path / "run")
+    again = run.snapshot_at(folder, train, made, 40).model.state_dict()
+    assert all(torch.equal(x, again[key]) for key, x in weights(finished[0] / "nano-s0").items())
+    assert 5 not in models.snapshot_steps(40, 10) and run.snapshot_at(folder, train, made, 5).step == 5
+    (folder / "weights").mkdir()
+    torch.save({key: x + 1 for key, x in again.items()}, folder / "weights/step-000005.pt")
+    kept = run.snapshot_at(folder, train, made, 5).model.state_dict()
+    assert all(torch.equal(x + 1, kept[key]) for key, x in again.items())
+
+
+@pytest.mark.parametrize("arguments", [["rankme"], ["gradient_rank", "--set", "gradient_examples=42"], ["fisher_rank", "--set", "gradient_examples=42"],
+                                       ["hessian_top", "--set", "hessian_examples=42", "--step", "7"], ["linear_probe", "--set", "linear_examples=40"],
+                                       ["llc", "--set", "llc_draws=5", "--level", "parity-1,copy-2"],
+                                       ["llc", "--calibrate", "--set", "llc_draws=5", "--set", "llc_burnin=1", "--set", "llc_rows=7"]])
+def test_measure_prints_a_table_that_says_what_it_means(arguments, finished, tmp_path, capsys, monkeypatch):
+    import shutil
+    monkeypatch.setenv("COLUMNS", "80")
+    shutil.copytree(finished[0], tmp_path / "s")
+    status, screen, err = call(capsys, monkeypatch, "measure", tmp_path / "s", "--measure", *arguments)
+    assert status == 0 and all(len(line) <= 80 for line in screen.splitlines() if str(tmp_path) not in line), err
+    if "--calibrate" in arguments:
+        assert "effective" in screen and (tmp_path / "s/nano-s0/figures/llc-calibration-40.png").exists()
+    else:
+        assert " ".join(run.MEANING[arguments[0]].split()[:6]) in " ".join(screen.split())
+        assert ("parity-3" in screen) == ("--level" not in arguments)
+
+
+def test_measure_refuses_in_one_sentence(finished, tmp_path, capsys, monkeypatch):
+    import shutil
+    shutil.copytree(finished[0], tmp_path / "s")
+    path = tmp_path / "s/nano-s0"
+    config = json.loads((path / "config.json").read_text())
+    config["environment"]["torch"] = "1.0"
+    (path / "config.json").write_text(json.dumps(config))
+    for arguments, says in ((["--measure", "llc", "--step", "7"], "torch was 1.0"), (["--measure", "llc", "--step", "41"], "0 to 40"),
+                            (["--measure", "ranks"], "'ranks' is not one of"), (["--measure", "rankme", "--calibrate"], "only the llc"),
+                            (["--measure", "rankme", "--level", "sort-1"], "'sort-1' is not one of")):
+        status, _, err = call(capsys, monkeypatch, "measure", path, *arguments)
+        assert status == 2 and says in err and len(err.strip().splitlines()) == 1, err
+    status, _, err = call(capsys, monkeypatch, "measure", tmp_path, "--measure", "llc")
+    assert status == 2 and "holds 0 runs" in err
 
 
 def test_tasks_shows_examples_and_chance(capsys, monkeypatch):
