@@ -5,9 +5,8 @@ public: steps 0, 1, 2, 4 ... 512, 1000, 2000 ... 143000, each a branch "step<N>"
 (arXiv 2602.15997) measured 160M, 410M and 2.8B with seven probe sets, and claims (C9) that the global patterns replicate,
 a collapse of the representation and a recovery, but that no task's geometry announces that task's emergence.
 
-Before one measures a checkpoint, one has to know that it holds its own weights.  It is *reported* (see REPORTED) that 86 of the 154
-branches of the 2.8B model serve weights from the end of training, and that the first step with weights of its own is 66000: a "lead
-of 49,000 steps" found there may be an accident of files.  So this chapter goes:
+Before one measures a checkpoint, one has to know that it holds its own weights: it is *reported* (see REPORTED) that 86 of the 154
+branches of the 2.8B model do not, and a "lead of 49,000 steps" found there may be an accident of files.  So this chapter goes:
 
     manifest -> audit -> plan -> snapshots (download, verify, load, evict) -> rows of metrics.jsonl -> compare -> a verdict
 
@@ -52,7 +51,8 @@ def extra(module):
 # What the libraries raise, the first pattern that fits, and what is said of it: ValueError for what is not there or not as stated,
 # RuntimeError for a disk or a connection that fails.
 FAULTS = (
-    (RuntimeError, r"No space left|File too large|[Qq]uota exceeded",
+    (ImportError, r"^(Import|ModuleNotFound)Error", "{error}"),
+    (RuntimeError, r"No space left|not enough space|File too large|[Qq]uota exceeded",
      "the disk is full: {what} of {model} does not fit into {folder}; free some space and give the same command again"),
     (ValueError, r"^(RepositoryNotFound|GatedRepo|HFValidation)Error", "{model}: the hub has no such model, or it is not public; check the name"),
     (ValueError, r"^(Revision|Entry|RemoteEntry)NotFoundError",
@@ -69,12 +69,10 @@ def plainly(model, what, folder="."):
     """Whatever the libraries raise becomes one sentence, of FAULTS."""
     try:
         yield
-    except ImportError:
-        raise
     except Exception as error:
         name = type(error).__name__
         kind, sentence = next((kind, sentence) for kind, pattern, sentence in FAULTS if re.search(pattern, f"{name}: {error}"))
-        raise kind(sentence.format(model=model, what=what, folder=folder, name=name)) from error
+        raise kind(sentence.format(model=model, what=what, folder=folder, name=name, error=error)) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -151,8 +149,7 @@ class Block(nn.Module):
 
 
 class NeoX(nn.Module):
-    """GPT-NeoX (Black et al. 2022, arXiv 2204.06745), without dropout, cache or attention mask: attention looks back only, so rows
-    padded on the right need no mask; what stands at the padding is not to be read.
+    """GPT-NeoX (Black et al. 2022, arXiv 2204.06745).  Attention looks back only, so rows padded on the right need no mask.
     Two "last" states, and each has its name: hidden_states(tokens)[-1] is before the final LayerNorm, and
     final_layer_norm(hidden_states(tokens)[-1]), called final_norm in the rows, after it (transformers' hidden_states[-1])."""
 
@@ -295,16 +292,13 @@ def chosen(files):
     return tuple(f for f in files if kind(f) == min(map(kind, files)))
 
 
-@dataclass(frozen=True)
-class Audit:
-    own: tuple            # steps that hold weights of their own
-    left_out: dict        # step -> why not, in words
-    groups: tuple         # (file name, sha256, branches) for every file that several branches serve, the largest group first
+Audit = namedtuple("Audit", "own left_out groups")
 
 
 def audit(manifest):
     """Which steps of a model really hold weights of their own.
-    manifest: {step: files, "main": files}, a file being a WeightFile or a tuple (file, size, sha256).
+    manifest: {step: files, "main": files}, a file being a WeightFile or a tuple (file, size, sha256) -> Audit(steps that do; {step: why not};
+    (file name, sha256, branches) for every file that several branches serve, the largest group first).
     A step is left out if any of its weight files, a shard included, is also that of `main` or of another step: one of them must be
     wrong, and the names do not tell which.  Two pairs are right to share: steps 0 and 1 (the learning rate of the first step of the
     warm-up is 0), and the last step and `main`, as long as nobody else shares with them.
@@ -733,12 +727,11 @@ def by_size(model):
 
 
 def evals_emergence(rows, metric="acc", threshold=0.05, persistence=3, chance=CHANCE):
-    """When each task emerges in each model, from published accuracies -> list of EvalEvent, by task, then by size: emergence (after, by), after
-    the one checkpoint, by the next, or None; the best accuracy and its step; the last accuracy and its standard error.
-    Emerged: `persistence` checkpoints in a row with (accuracy - chance) / (1 - chance) >= threshold and accuracy >= chance + 3 of its
-    standard errors.  The threshold is lower than the 0.3 of emergence.py, for most of these tasks end below that: with some thousand
-    questions the standard errors decide.  An untrained network may score above chance, by a liking for short answers say (PIQA: .535):
-    what it scores at step 0 then takes the place of chance."""
+    """When each task emerges in each model, from published accuracies -> list of EvalEvent, by task, then by size; emergence: (after, by), after
+    the one checkpoint, by the next, or None for never; stderr: of the last accuracy.
+    Emerged: `persistence` checkpoints in a row with (accuracy - chance) / (1 - chance) >= threshold, lower than elsewhere because most of these
+    tasks end below 0.3, and accuracy >= chance + 3 standard errors.  What the untrained network scores, by a liking for short answers say
+    (PIQA: .535), takes the place of chance where it is higher."""
     events = []
     for task in chance:
         for model in sorted({r.model for r in rows if (r.task, r.metric) == (task, metric)}, key=by_size):
@@ -793,9 +786,8 @@ def compare(rows, audited=None, choices=emergence.Choices()):
     positive if geometry is first; verdict: leads, lags, unresolved (0 lies in the interval), never (one of the two did not happen); and the
     global patterns, each beyond the bootstrap intervals: collapse, the floor lies below the start; recovery, a later peak above the floor;
     compression, the end below that peak.
-    Checkpoints that the audit leaves out are dropped, and both of two twins (but for step 1 of the pair 0 and 1, which are rightly the
-    same): one of them carries a wrong name.  Onset and emergence are known only to lie between two neighbouring checkpoints of those that
-    remain, so a lead is an interval.
+    Checkpoints that the audit leaves out are dropped, and both of two twins, one of which carries a wrong name (of 0 and 1, which are rightly
+    the same, only 1).  Onset and emergence lie somewhere between two neighbouring checkpoints of those that remain, so a lead is an interval.
     Raises ValueError where fewer than 4 checkpoints remain."""
     rows, c, orders = sorted(rows, key=lambda row: row["step"]), choices, []
     left_out = {row["step"]: audited.left_out[row["step"]] for row in rows if audited and row["step"] in audited.left_out}
