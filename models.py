@@ -305,8 +305,10 @@ def snapshot_steps(steps, count=201):
     >>> [len(snapshot_steps(n)) for n in (600, 3000)], snapshot_steps(100, 12)
     ([201, 201], [0, 1, 2, 4, 7, 14, 27, 29, 52, 57, 86, 100])
     """
+    if count > steps:
+        return list(range(steps + 1))
     grid, n = set(), 2
-    while len(grid) < min(count, steps + 1):
+    while len(grid) < count:
         n += 1
         grid = {0, *(round(steps ** (i / n)) for i in range(n + 1)), *(round(steps * 2 * i / n) for i in range(n // 2 + 1))}
     return sorted(grid)

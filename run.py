@@ -1146,9 +1146,9 @@ def saved_run(folder):
 def snapshot_at(folder, train, made, step):
     """The model of a run at any of its steps: from its checkpoint or kept weights, else by training again, to the same bits."""
     import torch, models
-    kept, checkpoint = folder / "weights" / f"step-{step:06d}.pt", folder / "checkpoint.pt"
-    state = torch.load(kept, map_location=train.device, weights_only=True) if kept.exists() else None
-    if state is None and checkpoint.exists() and (saved := load_checkpoint(checkpoint)["train"])["step"] == step:
+    kept = folder / "weights" / f"step-{step:06d}.pt"
+    state = load(kept) if kept.exists() else None
+    if state is None and (saved := load_checkpoint(folder).get("train", {})).get("step") == step:
         state = saved["model"]
     if state is not None:
         model = models.new_model(train)
@@ -1191,9 +1191,9 @@ def calibrate(snapshot, probes, folder):
     out.print(f"figure: {path}")
 
 
-def in_words(value):
+def shown(value):
     if isinstance(value, (list, tuple)):
-        return " ".join(in_words(v) for v in value)
+        return " ".join(shown(v) for v in value)
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -1229,11 +1229,11 @@ def measure_one(folder: Path = typer.Argument(..., metavar="DIR", help="of a run
     columns = list(next(iter(found.values()))) if isinstance(next(iter(found.values())), dict) else [name]
     table = Table("task-level", *columns, box=None, pad_edge=False, header_style="dim")
     for key, value in found.items():
-        table.add_row(key, *(in_words(value[c]) if isinstance(value, dict) else in_words(value) for c in columns))
+        table.add_row(key, *(shown(value[c]) if isinstance(value, dict) else shown(value) for c in columns))
     out.print(table)
     if shared:
         said = shared.pop("warnings")
-        out.print(", ".join(f"{key} {in_words(value)}" for key, value in shared.items()), *(f"Warning: {warning}." for warning in said), sep="\n")
+        out.print(", ".join(f"{key} {shown(value)}" for key, value in shared.items()), *(f"Warning: {warning}." for warning in said), sep="\n")
     out.print(MEANING[name])
 
 
