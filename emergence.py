@@ -851,7 +851,7 @@ def lead_check(d, shams):
     U, V = (sum(column) for column in zip(*(risk_set_sums(*pair) for pair in zip(d.onset, d.emergence))))
     return {"z": U / math.sqrt(V) if V > 0 else math.nan, "information": V, "shams": shams.onset.size,
             "sham_onsets": int(np.isfinite(shams.onset).sum()), "sham_emergences": int(np.isfinite(shams.emergence).sum()),
-            "median_onset": float(np.median(d.onset)), "onsets_in_warmup": float(np.mean([o < run.config["warmup"] for o, run in zip(d.onset, d.runs)]))}
+            "warmup": float(np.median([run.config["warmup"] for run in d.runs])), "median_onset": float(np.median(d.onset)), "onsets_in_warmup": float(np.mean([o < run.config["warmup"] for o, run in zip(d.onset, d.runs)]))}
 
 
 def class_rates(d, s):
@@ -955,6 +955,13 @@ def _grid(runs):
     return [(f"-{name}", [(task, of_size(name), levels) for task, levels in tasks.items()]) for name in sizes]
 
 
+def _sheet(columns, rows, width, height, top, left=0.5, right=0.1):
+    """A figure of so many panels of width x height inches, room for labels round them: (Figure, margins for add_gridspec).  By hand, for
+    matplotlib's layout engines take as long for 50 panels as drawing them."""
+    w, h = columns * width + left + right, rows * height + 0.4 + top
+    return Figure(figsize=(w, h)), dict(left=left / w, right=1 - right / w, bottom=0.4 / h, top=1 - top / h)
+
+
 def _panel(ax, title, level):
     ax.set_title(level if title in level else f"{title}   {level}", fontsize=8, pad=3)
 
@@ -970,8 +977,9 @@ def _steps_axis(ax, last):
 
 def _rank_axis(ax, top):
     ax.set_yscale("log", base=2)
-    ax.set_yticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
-    ax.set_ylim(0.9, 1.15 * top)
+    ticks = [2 ** k for k in range(11) if 2 ** k <= top]
+    ax.set_yticks(ticks, map(str, ticks))
+    ax.set_ylim(0.9, 1.4 * top)
 
 
 def _common(curves):
@@ -998,9 +1006,8 @@ def figure_curves(runs, choices=Choices(), **_):
     accuracy = lambda run, level: (run.steps, run.accuracy[run.levels.index(level)])
     for name, grid in _grid(runs):
         columns = max(len(levels) for _, _, levels in grid)
-        figure = Figure(figsize=(2.45 * columns + 0.5, 1.75 * len(grid) + 0.75), layout="constrained")
-        figure.get_layout_engine().set(hspace=0)
-        panels = figure.add_gridspec(len(grid), columns)
+        figure, margins = _sheet(columns, len(grid), 2.45, 1.75, top=0.5)
+        panels = figure.add_gridspec(len(grid), columns, wspace=0.13, hspace=0.32, **margins)
         for i, (title, group, levels) in enumerate(grid):
             dated = {s["level"]: s for s in summarise([e for run in group for e in events(run, choices)])}
             controls = [level for level in dated if dated[level]["control"]]
@@ -1033,7 +1040,7 @@ def figure_curves(runs, choices=Choices(), **_):
             key.insert(1, Line2D([], [], color=ACCURACY, linestyle=":", label="on seen ones"))
         if controls:
             key.append(Line2D([], [], color=CONTROL, label="sham controls"))
-        figure.legend(handles=key, loc="outside upper center", ncols=len(key), fontsize=8, frameon=False)
+        figure.legend(handles=key, loc="upper center", ncols=len(key), fontsize=8, frameon=False)
         figures[f"curves{name}"] = figure
     return figures
 
@@ -1043,8 +1050,8 @@ def figure_layers(runs, choices=Choices(), **_):
     figures = {}
     for name, grid in _grid(runs):
         columns = max(len(levels) for _, _, levels in grid)
-        figure = Figure(figsize=(2.3 * columns + 1.2, 1.15 * len(grid) + 0.7), layout="constrained")
-        axes = figure.subplots(len(grid), columns, squeeze=False)
+        figure, margins = _sheet(columns, len(grid), 2.3, 1.15, top=0.25, left=0.75, right=0.75)
+        axes = figure.subplots(len(grid), columns, squeeze=False, gridspec_kw=dict(wspace=0.1, hspace=0.5, **margins))
         for i, (title, group, levels) in enumerate(grid):
             dated = {s["level"]: s for s in summarise([e for run in group for e in events(run, choices)])}
             for j, level in enumerate(levels):
@@ -1062,7 +1069,7 @@ def figure_layers(runs, choices=Choices(), **_):
                 _panel(ax, title, level)
                 if i == len(grid) - 1:
                     ax.set_xlabel("training step", fontsize=8)
-        bar = figure.colorbar(mesh, ax=axes, pad=0.01, ticks=[1, 2, 4, 8, 16, 32])
+        bar = figure.colorbar(mesh, cax=figure.add_axes((margins["right"] + 0.012, margins["bottom"], 0.012, margins["top"] - margins["bottom"])), ticks=[1, 2, 4, 8, 16, 32])
         bar.ax.set_yticklabels(["1", "2", "4", "8", "16", "32"], fontsize=7)
         bar.ax.minorticks_off()
         bar.set_label("RankMe\n(white: emergence)", fontsize=8)

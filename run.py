@@ -934,14 +934,14 @@ def show_cost(plan, waiting, workers):
 # Findings
 
 def report(folder, unfinished=()):
-    """Everything derived: findings.json, events.csv, the figures, report.html, and the tables on the screen."""
+    """Everything derived: findings.json, events.csv, the figures, report.html, and the tables on the screen -> the findings."""
     import emergence
     start = time.monotonic()
     runs, missing = load_sweep(folder)
     missing += [f"{name} was not started" for name in unfinished if not (folder / name / "config.json").exists()]
     if not all("rankme" in config["measures"] for config, _ in runs):
         out.print("RankMe was not measured: there is nothing to find in this sweep")
-        return
+        return None
     choices, recorded, runs, found = emergence.Choices(), runs, [], []
     for config, rows in recorded:
         with reading(f"{folder}/{config['size']}-s{config['seed']} is not a run that `sweep` wrote"):
@@ -976,6 +976,7 @@ def report(folder, unfinished=()):
     training, measuring = (sum(w[key] for w in wall) for key in ("wall_train_s", "wall_measure_s"))
     out.print(f"training {minutes(training)}, measuring {minutes(measuring)}, analysing and drawing {minutes(time.monotonic() - start)}")
     out.print(f"{folder}/report.html, findings.json, events.csv; figures: {', '.join(str(path) for path in pictures.values())}")
+    return findings
 
 
 def summary_rows(summary):
@@ -1239,10 +1240,19 @@ def measure_one(folder: Path = typer.Argument(..., metavar="DIR", help="of a run
 
 @app.command()
 def analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="directories of sweeps, such as runs/modadd")):
-    """Findings, events.csv and figures again, from config.json and metrics.jsonl alone."""
+    """Findings, events.csv, figures and report.html again, from config.json and metrics.jsonl alone; several sweeps also side by side."""
+    table = Table("sweep", "warm-up", "onset", "in warm-up", "RankMe first", "chance", "p", box=None, pad_edge=False, header_style="dim")
     for folder in folders:
         with locked(folder, wait=True):
-            report(folder)
+            findings = report(folder)
+        if findings:
+            precursor = next(row for row in findings["claims"] if row["claim"] == "C4")
+            here, _, chance, p, *_ = claim_cells(precursor | {"p_holm": precursor["p"]})          # one test of each: nothing to adjust for
+            check = findings["lead_check"]
+            table.add_row(folder.name, f"{check['warmup']:g}", f"{check['median_onset']:.0f}", f"{check['onsets_in_warmup']:.0%}", here, chance, p)
+    if table.row_count > 1:
+        out.print(table)
+        out.print("onset: its median step over task-levels and runs.")
 
 
 @app.command("tasks")
