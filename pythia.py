@@ -565,7 +565,7 @@ def rankme_interval(features, generator, draws=200):
 
 
 # Of the loss on the right completions, by the functions of measures.py, the LLC with the short chains of a sweep.  They copy the model, want
-# float32, and take far more time than all the rest: some 80, 150 and 400 times what reading a probe set takes (seen at 14M on two CPU cores).
+# float32, and take far more time than all the rest: some 40, 300 and 1,400 times what reading a probe set takes (seen at 14M on two CPU cores).
 EXTRAS = {"gradient_rank": {}, "hessian_top": {}, "llc": {"num_chains": 2, "num_draws": 100, "num_burnin_steps": 50}}
 
 
