@@ -6,6 +6,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import emergence                                                          # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +20,13 @@ def one_thread():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+# Hundreds of small sweeps are reported on here: 6 choices of analysis each, not 864, but where a test asks for all of them.
+ALL_CHOICES = emergence.ALTERNATIVES
+emergence.ALTERNATIVES = {axis: options if axis in ("behaviour", "position") else options[:1] for axis, options in ALL_CHOICES.items()}
+
+
+@pytest.fixture
+def all_choices(monkeypatch):
+    monkeypatch.setattr(emergence, "ALTERNATIVES", ALL_CHOICES)

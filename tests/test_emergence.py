@@ -425,7 +425,7 @@ def test_floors_of_two_sizes():
     assert claim["verdict"] == "does not hold" and claim["p"] == pytest.approx(2 / 20, abs=0.03)     # 2 of the 20 ways to choose 3 of 6 runs are as far out
 
 
-def test_multiverse_goes_through_all_choices_and_says_which_decides():
+def test_multiverse_goes_through_all_choices_and_says_which_decides(all_choices):
     run = made_up_run(levels=("add-1", "add-2", "copy-1", "copy-2", "sham-add-1"))
     specifications, values = emergence.multiverse([run], 11)
     assert len(specifications) == len(set(specifications)) == math.prod(map(len, emergence.ALTERNATIVES.values())) == 864

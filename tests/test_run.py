@@ -182,7 +182,7 @@ def test_by_default_all_measures_are_planned_for_the_first_seed_alone(tmp_path, 
     assert [len(planned[name]) for name in ("rankme", "hessian_top", "llc")] == [201, 13, 7]
 
 
-def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finished, capsys, monkeypatch):
+def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finished, capsys, monkeypatch, all_choices):
     folder, _ = finished
     before = {p: p.stat().st_mtime_ns for p in (folder / "nano-s0").iterdir()}
     findings, events = (folder / "findings.json").read_text(), (folder / "events.csv").read_text()
@@ -303,7 +303,7 @@ def test_measure_trains_again_to_the_same_bits(finished, tmp_path):
     assert all(torch.equal(x, again[key]) for key, x in weights(finished[0] / "nano-s0").items())
     assert 5 not in models.snapshot_steps(40, 10) and run.snapshot_at(folder, train, made, 5).step == 5
     (folder / "weights").mkdir()
-    torch.save({key: x + 1 for key, x in again.items()}, folder / "weights/step-000005.pt")
+    run.save({key: x + 1 for key, x in again.items()}, folder / "weights/step-000005.pt")
     kept = run.snapshot_at(folder, train, made, 5).model.state_dict()
     assert all(torch.equal(x + 1, kept[key]) for key, x in again.items())
 
@@ -364,7 +364,7 @@ def test_help_and_bad_arguments_answer_at_once(arguments):
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (Path(RUN).parent / "results").glob("*") if p.is_dir()))
-def test_committed_results_are_what_analyse_makes_of_them(name, tmp_path, capsys, monkeypatch):
+def test_committed_results_are_what_analyse_makes_of_them(name, tmp_path, capsys, monkeypatch, all_choices):
     committed = Path(RUN).parent / "results" / name
     shutil.copytree(committed, tmp_path / name, ignore=shutil.ignore_patterns("figures", "findings.json", "events.csv"))
     assert call(capsys, monkeypatch, "analyse", tmp_path / name)[0] == 0
