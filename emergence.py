@@ -419,17 +419,22 @@ def top_down(layer_values):
     return ((1 + _order(blocks)[..., i, j]) / 2).mean(-1)
 
 
+def ceilings(run, position):
+    """(L,): RankMe cannot exceed the number of distinct states, nor the width."""
+    config, first = run.config, run.rows[0]["levels"]
+    return np.array([min(first[level]["distinct"] * (config["answer_tokens"][level] if position == "answer" else 1), config["width"]) for level in run.levels])
+
+
 def events(run, choices=Choices()):
     """Everything that happened in one run: a list of dicts, one per task-level.  Steps that are None never came within it."""
     c, out, config = choices, [], run.config
     floors, floor_steps, onsets = _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup)
     emerged = {b: _behaviour(run, b, c.threshold, c.persistence, c.warmup) for b in ALTERNATIVES["behaviour"]}
-    step = lambda x: None if math.isinf(x) else int(x)
+    step, limit = lambda x: None if math.isinf(x) else int(x), ceilings(run, c.position)
     for k, level in enumerate(run.levels):
         onset, emergence = step(onsets[k, c.layer]), step(emerged[c.behaviour][k])
         seen = curve(run.rows, level, "accuracy_train")                         # only with a train fraction below 1
-        states = run.rows[0]["levels"][level]["distinct"] * (config["answer_tokens"][level] if c.position == "answer" else 1)
-        ceiling = min(states, config["width"])                                  # RankMe of so many distinct rows cannot be more
+        ceiling = int(limit[k])
         interval = lead_interval(run.steps.tolist(), onset, emergence)
         task, _, number = level.rpartition("-")
         out.append({
@@ -705,7 +710,7 @@ def rare_rate(name):
 
 def compare_measures(d, s):
     """Lead and lag of every measure that was taken, with RankMe on the same grid beside it: a list of dicts."""
-    out = []
+    out, classes = [], difficulty(d)
     for name in RARE:
         mine, rankme, grids = rare_dates(d, name)
         emerges = np.isfinite(mine.emergence) if grids else np.zeros(0, bool)
@@ -718,7 +723,8 @@ def compare_measures(d, s):
                     "first": int((mine.onset < mine.emergence)[emerges].sum()), "same": int((mine.onset == mine.emergence)[emerges].sum()),
                     "later_or_never": int((mine.onset > mine.emergence)[emerges].sum()), "rate": rate[0], "low": rate[1], "high": rate[2],
                     "null": float(rates[1:].mean()), "p": _p(rates), "rankme_rate": float(precursor_rate(rankme, s)[0]),
-                    "lead_low": float(np.median([a for a, _ in spans])) if spans else None, "lead_high": float(np.median([b for _, b in spans])) if spans else None})
+                    "lead_low": float(np.median([a for a, _ in spans])) if spans else None, "lead_high": float(np.median([b for _, b in spans])) if spans else None,
+                    "classes": class_rates(mine, s, classes[[d.runs.index(run) for run in mine.runs]])})
     return out
 
 
@@ -854,9 +860,9 @@ def lead_check(d, shams):
             "warmup": float(np.median([run.config["warmup"] for run in d.runs])), "median_onset": float(np.median(d.onset)), "onsets_in_warmup": float(np.mean([o < run.config["warmup"] for o, run in zip(d.onset, d.runs)]))}
 
 
-def class_rates(d, s):
-    """Precursor rate by difficulty class, each beside the null of that class."""
-    out, classes = [], difficulty(d)
+def class_rates(d, s, classes):
+    """Precursor rate by difficulty class, (R, L), each beside the null of that class."""
+    out = []
     for k, name in enumerate(("easy", "middle", "hard")):
         among = d._replace(emergence=np.where(classes == k, d.emergence, np.inf))
         if np.isfinite(among.emergence).any():
@@ -867,13 +873,17 @@ def class_rates(d, s):
 
 
 def floors_across_sizes(d):
-    """How much floors vary: coefficient of variation over sizes (of one task-level), over seeds (of one size), over tasks (of one level)."""
+    """How much floors vary: coefficient of variation over sizes (of one task-level), over seeds (of one size), over tasks (of one level); and the
+    ratio of C2 with each floor as a share of its ceiling."""
     cv = lambda x: float(np.mean(x.std(0) / x.mean(0))) if len(x) > 1 else None
     sizes = np.array([d.floor[size].mean(0) for size in _by_size(d)])           # (K, L)
     seeds = [cv(d.floor[size]) for size in _by_size(d) if size.sum() > 1]
-    levels = np.array([level.rpartition("-")[2] for level in d.runs[0].levels if not level.startswith("sham-")])
+    levels = np.array([level.rpartition("-")[2] for level in _real(d.runs[0])])
+    limit = np.array([ceilings(run, d.choices.position)[[k for k, level in enumerate(run.levels) if level in _real(run)]] for run in d.runs])
+    share = _ratio_interval(d._replace(floor=d.floor / limit))[0]
     return {"over_sizes": cv(sizes), "over_seeds": float(np.mean(seeds)) if seeds else None,
-            "over_tasks": float(np.mean([cv(sizes[:, levels == k].T) or 0 for k in np.unique(levels)])) if len(set(d.tasks)) > 1 else None}
+            "over_tasks": float(np.mean([cv(sizes[:, levels == k].T) or 0 for k in np.unique(levels)])) if len(set(d.tasks)) > 1 else None,
+            "ratio_of_shares": None if math.isnan(share) else float(share)}
 
 
 def multiverse(runs, count=501, seed=0):
@@ -926,7 +936,7 @@ def study(runs, choices=Choices(), universe=None, count=2001):
     for row, claim, p in zip(rows, CLAIMS, holm([row["p"] for row in rows])):
         depends = f"; depends on {row['decides']}" if row.get("decides") and 0.1 < row["share"] < 0.9 else ""
         row |= {"p_holm": p, "verdict": judge(claim, d, row["value"], p, check["information"]) + depends}
-    return {"claims": rows, "lead_check": check, "classes": class_rates(d, s), "measures": compare_measures(d, s), "floor_variation": floors_across_sizes(d),
+    return {"claims": rows, "lead_check": check, "classes": class_rates(d, s, difficulty(d)), "measures": compare_measures(d, s), "floor_variation": floors_across_sizes(d),
             **{f"top_down_{key}": clustered_interval(table, d.tasks) for key, table in (("floor", d.down_floor), ("time", d.down_time))},
             "specifications": len(universe[0]) if universe else 0}
 

@@ -1043,14 +1043,16 @@ def said_of(findings):
         yield f"Of {check['shams']} sham controls {check['sham_emergences']} emerged, and {check['sham_onsets']} show an onset of RankMe: false alarms."
     parts = [f"{cv[key]:.0%} over {key[5:]}" for key in ("over_sizes", "over_seeds", "over_tasks") if cv[key] is not None]
     if parts:
-        yield f"Floors vary (coefficient of variation) by {', by '.join(parts)}."
+        share = "" if cv["ratio_of_shares"] is None else f"  As shares of their ceilings, largest over smallest size: {cv['ratio_of_shares']:.2f}."
+        yield f"Floors vary (coefficient of variation) by {', by '.join(parts)}.{share}"
     for row in findings["classes"]:
         yield (f"RankMe first among the {row['class']} (by other seeds): {row['rate']:.0%} ({row['low']:.0%} to {row['high']:.0%}) of {row['events']}; "
                f"chance {row['null']:.0%}, p = {row['p']:.2g}.")
     for row in findings["measures"]:
         lead = "" if row["lead_low"] is None else f", median lead {row['lead_low']:.0f} to {row['lead_high']:.0f} steps"
         yield (f"{row['measure']}, on its own {row['snapshots']} snapshots: first {row['first']}, same {row['same']}, later or never {row['later_or_never']} of {row['events']}{lead}; "
-               f"chance {row['null']:.0%}, p = {row['p']:.2g}.  RankMe on the same snapshots: first in {row['rankme_rate']:.0%}.")
+               f"chance {row['null']:.0%}, p = {row['p']:.2g}.  RankMe on the same snapshots: first in {row['rankme_rate']:.0%}."
+               + "".join(f"  Of the {c['class']}: {c['rate']:.0%} (chance {c['null']:.0%})." for c in row["classes"]))
     for line in findings["missing"]:
         yield f"missing: {line}"
 
