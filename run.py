@@ -437,7 +437,8 @@ def environment():
         except (OSError, subprocess.CalledProcessError):
             return None
     status = git("status", "--porcelain", "--untracked-files=no")
-    return {"command": ["python", "run.py", *sys.argv[1:]], "git": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status),
+    told = [a for before, a in zip(sys.argv, sys.argv[1:]) if "--out" not in (before, a) and not a.startswith("--out=")]         # where it went is no part of a run
+    return {"command": ["python", "run.py", *told], "git": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status),
             "torch": torch.__version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
             "processor": torch.backends.cpu.get_cpu_capability(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
