@@ -509,9 +509,9 @@ def llc(model, loss_fn, data, nbeta=None, lr=3e-4, localization=300.0, num_chain
       learning coefficient at that temperature and width: compare such numbers with one another, not with the asymptotic lambda.
     lr: SGLD's eps.  The largest whose bias stays under 5% mixes fastest; more than that is said in warnings.  Flat directions forget in
       2 / (lr localization) draws, and lr localization / 4 is the least share that bias can have: mixing is bought with bias, at any
-      localization.  One network trained on 28 task-levels (nbeta 30; 4 chains, 500 or 600 draws of 56 rows; llc_grid makes such tables):
-        localization 300:  lr 3e-4  66.5 +- 0.6  bias  5%  R-hat 1.07   70 effective draws
-                           lr 5e-4  65.6 +- 0.5  bias  9%  R-hat 1.01  203
+      localization.  One network trained on 28 task-levels (nbeta 30, localization 300; 4 chains x 125 draws of 56 rows; 3 or 4 seeds each):
+        lr 4e-4   LLC 65.9 to 66.9   bias 7%   R-hat 1.02 to 1.06   82 to 207 effective draws
+        lr 5e-4   LLC 65.4 to 66.1   bias 9%   R-hat 1.01 to 1.04   129 to 236
     localization: gamma; the prior's standard deviation is gamma^-1/2 per weight.
     num_draws are kept of each chain after num_burnin_steps are dropped.  Chains begin at w0 plus a draw from the localization's own normal
       distribution (at w0 where that is 0): most directions are flat, and there this is where they end, so a short burn-in is enough,
