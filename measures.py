@@ -202,7 +202,7 @@ def gradient_gram(model, loss_fn, data, chunk=8):
     data: N rows.  Returns (N, N) float64 on the CPU; unit: loss^2 / weight^2.  Its eigenvalues are those of G^T G, (P, P).
     chunk bounds memory: no more than 3 * chunk gradients (or 1 GiB, where that is more) exist at a time.  K is a sum over
     parameters, K = sum_p G_p G_p^T, so where all N gradients do not fit, the parameters are taken in as many blocks as needed and
-    the backward pass is repeated for each: exact at any size, 64 examples of an 85M model in four passes and about 9 GiB.
+    the backward pass is repeated for each: exact at any size, 64 examples of the 85M model in 6.7 GiB (measured; float32).
     Gradients are computed in the model's dtype, summed per parameter, and added up in float64.
     Raises ValueError on NaN (parameter or example named) or on a loss_fn that does not return (N,).
     Differs from the paper: all parameters; there the first 50K, which are mostly embeddings.
@@ -509,9 +509,9 @@ def llc(model, loss_fn, data, nbeta=None, lr=3e-4, localization=300.0, num_chain
       learning coefficient at that temperature and width: compare such numbers with one another, not with the asymptotic lambda.
     lr: SGLD's eps.  The largest whose bias stays under 5% mixes fastest; more than that is said in warnings.  Flat directions forget in
       2 / (lr localization) draws, and lr localization / 4 is the least share that bias can have: mixing is bought with bias, at any
-      localization.  One network trained on 28 task-levels (nbeta 30; 4 chains, 500 or 600 draws of 56 rows; llc_grid makes such tables):
-        localization 300:  lr 3e-4  66.5 +- 0.6  bias  5%  R-hat 1.07   70 effective draws
-                           lr 5e-4  65.6 +- 0.5  bias  9%  R-hat 1.01  203
+      localization.  One network trained on 28 task-levels (nbeta 30, localization 300; 4 chains x 125 draws of 56 rows; 3 or 4 seeds each):
+        lr 4e-4   LLC 65.9 to 66.9   bias 7%   R-hat 1.02 to 1.06   82 to 207 effective draws
+        lr 5e-4   LLC 65.4 to 66.1   bias 9%   R-hat 1.01 to 1.04   129 to 236
     localization: gamma; the prior's standard deviation is gamma^-1/2 per weight.
     num_draws are kept of each chain after num_burnin_steps are dropped.  Chains begin at w0 plus a draw from the localization's own normal
       distribution (at w0 where that is 0): most directions are flat, and there this is where they end, so a short burn-in is enough,

@@ -111,9 +111,9 @@ class MeasureConfig:
     llc_rows: int = 48                # of a mini-batch, shared out equally; of each task-level at least 2
     llc_chains: int = 4               # one set, on the joint loss
     llc_draws: int = 125              # of each chain, after llc_burnin more
-    llc_burnin: int = 15
+    llc_burnin: int = 25
     llc_nbeta: float = 30.0
-    llc_lr: float = 4e-4              # on a trained joint nano 5e-4 gave 203 effective draws of 500 and R-hat 1.01, 3e-4 only 70 of 600 and 1.07
+    llc_lr: float = 5e-4              # the smallest with which a trained joint nano's chains mix (R-hat 1.01-1.04); its bias, 9%, is subtracted
     llc_localization: float = 300.0
     linear_examples: int = 2000       # of each task-level, three quarters to fit the linear probe, a quarter to test it
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
