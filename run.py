@@ -849,7 +849,7 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
           sizes: str = typer.Option("nano,micro", help=f"one or more of {', '.join(SIZE_NAMES)}; or all"),
           seeds: int = typer.Option(3, help="number of seeds: 0 to N-1"),
           steps: int = typer.Option(0, help="training steps  [default: 600 for one task, 1500 for up to four, else 2000]"),
-          measure: str = typer.Option("", "--measures", help="of every run: one or more of rankme, gradient_rank, fisher_rank, hessian_top, llc, linear_probe; all; none  "
+          measure: str = typer.Option(None, "--measures", help="of every run: one or more of rankme, gradient_rank, fisher_rank, hessian_top, llc, linear_probe; all; none  "
                                        "[default: rankme, and all of them, less often, in the first run]"),
           controls: int = typer.Option(-1, help="sham task-levels trained beside the others  [default: 4 with --task all, else 0]"),
           train_fraction: float = typer.Option(1.0, help="share of the operand tuples to train on; below 1, accuracy on the unseen ones is a column"),
@@ -862,8 +862,8 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     """Train models, measure them on the way, find when capabilities emerge and what came before."""
     names = chosen("--task", task, TASK_NAMES)
     picked_sizes = chosen("--sizes", sizes, SIZE_NAMES)
-    wanted = () if measure == "none" else chosen("--measures", measure or "rankme", tuple(MEASURES))
-    often = {"costly_snapshots": 40, "dear_snapshots": 40} if measure else {}
+    wanted = () if measure == "none" else chosen("--measures", "rankme" if measure is None else measure, tuple(MEASURES))
+    often = {"costly_snapshots": 40, "dear_snapshots": 40} if measure is not None else {}
     controls = controls if controls >= 0 else 4 if names == TASK_NAMES else 0
     if not 0 < seeds <= 10000 or controls > CONTROL_COUNT or steps < 0 or workers < 0:
         raise BadInput(f"--seeds {seeds}, --controls {controls}, --steps {steps}, --workers {workers}: expected at least one seed (at most 10000), "
@@ -877,8 +877,8 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     base, measured = with_settings(settings, base, MeasureConfig(measures=wanted, keep=keep, **often))
     check(base, measured)
     folder = out_dir / (("all" if names == TASK_NAMES else "+".join(names)) + (f"-fraction{train_fraction:g}" if train_fraction < 1 else ""))
-    everything = measured if measure else dataclasses.replace(measured, measures=tuple(MEASURES))                # by default: RankMe alone but for the first seed
-    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed), measured if seed else everything)
+    everything = dataclasses.replace(measured, measures=tuple(MEASURES))      # by default: in the first run, RankMe alone in the others
+    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed), everything if measure is None and (size, seed) == (picked_sizes[0], 0) else measured)
             for size in reversed(picked_sizes) for seed in range(seeds)]
     for i, (path, config, measured) in enumerate(plan):
         if (path / "config.json").exists():                                   # a finished run, too, must be the one that was asked for

@@ -18,11 +18,13 @@ from unittest import mock
 import torch
 from matplotlib.figure import Figure
 
+import conftest                                                             # noqa: F401  few choices of analysis, in every process
+
 import emergence
 import models
 import run
 
-TINY = ["sweep", "--task", "parity", "--sizes", "nano", "--seeds", "2", "--steps", "3", "--keep", "2", "--measures", "rankme"] + [
+TINY = ["sweep", "--task", "parity", "--sizes", "nano", "--seeds", "2", "--steps", "3", "--keep", "2", "--measures", "rankme", "--workers", "1"] + [
     word for field in ("snapshots=3", "per_level=2", "eval_examples=4", "probe_examples=4", "threads=1", "dtype=float32") for word in ("--set", field)]
 
 

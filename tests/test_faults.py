@@ -164,7 +164,7 @@ def sweeps(reference, tmp_path_factory):
             with pytest.raises((faults.Killed, SystemExit)):
                 run.main()
     patch.undo()
-    assert {p.name for p in (folder / "stopped/parity/nano-s1").iterdir()} == {"config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "weights"}
+    assert {p.name for p in (folder / "stopped/parity/nano-s1").iterdir()} - {"lock"} == {"config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "weights"}
     return folder
 
 
@@ -231,7 +231,9 @@ DAMAGES += [("stopped", "checkpoint.pt", "weights instead", lambda p: shutil.cop
 
 
 def raw(folder):
-    return {p: p.readlink() if p.is_symlink() else p.read_bytes() if p.is_file() else None for p in folder.rglob("*")} if folder.is_dir() else folder.read_bytes()
+    if not folder.is_dir():
+        return folder.read_bytes()
+    return {p: p.readlink() if p.is_symlink() else p.read_bytes() if p.is_file() else None for p in folder.rglob("*") if p.name != "lock"}
 
 
 def try_damage(damage, sweeps, files, folder, capsys):

@@ -171,12 +171,12 @@ def test_all_measures_on_schedule_change_no_weight_and_resume_to_the_same_bits(f
     assert rows_without_clock(tmp_path / "b/copy+parity/nano-s0/metrics.jsonl") == rows
 
 
-def test_by_default_all_measures_are_planned_for_the_first_seed_alone(tmp_path, capsys, monkeypatch):
+def test_by_default_all_measures_are_planned_for_the_first_run_alone(tmp_path, capsys, monkeypatch):
     """RankMe at every snapshot of every run; the costly ones on a schedule whose coarser half is part of the finer."""
     monkeypatch.setattr(run, "estimate", lambda *_: (60, 60, 201))
     status, screen, _ = call(capsys, monkeypatch, "sweep", "--task", "modadd", "--seeds", "2", "--dry-run", "--out", tmp_path)
     also = [line for line in screen.replace("\n  ", " ").splitlines() if "also:" in line]
-    assert status == 0 and [line[:28] for line in also] == ["micro-s0 also: gradient_rank", "nano-s0 also: gradient_rank "]
+    assert status == 0 and len(also) == 1 and also[0].startswith("nano-s0 also: gradient_rank")
     planned = run.schedule(models.TrainConfig(), run.MeasureConfig(measures=tuple(run.MEASURES)))
     assert list(planned) == list(run.MEASURES) and planned["llc"] < planned["hessian_top"] < planned["rankme"]
     assert [len(planned[name]) for name in ("rankme", "hessian_top", "llc")] == [201, 13, 7]
