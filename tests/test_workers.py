@@ -14,7 +14,7 @@ from test_run import RUN, call, rows_without_clock, same_weights
 
 pytest.importorskip("fcntl")
 FOUR = ["--task", "parity", "--sizes", "nano", "--seeds", "4", "--steps", "40", "--set", "snapshots=10", "--set", "per_level=4",
-        "--set", "eval_examples=50", "--set", "probe_examples=20", "--set", "threads=1"]
+        "--set", "eval_examples=50", "--set", "probe_examples=20", "--measures", "rankme", "--set", "threads=1"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -49,7 +49,7 @@ def test_two_workers_make_the_files_of_one(alone, tmp_path):
 def test_torchrun_makes_the_files_of_one_worker(alone, tmp_path):
     folder, done = sweep(tmp_path, launcher=TORCHRUN)
     assert_same(folder, alone)
-    assert done.stdout.count("4 runs to do") == 1 and done.stdout.count("Top-down?") == 1, "one worker speaks for all"
+    assert done.stdout.count("4 runs to do") == 1 and done.stdout.count("Risk-set test") == 1, "one worker speaks for all"
 
 
 def test_a_failed_run_is_said_once_and_the_others_are_done(tmp_path, alone):
@@ -64,8 +64,8 @@ def test_threads_follow_from_the_plan_and_stay_what_a_run_was_begun_with(tmp_pat
     """So that more seeds can be added to a sweep, and no number depends on how many workers there are."""
     monkeypatch.setattr(run, "cores", lambda: 8)
     monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
-    monkeypatch.setattr(run, "launch", lambda workers, plan, measure: seen.append((workers, [train.threads for _, train in plan])) or [])
-    monkeypatch.setattr(run, "take_up", lambda plan, measure, alone: run.launch(1, plan, measure))
+    monkeypatch.setattr(run, "launch", lambda workers, plan: seen.append((workers, [train.threads for _, train, _ in plan])) or [])
+    monkeypatch.setattr(run, "take_up", lambda plan, alone: run.launch(1, plan))
     seen, options = [], ["sweep", *FOUR[:-2], "--out", tmp_path]
     for arguments in (["--workers", "1"], ["--workers", "3"], [], ["--seeds", "16"], ["--seeds", "1"]):
         assert call(capsys, monkeypatch, *options, *arguments)[0] == 0
@@ -99,7 +99,7 @@ def test_the_run_of_a_killed_worker_is_taken_up_by_another(tmp_path):
 
 
 def test_a_run_that_is_held_is_passed_over_and_looked_at_again(tmp_path, monkeypatch):
-    plan, order = [(tmp_path / name, models.TrainConfig()) for name in "ab"], []
+    plan, order = [(tmp_path / name, models.TrainConfig(), run.MeasureConfig()) for name in "ab"], []
 
     def execute(folder, train, measure):
         with run.locked(folder):
@@ -108,12 +108,12 @@ def test_a_run_that_is_held_is_passed_over_and_looked_at_again(tmp_path, monkeyp
         if folder.name == "b":
             other.kill()
             other.wait()
-    for folder, _ in plan:
+    for folder, *_ in plan:
         folder.mkdir()
     monkeypatch.setattr(run, "execute", execute)
     other = hold(plan[0][0])
-    assert run.take_up(plan[:1], None, alone=True)[0].endswith("stop it") and not order
-    assert run.take_up(plan, None) == [] and order == ["b", "a"]
+    assert run.take_up(plan[:1], alone=True)[0].endswith("stop it") and not order
+    assert run.take_up(plan) == [] and order == ["b", "a"]
 
 
 @pytest.mark.slow
