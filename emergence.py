@@ -1180,7 +1180,7 @@ def figure_choices(runs, findings=None, universe=None, **_):
     right.imshow(cells, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
     for (i, j), value in np.ndenumerate(cells):
         right.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color="white" if value > 0.8 else "black")
-    right.set_xticks(range(len(claims)), [row["claim"].replace(" ", "\n", 1) for row in claims], fontsize=7)
+    right.set_xticks(range(len(claims)), [row["claim"].replace(" ", "\n") for row in claims], fontsize=7)
     right.set_yticks(range(len(options)), [f"{axis} {option}" for axis, option in options], fontsize=7)
     for first in (i for i, (axis, option) in enumerate(options) if option == str(ALTERNATIVES[axis][0]) and i):
         right.axhline(first - 0.5, color="black", linewidth=0.6)
