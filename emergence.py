@@ -371,6 +371,15 @@ class Run:
         return f"{self.config['size']}-s{self.config['seed']}"
 
 
+def _places(run, shams=False):
+    """Where the task-levels of a run stand among its levels; or the shams."""
+    return [k for k, level in enumerate(run.levels) if level.startswith("sham-") == shams]
+
+
+def _real(run):
+    return [run.levels[k] for k in _places(run)]
+
+
 def tabulate(config, rows):
     """config.json and the rows of metrics.jsonl -> Run."""
     def table(*path):                                                           # (L, S, ...)
@@ -488,7 +497,7 @@ class Dates(NamedTuple):
 def dates(runs, choices=Choices(), shams=False):
     """All runs have the same task-levels (one sweep); snapshots and numbers of layers may differ."""
     c, columns = choices, []
-    chosen = [k for k, level in enumerate(runs[0].levels) if level.startswith("sham-") == shams]
+    chosen = _places(runs[0], shams)
     for run in runs:
         floor, floor_step, onset = (x[chosen] for x in _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup))
         columns.append((onset[:, c.layer], _behaviour(run, c.behaviour, c.threshold, c.persistence, c.warmup)[chosen], floor[:, c.layer],
@@ -524,7 +533,7 @@ def shuffles(levels, num_runs, count, seed=0):
 
 def collapse_rate(d, s):
     """Share of task-levels whose RankMe loses at least half of what it has above 1, the least there can be."""
-    return (_collapsed(d)).mean(keepdims=True).ravel()
+    return _collapsed(d).mean(keepdims=True).ravel()
 
 
 def _collapsed(d):
@@ -638,7 +647,7 @@ def change_lags(run, position, layer, behaviour):
 def correlation_lead(d, s):
     """Share of the task-levels that emerge whose RankMe changes before their behaviour does, by cross-correlation of first differences."""
     c, k, first, n = d.choices, np.arange(d.onset.shape[1]), 0.0, 0
-    real = [i for i, level in enumerate(d.runs[0].levels) if not level.startswith("sham-")]
+    real = _places(d.runs[0])
     for run, emergence in zip(d.runs, d.emergence):
         lags = change_lags(run, c.position, c.layer, c.behaviour)[np.ix_(real, real)]
         emerges = np.isfinite(emergence)
@@ -674,7 +683,7 @@ def rare_dates(d, name):
     """
     c, chosen, mine, rankme, emergence, grids = d.choices, [], [], [], [], []
     for r, run in enumerate(d.runs):
-        real = [k for k, level in enumerate(run.levels) if not level.startswith("sham-")]
+        real = _places(run)
         curves = [curve(run.rows, run.levels[k], *RARE[name]) for k in real]
         if len(curves[0][0]) < 3:
             continue
@@ -773,7 +782,7 @@ def _ratio_interval(d):
 def task_share(d, s):
     """Share of the variance of log floors, within a level, that lies between tasks: do the three levels of a task have floors alike?"""
     x = np.log(d.floor).mean(0)
-    label = np.array([level.rpartition("-")[2] for level in d.runs[0].levels if not level.startswith("sham-")])
+    label = np.array([level.rpartition("-")[2] for level in _real(d.runs[0])])
     for k in np.unique(label):
         x[label == k] -= x[label == k].mean()
     x = x[s.tasks]                                                              # (M, L)
@@ -879,7 +888,7 @@ def floors_across_sizes(d):
     sizes = np.array([d.floor[size].mean(0) for size in _by_size(d)])           # (K, L)
     seeds = [cv(d.floor[size]) for size in _by_size(d) if size.sum() > 1]
     levels = np.array([level.rpartition("-")[2] for level in _real(d.runs[0])])
-    limit = np.array([ceilings(run, d.choices.position)[[k for k, level in enumerate(run.levels) if level in _real(run)]] for run in d.runs])
+    limit = np.array([ceilings(run, d.choices.position)[_places(run)] for run in d.runs])
     share = _ratio_interval(d._replace(floor=d.floor / limit))[0]
     return {"over_sizes": cv(sizes), "over_seeds": float(np.mean(seeds)) if seeds else None,
             "over_tasks": float(np.mean([cv(sizes[:, levels == k].T) or 0 for k in np.unique(levels)])) if len(set(d.tasks)) > 1 else None,
@@ -903,10 +912,6 @@ def multiverse(runs, count=501, seed=0):
                     found[what] = np.broadcast_to(claim.statistic(d, s), count)
                 values[claim.key].append(found[what])
     return specifications, {key: np.array(v) for key, v in values.items()}
-
-
-def _real(run):
-    return [level for level in run.levels if not level.startswith("sham-")]
 
 
 def robustness(claim, specifications, values):
