@@ -101,19 +101,19 @@ class MeasureConfig:
     """Everything that decides what is measured.  It does not touch the weights."""
     measures: tuple = ("rankme",)     # names in MEASURES
     probe_examples: int = 200         # of each task-level, fixed, distinct where there are so many: for hidden states
-    eval_examples: int = 1000         # of each task-level, others: for accuracy and log-probability
-    costly_snapshots: int = 13        # gradient and Fisher rank and the Hessian are taken at so many of the snapshots, evenly spread
-    dear_snapshots: int = 7           # the LLC and the linear probe, which cost most: with 7 at every second one of those 13
+    eval_examples: int = 500          # of each task-level, others: for accuracy and log-probability
+    costly_snapshots: int = 21        # gradient and Fisher rank and the Hessian are taken at so many of the snapshots, evenly spread
+    dear_snapshots: int = 11          # the LLC and the linear probe, which cost most: with 11 at every second one of those 21
     gradient_examples: int = 512      # for the two ranks, shared out equally over the task-levels; of each at most 64, which bounds the ranks
     hessian_examples: int = 512       # for the top Hessian eigenvalue, likewise; of each at most 128
     hessian_tol: float = 0.02         # its residual: the eigenvalue's own error is about the square of that
     llc_examples: int = 64            # of each task-level, from which the LLC's mini-batches are drawn
     llc_rows: int = 48                # of a mini-batch, shared out equally; of each task-level at least 2
     llc_chains: int = 4               # one set, on the joint loss
-    llc_draws: int = 125              # of each chain, after llc_burnin more
-    llc_burnin: int = 25
+    llc_draws: int = 100              # of each chain, after llc_burnin more
+    llc_burnin: int = 20
     llc_nbeta: float = 30.0
-    llc_lr: float = 5e-4              # the smallest with which a trained joint nano's chains mix (R-hat 1.01-1.04); its bias, 9%, is subtracted
+    llc_lr: float = 1e-3              # the largest with which a trained joint nano's bias stays under 5%; its chains mix (see measures.llc)
     llc_localization: float = 300.0
     linear_examples: int = 2000       # of each task-level, three quarters to fit the linear probe, a quarter to test it
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
@@ -835,7 +835,7 @@ def costly(train, measure, training):
     K, m = len(train.levels), measure
     ranks = K * of_each(m.gradient_examples, 64, train)
     examples = {"gradient_rank": 15 * ranks, "fisher_rank": 17 * ranks, "hessian_top": 25 * K * of_each(m.hessian_examples, 128, train),
-                "llc": 1.6 * K * of_each(m.llc_rows, m.llc_examples, train) * m.llc_chains * (m.llc_draws + m.llc_burnin), "linear_probe": 0.8 * K * m.linear_examples}
+                "llc": 1.6 * K * of_each(m.llc_rows, m.llc_examples, train) * m.llc_chains * (1.1 * m.llc_draws + m.llc_burnin), "linear_probe": 0.8 * K * m.linear_examples}
     return {name: (len(steps), len(steps) * examples[name] * training / (train.steps * train.per_level * K))
             for name, steps in schedule(train, m).items() if name != "rankme"}
 

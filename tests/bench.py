@@ -217,9 +217,10 @@ def bench_measures(fast, device):
     config = models.TrainConfig(steps=60, warmup=20, snapshots=2, dtype=fast, device=device)
     *_, snapshot = models.train(config)
     model, generator = snapshot.model, torch.Generator().manual_seed(0)
-    tokens = torch.randint(tasks.VOCAB_SIZE, (256, 24), generator=generator).to(device)
+    tokens = torch.randint(tasks.VOCAB_SIZE, (512, 24), generator=generator).to(device)
     targets = tokens.roll(-1, 1).masked_fill(torch.arange(24, device=device) < 20, tasks.IGNORE)
-    data, few = (tokens, targets), (tokens[:64], targets[:64])
+    many, data, few = ((tokens[:n], targets[:n]) for n in (512, 256, 64))
+    chains = torch.get_num_threads()                                          # on a CPU each has a core
     unit = UnitGPT(tasks.VOCAB_SIZE).to(device)
     optimizer = torch.optim.AdamW(unit.parameters(), lr=1e-4)
     features = torch.randn(336, 200, 128, generator=generator).to(device)     # 28 task-levels x 4 layers x 3 kinds of position
@@ -227,23 +228,23 @@ def bench_measures(fast, device):
 
     def step():
         optimizer.zero_grad()
-        F.cross_entropy(unit(tokens).flatten(0, 1), targets.flatten()).backward()
+        F.cross_entropy(unit(data[0]).flatten(0, 1), data[1].flatten()).backward()
         optimizer.step()
 
     def llc(draws, autocast=None):
-        return lambda: measures.llc(model, models.example_loss, data, num_chains=1, num_draws=draws, num_burnin_steps=1, autocast=autocast)
+        return lambda: measures.llc(model, models.example_loss, many, batch_size=256, num_chains=chains, num_draws=draws, num_burnin_steps=1, autocast=autocast)
 
     def top():
         found["top"] = measures.hessian_top(model, models.example_loss, data, generator=torch.Generator().manual_seed(1))
     seconds = interleaved({
-        "unit": step, "llc 4": llc(4), "llc 12": llc(12), "llc 4 fast": llc(4, torch.bfloat16), "llc 12 fast": llc(12, torch.bfloat16), "top": top,
+        "unit": step, **{f"llc {n}{fast}": llc(n, dtype) for n in (20, 40) for fast, dtype in (("", None), (" fast", torch.bfloat16))}, "top": top,
         "gradient_gram of 64": lambda: measures.gradient_gram(model, models.example_loss, few),
         "gradient_rank and fisher_rank of 64": lambda: (measures.gradient_rank(model, models.example_loss, few), measures.fisher_rank(model, models.example_loss, few)),
         "rankme of 1000 x 128": lambda: measures.rankme(features[:5].reshape(1000, 128)),
         "rankme of 336 x 200 x 128 (a joint snapshot)": lambda: measures.rankme_many(features),
         "linear_probe of 2000 x 128": lambda: measures.linear_probe(features[:10].reshape(2000, 128), tokens.flatten()[:2000] % 10)}, 2, device)
     one, products = seconds["unit"], found["top"].iterations
-    costs = {"llc, a chain and draw": (seconds["llc 12"] - seconds["llc 4"]) / 8, "the same, bfloat16": (seconds["llc 12 fast"] - seconds["llc 4 fast"]) / 8,
+    costs = {"llc, a chain and draw": (seconds["llc 40"] - seconds["llc 20"]) / 20 / chains, "the same, bfloat16": (seconds["llc 40 fast"] - seconds["llc 20 fast"]) / 20 / chains,
              "hessian_top, in all": seconds["top"], "hessian_top, a product": seconds["top"] / products,
              **{name: s for name, s in seconds.items() if " of " in name}}
     return {"unit_ms": 1e3 * one, "hessian_products": products,

@@ -179,7 +179,7 @@ def test_by_default_all_measures_are_planned_for_the_first_run_alone(tmp_path, c
     assert status == 0 and len(also) == 1 and also[0].startswith("nano-s0 also: gradient_rank")
     planned = run.schedule(models.TrainConfig(), run.MeasureConfig(measures=tuple(run.MEASURES)))
     assert list(planned) == list(run.MEASURES) and planned["llc"] < planned["hessian_top"] < planned["rankme"]
-    assert [len(planned[name]) for name in ("rankme", "hessian_top", "llc")] == [201, 13, 7]
+    assert [len(planned[name]) for name in ("rankme", "hessian_top", "llc")] == [201, 21, 11]
 
 
 def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finished, capsys, monkeypatch, all_choices):
