@@ -508,8 +508,9 @@ def llc(model, loss_fn, data, nbeta=None, lr=1e-3, localization=300.0, num_chain
       learning coefficient at that temperature and width: compare such numbers with one another, not with the asymptotic lambda.
     lr: SGLD's eps.  Flat directions forget in 2 / (lr localization) draws, so a large one mixes fast; the largest whose bias stays under
       5% is best, and more than that is said in warnings.  One network trained on 28 task-levels (2,000 steps; nbeta 30, localization 300;
-      4 chains, draws of 56 rows; 4 seeds each):
-        lr 2e-4   4 x 500 draws   LLC 66.2 to 66.9   bias 0.6%   R-hat 1.01 to 1.06   64 to 248 effective draws
+      4 chains, draws of 56 rows; 4 seeds each, of the first 2):
+        lr 1e-4   4 x 1500 draws  LLC 66.1 to 66.9   bias 0.3%   R-hat 1.01 to 1.02   115 to 279 effective draws
+        lr 2e-4   4 x 500         LLC 66.2 to 66.9   bias 0.6%   R-hat 1.01 to 1.06   64 to 248
         lr 5e-4   4 x 200         LLC 66.1 to 67.2   bias 1.5%   R-hat 1.02 to 1.04   147 to 193
         lr 1e-3   4 x 100         LLC 66.7 to 67.3   bias 3%     R-hat 1.00 to 1.03   174 to 229
         lr 2e-3   4 x 50          LLC 67.6 to 69.6   bias 6%     R-hat 0.99 to 1.01   114 to 167

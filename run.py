@@ -760,8 +760,8 @@ def with_settings(settings, *configs):
 
 # The least and the most that a number may be; the others are positive and finite.
 LEAST = {"snapshots": 2, "probe_examples": 2, "linear_examples": 8} | dict.fromkeys(
-    ("seed", "warmup", "final_lr", "weight_decay", "beta1", "beta2", "keep", "llc_burnin"), 0)
-MOST = {"beta1": 0.99999, "beta2": 0.99999, "train_fraction": 1, "threads": 1024}
+    ("seed", "warmup", "final_lr", "weight_decay", "beta1", "beta2", "keep", "llc_burnin", "compile"), 0)
+MOST = {"beta1": 0.99999, "beta2": 0.99999, "train_fraction": 1, "threads": 1024, "compile": 1}
 
 
 def check(train, measure):
@@ -814,7 +814,7 @@ def estimate(train, measure):
     import torch, models
     torch.set_num_threads(train.threads)
     probes = Probes(train, measure)
-    snapshots = models.train(dataclasses.replace(train, lr=0.0, snapshots=train.steps + 1))       # one after every step
+    snapshots = models.train(dataclasses.replace(train, lr=0.0, snapshots=train.steps + 1, compile=0))       # one after every step
     first, begin = next(snapshots), time.monotonic()
     for first in itertools.islice(snapshots, 5):
         if first.step == 1:                                                   # the first step pays for what is set up once

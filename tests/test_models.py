@@ -2,6 +2,7 @@
 import dataclasses
 import doctest
 import math
+import shutil
 
 import pytest
 import torch
@@ -212,6 +213,13 @@ def test_a_loss_that_is_not_finite_stops_with_its_step():
     with pytest.raises(FloatingPointError, match=r"step \d+"):
         for _ in train(dataclasses.replace(TINY, lr=1e30, clip=1e30, warmup=0)):
             pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_the_same_training():
+    losses = [[s.loss for s in train(dataclasses.replace(TINY, compile=k))][1:] for k in (0, 1)]
+    assert len(losses[0]) > 2 and losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.gpu
