@@ -455,8 +455,8 @@ def split_r_hat(traces):
     0.8165"""
     half = traces.shape[1] // 2
     parts = torch.cat([traces[:, :half], traces[:, -half:]]).double()           # (2C, half)
-    within = parts.var(1).mean()
-    if half < 2 or not within > 0:
+    within = parts.var(1).mean() if half > 1 else 0
+    if not within > 0:
         return math.nan
     return float(((half - 1) / half + parts.mean(1).var() / within).sqrt())
 
