@@ -693,7 +693,7 @@ def run_tests(tree, job, token, writing):
 
     import pytest
     sys.path[:0] = [str(tree), str(tree / "tests")]
-    pytest.main(["-q", "--capture=no", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:unraisableexception", "--tb=short", "-W", "ignore", "-o", "addopts=", "--rootdir", str(tree), "-c", str(tree / "pyproject.toml"),
+    pytest.main(["-q", "--capture=no", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:unraisableexception", "--tb=native", "-W", "ignore", "-o", "addopts=", "--rootdir", str(tree), "-c", str(tree / "pyproject.toml"),
                  *(["--collect-only"] if job.get("list") else []), *(["-x"] if job.get("first") else []), *job["tests"]], plugins=[Reporter()])
     tell("", "end")
     end(0)
