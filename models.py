@@ -245,6 +245,13 @@ def example_loss(model, batch):
     """Mean cross-entropy over each example's answer tokens.
 
     batch: a pair (tokens, targets), both (N, T), targets IGNORE off the answer.  Returns (N,) losses in nats per token.
+
+    An untrained model knows nothing: about log V, whatever the task.
+
+    >>> _ = torch.manual_seed(0)
+    >>> loss = example_loss(GPT(SIZES["nano"]), tasks.sample("add", 2, 500, torch.Generator().manual_seed(0))).mean().item()
+    >>> abs(loss - math.log(VOCAB_SIZE)) < 0.1
+    True
     """
     tokens, targets = batch
     loss = F.cross_entropy(model(tokens).float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")     # (N, T), 0 off the answer
@@ -341,7 +348,12 @@ def snapshot_steps(steps, count=201):
 
 
 def learning_rate(config, step):
-    """Linear warm-up, then a cosine from the peak down to final_lr times the peak."""
+    """Linear warm-up, then a cosine from the peak down to final_lr times the peak.
+
+    >>> config = TrainConfig(steps=600, lr=1e-3, warmup=100)
+    >>> [round(learning_rate(config, step), 6) for step in (0, 49, 99, 100, 350, 600)]
+    [1e-05, 0.0005, 0.001, 0.001, 0.00055, 0.0001]
+    """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     t = (step - config.warmup) / max(1, config.steps - config.warmup)

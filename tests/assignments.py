@@ -20,6 +20,7 @@ import ast
 import contextlib
 import csv
 import difflib
+import functools
 import io
 import json
 import os
@@ -97,13 +98,13 @@ def exercises(number=None, root=ROOT):
     """All marked functions, in order of set and source; of one problem set if a number is given."""
     tests = {}
     for path in sorted((root / "tests").glob("test_*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path.read_text(encoding="utf-8")).body:
             for name in exercise_names(node):
                 tests.setdefault(name, []).append(f"tests/{path.name}::{node.name}")
     found = []
     for module in MODULES:
         source = (root / f"{module}.py").read_text(encoding="utf-8")
-        for node in ast.parse(source).body:
+        for node in parsed(source).body:
             doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
             mark = MARK.search((doc or "") + "\n")
             if mark:
@@ -120,6 +121,7 @@ def exercise_names(node):
             for keyword in d.keywords if keyword.arg == "name"]
 
 
+@functools.lru_cache(maxsize=64)
 def parsed(text):
     with warnings.catch_warnings():                            # of odd escapes in strings
         warnings.simplefilter("ignore")
@@ -158,7 +160,7 @@ def graft(source, name, function):
 
 def public_tests(source, names):
     """Of a file of tests, those of the named exercises, and what they use."""
-    lines, body = source.splitlines(), ast.parse(source).body
+    lines, body = source.splitlines(), parsed(source).body
     defined = {}
     for node in body:
         targets = node.targets if isinstance(node, ast.Assign) else [node] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []

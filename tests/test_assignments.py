@@ -1,8 +1,7 @@
 """Exercises and their tests hold together: the reference gets all points, a blank body none, plausible mistakes none, another correct way all; and
 whatever a submission does, it is graded for what it is and the others go on."""
+import contextlib
 import csv
-import doctest
-import importlib
 import io
 import os
 import re
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ def reference(exercise):
 
 @pytest.fixture(scope="module")
 def run():
-    with graders(min(2, CORES), seconds=4) as run:
+    with graders(1, seconds=4) as run:
         yield run
 
 
@@ -64,7 +64,7 @@ def test_the_reference_gets_full_points_a_blank_body_none_and_no_exercise_needs_
         sources[e.file] = blank(sources[e.file], e.function)
     for file, source in sources.items():
         (tree / file).write_text(source)
-    with graders(min(2, CORES), root=tree) as run:
+    with graders(1, root=tree) as run:
         everything = run([{"files": {}, "tests": [t for e in ALL.values() for t in e.tests]}])[0]
         one_each = run([{"files": {e.file: graft(sources[e.file], e.function, reference(e))}, "tests": list(e.tests)} for e in ALL.values()])
     assert everything["end"] == "done" and len(everything["expected"]) == len(everything["tests"]) > 100
@@ -140,7 +140,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("which", [slice(3), pytest.param(slice(3, None), marks=pytest.mark.slow)], ids=["three", "more"])
+@pytest.mark.parametrize("which", [slice(1), pytest.param(slice(1, None), marks=pytest.mark.slow)], ids=["one of each", "the others"])
 def test_plausible_mistakes_get_no_points(run, which):
     pairs, labels = [], []
     for name, mistakes in WRONG.items():
@@ -337,7 +337,7 @@ HOSTILE = {
     "skips": ("import pytest; pytest.skip('no need')", "tests fail"),
     "keyboard": ("raise KeyboardInterrupt", "not all run|before its tests"),
     "memory": ("return torch.ones(10 ** 11).sum()", "tests fail"),
-    "memory in python": ("x = []\nwhile True: x.append(bytearray(10 ** 7))", "tests fail|killed"),
+    "memory in python": ("x = []\nwhile True: x.append(b'x' * 10 ** 8)", "tests fail|killed|endless"),
     "crash": ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
     "prints": ("print('tests/test_measures.py ......... 9 passed'); print('[\"x\", 1, \"tests/test_measures.py::test_rankme\", \"passed\", \"\"]')\nreturn 1.0", "tests fail"),
     "writes to every file": ("import os\nfor fd in range(3, 99):\n    try: os.write(fd, b'[\"0\", 1, \"\", \"end\", \"\"]\\n' * 9)\n    except OSError: pass\nos._exit(0)", "before its tests"),
@@ -353,15 +353,18 @@ HOSTILE = {
 }
 
 
+QUICK = ("endless loop", "os._exit", "prints", "writes outside", "not finished", "helper")     # the others are slow
+
+
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, request):
     """A folder of submissions, one for each row of HOSTILE, and some that are broken as files."""
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o700)
     (outside / "secret").write_text(SECRET)
     source, students = (ROOT / "measures.py").read_text(), tmp_path / "students"
-    for name, (body, _) in HOSTILE.items():
-        mine = students / name.replace(" ", "_") / "measures.py"
+    for name in request.param:
+        body, mine = HOSTILE[name][0], students / name.replace(" ", "_") / "measures.py"
         mine.parent.mkdir(parents=True)
         body = body.replace("OUTSIDE", repr(str(outside / "secret"))).replace("SUBMISSION", repr(str(mine)))
         function = ("@(lambda f: exit(0))\n" if name == "decorated" else "") + "def rankme(features, eps=1e-7):\n" + textwrap.indent(body, "    ") + "\n"
@@ -386,17 +389,28 @@ def folder(tmp_path):
     return students
 
 
+def left_behind():
+    """Processes of a grader, or what its jobs forked: a fork has its parent's command line."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found |= {path} if b"grading-" in path.read_bytes() else set()
+    return found
+
+
 def grade_two(monkeypatch, folder, **options):
     """rankme and effective_rank of every submission."""
     two = [ALL["measures.rankme"], ALL["measures.effective_rank"]]
     monkeypatch.setattr(assignments, "exercises", lambda number=None, root=ROOT: two)
-    return assignments.grade([folder], workers=min(2, CORES), **options)
+    return assignments.grade([folder], **options)
 
 
+@pytest.mark.parametrize("folder", [QUICK, pytest.param([name for name in HOSTILE if name not in QUICK], marks=pytest.mark.slow)], indirect=True, ids=["quick", "others"])
 def test_hostile_and_broken_submissions_are_graded_for_what_they_are(folder, monkeypatch, tmp_path):
-    before = {path: path.read_bytes() for path in folder.rglob("*.py") if path.is_file()}
-    grades = grade_two(monkeypatch, folder, seconds=2)
-    expected = {name.replace(" ", "_"): says for name, (_, says) in HOSTILE.items()} | {
+    before, running = {path: path.read_bytes() for path in folder.rglob("*.py") if path.is_file()}, left_behind()
+    quick = (folder / "helper").exists()
+    grades = grade_two(monkeypatch, folder, seconds=1 if quick else 2, workers=1 if quick else min(2, CORES))
+    expected = {name.replace(" ", "_"): says for name, (_, says) in HOSTILE.items() if (folder / name.replace(" ", "_")).exists()} | {
         "syntax_error": "syntax error in line", "renamed": "no function rankme, but rank_me: was it renamed", "not_text": "cannot be read", "missing": "measures.py is missing",
         "link": "leads out of the submission", "edited_tests": "tests fail"}
     for name, says in expected.items():
@@ -404,8 +418,7 @@ def test_hostile_and_broken_submissions_are_graded_for_what_they_are(folder, mon
         assert rankme.points == 0 and re.search(says, rankme.why), f"{name}: {rankme.why!r} where {says!r} was expected"
         assert effective_rank.points == (0 if name in ("not_text", "missing", "link") else 5), f"{name}: {effective_rank.why}"
     assert [g.points for g in grades.pop("nested")] == [10, 5] and not grades
-    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"grading-" in p.read_bytes()], "processes were left behind"
-    assert not list(Path(assignments.tempfile.gettempdir()).glob("grading-*/worker*/errors")) or True
+    assert left_behind() <= running, "processes were left behind"
     if hasattr(os, "geteuid") and os.geteuid() == 0 and sys.platform == "linux":               # run as any other user, files are only as safe as their rights
         assert (tmp_path / "outside" / "secret").read_text() == SECRET
         assert {path: path.read_bytes() for path in before} == before
@@ -437,10 +450,11 @@ def test_a_handout_keeps_all_lines_but_those_of_the_bodies(tmp_path, number):
         restored = given
         for e in mine:
             first, body, last = place(source, e.function)
-            lines = source.splitlines()[body - 1:last]
+            lines, there = source.splitlines()[body - 1:last], Counter(source.splitlines())
+            here = Counter(given.splitlines())
             assert given.count(f"{e.function}: this is yours to write") == 1
             for line in lines:                                 # none of its lines is left, but for what other functions have too
-                assert given.splitlines().count(line) <= source.splitlines().count(line) - (1 if line.strip() else 0), line
+                assert here[line] < there[line] or not line.strip(), line
             restored = graft(restored, e.function, "\n".join(source.splitlines()[first - 1:last]))
         assert restored == source, f"{path.name}: the rest is not what it was"
     sheet, tests = (tree / "SHEET.md").read_text(), "".join(p.read_text() for p in (tree / "tests").glob("test_*.py"))
@@ -452,14 +466,14 @@ def test_a_handout_keeps_all_lines_but_those_of_the_bodies(tmp_path, number):
         handout(tree)
 
 
+@pytest.mark.slow
 def test_the_public_tests_of_a_handout_fail_until_it_is_solved(tmp_path):
     handout(tmp_path / "mine", 3)
-    check = lambda: subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "exercise", "-p", "no:cacheprovider"], cwd=tmp_path / "mine", capture_output=True, text=True, timeout=120).stdout
-    assert re.search(r"\n7 failed", check())
-    for e in exercises(3):
+    for e in exercises(3)[1:]:
         path = tmp_path / "mine" / e.file
         path.write_text(graft(path.read_text(), e.function, reference(e)))
-    assert re.search(r"\n7 passed", check())
+    said = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "exercise", "-p", "no:cacheprovider"], cwd=tmp_path / "mine", capture_output=True, text=True, timeout=120).stdout
+    assert re.search(r"\n1 failed, 6 passed", said) and f"{exercises(3)[0].function}: this is yours to write" in said, said
 
 
 def test_comments_at_the_end_of_a_body_do_not_leak():
@@ -478,8 +492,6 @@ def test_commands_from_handout_to_csv(tmp_path):
     assert "10 of 40 points" in said.stdout and "all 9 tests pass" in said.stdout and "not attempted" in said.stdout and "assert 3.0 ==" in " ".join(said.stdout.split())
     rows = list(csv.reader(io.StringIO(table.read_text())))
     assert rows[0] == ["submission", *(e.name for e in exercises(2)), "total", "remarks"] and rows[1][:6] == ["'=mine", "10", "0", "0", "0", "10"]
-    inner = command("grade", mine, cwd=mine)
-    assert inner.returncode == 0
     itself = subprocess.run([sys.executable, "run.py", "grade", "."], cwd=mine, capture_output=True, text=True, timeout=60)
     assert itself.returncode == 2 and "itself a handout" in itself.stderr
 
@@ -496,15 +508,6 @@ def test_bad_input_is_one_sentence(tmp_path, arguments, says):
     said = command(*arguments, cwd=tmp_path)
     assert said.returncode in (1, 2) and says in said.stderr and said.stderr.count("\n") == 1 and "Traceback" not in said.stderr, said.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["EMPTY", "FILE", "FULL"]
-
-
-# ------------------------------------------------------------------------------------------------------------------ tutorial
-
-
-@pytest.mark.parametrize("module", ["tasks", "models", "measures", "emergence", "pythia"])
-def test_examples_in_every_chapter_run(module):
-    failed, tried = doctest.testmod(importlib.import_module(module))
-    assert failed == 0 and tried >= 3
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """measures.py against known answers: closed forms, slow exact methods, invariants, and other people's code."""
 import copy
+import doctest
 import math
 
 import pytest
@@ -794,3 +795,7 @@ def test_all_measures_on_a_gpu():
     assert torch.allclose(rankme_many(x.cuda()).cpu(), rankme_many(x), atol=1e-3)
     y = x[0, :, 0].sign().long()
     assert linear_probe(x[0].cuda(), y.cuda(), seeded()) == pytest.approx(linear_probe(x[0], y, seeded()), abs=0.05)
+
+
+def test_examples_in_the_docstrings():
+    assert doctest.testmod(measures).failed == 0
