@@ -29,7 +29,7 @@ def reference(exercise):
 
 @pytest.fixture(scope="module")
 def run():
-    with graders(1, seconds=4) as run:
+    with graders(1, seconds=3) as run:
         yield run
 
 
@@ -346,7 +346,7 @@ HOSTILE = {
     "writes outside": ("import os\nfor path in (OUTSIDE, SUBMISSION):\n    try: os.remove(path)\n    except OSError: pass\n    try: open(path, 'w').write('gone')\n    except OSError: pass\nreturn 1.0",
                        "tests fail"),
     "edits the tests": ("import pathlib\nfor path in pathlib.Path.cwd().rglob('test_*.py'):\n    try: path.write_text('')\n    except OSError: pass\nreturn 1.0", "tests fail"),
-    "decorated": ("return 1.0", "tests fail"),
+    "decorated": ("return 1.0", "not all run|before its tests"),
     "not finished": ("raise NotImplementedError('measures.rankme')", "not attempted"),
     "very deep": ("return " + "(" * 5000 + "1" + ")" * 5000, "error|nested"),
     "helper": ("return _entropy(features)", "uses _entropy, which stands outside"),
@@ -390,26 +390,22 @@ def folder(tmp_path, request):
 
 
 def left_behind():
-    """Processes of a grader, or what its jobs forked: a fork has its parent's command line."""
+    """What jobs forked and did not end: it has the command line of a worker, whose parent this process is, and another parent."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            found |= {path} if b"grading-" in path.read_bytes() else set()
+            if b"grading-" in path.read_bytes() and int(path.with_name("stat").read_text().rpartition(")")[2].split()[1]) != os.getpid():
+                found.add(path)
     return found
 
 
-def grade_two(monkeypatch, folder, **options):
-    """rankme and effective_rank of every submission."""
+@pytest.mark.parametrize("folder", [QUICK, pytest.param([name for name in HOSTILE if name not in QUICK], marks=pytest.mark.slow)], indirect=True, ids=["quick", "others"])
+def test_hostile_and_broken_submissions_are_graded_for_what_they_are(folder, monkeypatch, tmp_path, run):
+    before = {path: path.read_bytes() for path in folder.rglob("*.py") if path.is_file()}
     two = [ALL["measures.rankme"], ALL["measures.effective_rank"]]
     monkeypatch.setattr(assignments, "exercises", lambda number=None, root=ROOT: two)
-    return assignments.grade([folder], **options)
-
-
-@pytest.mark.parametrize("folder", [QUICK, pytest.param([name for name in HOSTILE if name not in QUICK], marks=pytest.mark.slow)], indirect=True, ids=["quick", "others"])
-def test_hostile_and_broken_submissions_are_graded_for_what_they_are(folder, monkeypatch, tmp_path):
-    before, running = {path: path.read_bytes() for path in folder.rglob("*.py") if path.is_file()}, left_behind()
-    quick = (folder / "helper").exists()
-    grades = grade_two(monkeypatch, folder, seconds=1 if quick else 2, workers=1 if quick else min(2, CORES))
+    monkeypatch.setattr(assignments, "graders", lambda *limits: contextlib.nullcontext(run))   # the workers that are there
+    grades = assignments.grade([folder])
     expected = {name.replace(" ", "_"): says for name, (_, says) in HOSTILE.items() if (folder / name.replace(" ", "_")).exists()} | {
         "syntax_error": "syntax error in line", "renamed": "no function rankme, but rank_me: was it renamed", "not_text": "cannot be read", "missing": "measures.py is missing",
         "link": "leads out of the submission", "edited_tests": "tests fail"}
@@ -418,7 +414,7 @@ def test_hostile_and_broken_submissions_are_graded_for_what_they_are(folder, mon
         assert rankme.points == 0 and re.search(says, rankme.why), f"{name}: {rankme.why!r} where {says!r} was expected"
         assert effective_rank.points == (0 if name in ("not_text", "missing", "link") else 5), f"{name}: {effective_rank.why}"
     assert [g.points for g in grades.pop("nested")] == [10, 5] and not grades
-    assert left_behind() <= running, "processes were left behind"
+    assert not left_behind(), "processes were left behind"
     if hasattr(os, "geteuid") and os.geteuid() == 0 and sys.platform == "linux":               # run as any other user, files are only as safe as their rights
         assert (tmp_path / "outside" / "secret").read_text() == SECRET
         assert {path: path.read_bytes() for path in before} == before
@@ -486,10 +482,10 @@ def test_commands_from_handout_to_csv(tmp_path):
     said = command("handout", mine, "--problem-set", 2)
     assert said.returncode == 0 and "4 exercises, 40 points" in " ".join(said.stdout.split())
     path = mine / "measures.py"
-    path.write_text(graft(graft(path.read_text(), "rankme", reference(ALL["measures.rankme"])), "effective_rank", "def effective_rank(eigenvalues):\n    return 3.0\n"))
+    path.write_text(graft(graft(path.read_text(), "rankme", reference(ALL["measures.rankme"])), "effective_rank", "def effective_rank(eigenvalues):\n    return _rank(eigenvalues\n"))
     said = command("grade", mine, "--problem-set", 2, "--csv", table)
     assert said.returncode == 0, said.stderr
-    assert "10 of 40 points" in said.stdout and "all 9 tests pass" in said.stdout and "not attempted" in said.stdout and "assert 3.0 ==" in " ".join(said.stdout.split())
+    assert "10 of 40 points" in said.stdout and "all 9 tests pass" in said.stdout and "not attempted" in said.stdout and "'(' was never closed" in " ".join(said.stdout.split())
     rows = list(csv.reader(io.StringIO(table.read_text())))
     assert rows[0] == ["submission", *(e.name for e in exercises(2)), "total", "remarks"] and rows[1][:6] == ["'=mine", "10", "0", "0", "0", "10"]
     itself = subprocess.run([sys.executable, "run.py", "grade", "."], cwd=mine, capture_output=True, text=True, timeout=60)
