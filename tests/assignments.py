@@ -501,7 +501,7 @@ def tables(grades):
         table = Table("exercise", "points", "why", box=None, pad_edge=False, header_style="dim")
         for g in results:
             more = [f"{test}: {message}" for test, message in g.failures[1:3]] if g.why and g.failures and g.why.endswith(g.failures[0][1]) else []
-            table.add_row(g.exercise.name, f"{g.points} of {g.exercise.points}", escape("\n".join([g.why or f"all {g.total} tests pass", *more] + [f"to be read: {g.look}"] * bool(g.look))))
+            table.add_row(g.exercise.name, f"{g.points} of {g.exercise.points}", escape("\n".join([g.why or f"{g.passed} of {g.total} tests pass", *more] + [f"to be read: {g.look}"] * bool(g.look))))
         return [table, escape(f"{name}: {points(results)} points")]
     numbers = sorted({g.exercise.number for results in grades.values() for g in results})
     table = Table("submission", *(f"set {n}" for n in numbers), "total", "no points for", box=None, pad_edge=False, header_style="dim")
@@ -510,7 +510,7 @@ def tables(grades):
         lost = [g for g in results if not g.points]
         table.add_row(escape(printable(name)), *(points([g for g in results if g.exercise.number == n]) for n in numbers), points(results),
                       "all" if len(lost) == len(results) else ", ".join(g.exercise.function for g in lost))
-        notes += [f"{printable(name)}: {g.exercise.name}: {g.why or f'all {g.total} tests pass'}" + f"; to be read: {g.look}" * bool(g.look)
+        notes += [f"{printable(name)}: {g.exercise.name}: {g.why or f'{g.passed} of {g.total} tests pass'}" + f"; to be read: {g.look}" * bool(g.look)
                   for g in results if g.look or g.why not in ("", "not attempted")]
     return [table, "", *map(escape, notes)]
 
@@ -691,7 +691,8 @@ def run_tests(tree, job, token, writing):
         if isinstance(report.longrepr, tuple):
             return str(report.longrepr[2])
         text = crash.message if crash else (str(report.longrepr).strip().splitlines() or [""])[-1].removeprefix("E ").strip()
-        return text.partition("\n")[0].removeprefix("AssertionError: ")
+        first = text.partition("\n")[0].removeprefix("AssertionError: ")
+        return first.replace("assert (", "assert ", 1) if first.count("(") > first.count(")") else first       # cut off before its closing bracket
 
     import pytest
     sys.path[:0] = [str(tree), str(tree / "tests")]
