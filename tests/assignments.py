@@ -510,8 +510,11 @@ def tables(grades):
         lost = [g for g in results if not g.points]
         table.add_row(escape(printable(name)), *(points([g for g in results if g.exercise.number == n]) for n in numbers), points(results),
                       "all" if len(lost) == len(results) else ", ".join(g.exercise.function for g in lost))
-        notes += [f"{printable(name)}: {g.exercise.name}: {g.why or f'{g.passed} of {g.total} tests pass'}" + f"; to be read: {g.look}" * bool(g.look)
-                  for g in results if g.look or g.why not in ("", "not attempted")]
+        said = {}
+        for g in results:
+            if g.look or g.why not in ("", "not attempted"):
+                said.setdefault((g.why or "all tests pass") + f"; to be read: {g.look}" * bool(g.look), []).append(g.exercise.name)
+        notes += [f"{printable(name)}: {', '.join(names)}: {why}" for why, names in said.items()]
     return [table, "", *map(escape, notes)]
 
 

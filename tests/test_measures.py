@@ -262,7 +262,8 @@ def test_power_iteration_that_cannot_converge_says_so():
     result = power_iteration(lambda v: h @ v, start, max_iters=200)
     assert not result.converged and result.residual > 0.1 and result.iterations == 200
     short = power_iteration(lambda v: torch.tensor([2.0, 1.0]) * v, torch.ones(2), tol=1e-9, max_iters=2)
-    assert not short.converged and short.iterations == 2 and short.eigenvalue == pytest.approx(1.8)         # of H (1, 1): (4 * 2 + 1) / 5
+    assert not short.converged and short.iterations == 2
+    assert short.eigenvalue == pytest.approx(1.8)               # of H (1, 1), which is (2, 1): (4 * 2 + 1) / 5
     once = power_iteration(lambda v: -3 * v, 5 * torch.ones(2))
     assert once.iterations == 1 and once.eigenvalue == pytest.approx(-3) and float(once.eigenvector.norm()) == pytest.approx(1)
     zero = power_iteration(lambda v: 0 * v, start)
