@@ -3,6 +3,7 @@ whatever a submission does, it is graded for what it is and the others go on."""
 import contextlib
 import csv
 import io
+import json
 import os
 import re
 import shutil
@@ -504,6 +505,39 @@ def test_bad_input_is_one_sentence(tmp_path, arguments, says):
     said = command(*arguments, cwd=tmp_path)
     assert said.returncode in (1, 2) and says in said.stderr and said.stderr.count("\n") == 1 and "Traceback" not in said.stderr, said.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["EMPTY", "FILE", "FULL"]
+
+
+# ------------------------------------------------------------------------------------------- what the README says, in numbers
+
+
+def readme(section):
+    return (ROOT / "README.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+
+
+def test_the_normal_curve_in_the_readme_is_that_of_the_committed_run():
+    """Median, lowest and highest of three seeds, rounded as the table is."""
+    runs = [[json.loads(line) for line in (ROOT / f"results/modadd/nano-s{k}/metrics.jsonl").read_text().splitlines()] for k in range(3)]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme("What a normal default run looks like").splitlines() if re.match(r"\| \d", line)]
+    assert len(table) >= 10
+    for step, loss, *cells in table:
+        rows = [row for run in runs for row in run if row["step"] == int(step)]
+        quantities = [(loss, [row["loss"] for row in rows])] if loss else []
+        for k, level in enumerate(("modadd-1", "modadd-2", "modadd-3")):
+            quantities.append((cells[2 * k], [row["levels"][level]["accuracy"] for row in rows]))
+            quantities.append((cells[2 * k + 1], [row["levels"][level]["rankme"]["first"][-2] for row in rows]))
+        for said, values in quantities:
+            numbers = re.findall(r"[\d.]+", said)
+            places = len(numbers[0].partition(".")[2])
+            shown = [f"{x:.{places}f}" for x in (sorted(values)[1], min(values), max(values))]
+            assert [f"{float(n):.{places}f}" for n in numbers] == (shown if len(numbers) == 3 else [shown[0]]), f"step {step}: {said!r} for {values}"
+
+
+def test_the_readme_counts_lines_and_points_as_they_are():
+    for name, lines in re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", readme("Reading order"), re.M):
+        assert int(lines) == pytest.approx(len((ROOT / name).read_text().splitlines()), rel=0.1), name
+    written = sum(points for questions in assignments.QUESTIONS.values() for points, _ in questions)
+    said = " ".join(readme("Course assignments").split())
+    assert f"an exercise: {len(ALL)} of them in four sets, {sum(e.points for e in ALL.values())} points, and {written} more" in said
 
 
 @pytest.mark.slow
