@@ -25,6 +25,10 @@ the sections of this file after the dates:
     claims        what the paper says, number by number, beside what these runs say: the table CLAIMS
     choices       every date depends on choices (how clear is "clearly"?).  Does a claim hold under most of them?  (`multiverse`)
 
+What can go wrong: an onset that comes early for every task precedes whatever comes later, and "first in 100%" says nothing; a sharp rise may
+be the metric's (so `behaviour="log_prob"`); looked at rarely, a measure looks late.  Read more: Schaeffer et al. 2023 (arXiv 2304.15004), on
+emergence and the choice of metric; Cox 1972, on risk sets; Steegen et al. 2016, on multiverse analysis.
+
 Letters:  R runs, L levels (task-levels) of a run, S snapshots, M data sets: the one that was observed, then M - 1 shuffled ones.
 """
 import functools

@@ -15,6 +15,14 @@ Two things differ from what one reads elsewhere, both because the lines here are
 The training loop is at the end: `train(config)` yields a `Snapshot` on a schedule dense early, and knows nothing of
 measures, files or the command line.
 
+    >>> model, batch = GPT(SIZES["nano"]), tasks.sample("add", 1, 2, torch.Generator().manual_seed(0))
+    >>> model(batch.tokens).shape, [h.shape for h in model.hidden_states(batch.tokens)][-1]
+    (torch.Size([2, 7, 29]), torch.Size([2, 7, 128]))
+
+What can go wrong: a mask that lets a place see the token that it is to predict gives a loss near 0 and a model that can do nothing
+(`attention_mask`, and a test that changes the future); a loss that is not finite stops the run and says at which step.
+Read more: Vaswani et al. 2017 (arXiv 1706.03762); Radford et al. 2019 (GPT-2); Loshchilov & Hutter 2017 (arXiv 1711.05101), AdamW.
+
 Letters used for shapes:  B rows, T tokens, D width, H heads, V vocabulary, N examples, M scored positions.
 """
 import copy

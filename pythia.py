@@ -13,6 +13,8 @@ branches of the 2.8B model do not, and a "lead of 49,000 steps" found there may 
 What this file does not do: it trains nothing; it knows one architecture, GPT-NeoX; its probe sets are ours, in the spirit of the
 paper's, whose items are not public; it prints nothing and writes no run directory (run.py does).  It needs the extra `pythia`.
 
+What can go wrong: see `audit`; and a checkpoint every 1,000 steps dates nothing more closely than that.
+
 In small: of four branches the last two, and `main`, serve one file.  One of the two must be wrong, and names do not tell which:
 >>> files = {0: [("pytorch_model.bin", 9, "aa")], 512: [("pytorch_model.bin", 9, "bb")], 142000: [("pytorch_model.bin", 9, "ff")],
 ...          143000: [("pytorch_model.bin", 9, "ff")], "main": [("pytorch_model.bin", 9, "ff")]}

@@ -19,7 +19,12 @@ A ninth kind stands outside the table: *sham* tasks ("sham-add").  Their lines l
 answers are shuffled within the batch, so nothing connects them with the operands, and nothing can be learned beyond
 which answers are frequent.  Whatever a measure claims to see coming on a sham task is a false alarm.
 
+What can go wrong: a task that looks learned and is not.  A coin answers parity half of the time, "0" is the right product in one of five cases of level 1;
+so accuracy is read beside `chance`, and counts whole answers only.  And operands that were trained on may be known by heart: `split`.
+
 This file makes data and says what chance is.  It trains nothing, and measures nothing.
+Read more: Power et al. 2022 (arXiv 2201.02177), modular addition memorised and then generalised; Nogueira et al. 2021 (arXiv 2102.13019),
+how the order of digits decides what a transformer can add.
 
 Letters used for shapes:  N examples, T tokens of a line, K operands, A tokens of an answer.
 """

@@ -121,7 +121,7 @@ def exercise_names(node):
             for keyword in d.keywords if keyword.arg == "name"]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=24)
 def parsed(text):
     with warnings.catch_warnings():                            # of odd escapes in strings
         warnings.simplefilter("ignore")
@@ -133,7 +133,7 @@ def place(source, name):
     found = [n for n in parsed(source).body if isinstance(n, ast.FunctionDef) and n.name == name]
     if not found:
         return None
-    node, lines = found[-1], source.splitlines()
+    node, lines = found[-1], source.split("\n")                # not splitlines, which also splits where Python does not
     body = node.body[0].end_lineno + 1 if ast.get_docstring(node) is not None else node.body[0].lineno
     last = node.end_lineno
     while last < len(lines) and (not lines[last].strip() or lines[last][0] in " \t"):          # comments of the body that stand behind its last line
@@ -145,14 +145,14 @@ def place(source, name):
 
 def blank(source, name, says="this is yours to write: see SHEET.md"):
     """The body of a function, comments in it included, replaced by `raise NotImplementedError`; no other line changes."""
-    lines, (_, body, last) = source.splitlines(keepends=True), place(source, name)
-    return "".join([*lines[:body - 1], f'    raise NotImplementedError("{name}: {says}")\n', *lines[last:]])
+    lines, (_, body, last) = source.split("\n"), place(source, name)
+    return "\n".join([*lines[:body - 1], f'    raise NotImplementedError("{name}: {says}")', *lines[last:]])
 
 
 def graft(source, name, function):
     """A function's source put where the function of that name stood."""
-    lines, (first, _, last) = source.splitlines(keepends=True), place(source, name)
-    return "".join([*lines[:first - 1], function.rstrip("\n") + "\n", *lines[last:]])
+    lines, (first, _, last) = source.split("\n"), place(source, name)
+    return "\n".join([*lines[:first - 1], function.rstrip("\n"), *lines[last:]])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def sheet(chosen):
 
 def handout(target, number=None, root=ROOT):
     """Write a fresh tree into `target`, a folder that is empty or not there.  Returns (exercises, points of the functions)."""
-    chosen = exercises(number, root)
+    chosen, target = exercises(number, root), target.resolve()
     if not chosen:
         raise ValueError(f"--problem-set {number}: expected one of {', '.join(map(str, sorted({e.number for e in exercises(root=root)})))}")
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
@@ -260,8 +260,8 @@ def read_module(folder, file):
             return "", f"{file} is missing"
         if not path.resolve().is_relative_to(folder.resolve()):
             return "", f"{file} is a link that leads out of the submission"
-        if path.stat().st_size > 2_000_000:
-            return "", f"{file} is larger than 2 MB"
+        if path.stat().st_size > 500_000:
+            return "", f"{file} is larger than 500 kB"
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"), ""
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
         return "", f"{file} cannot be read ({type(error).__name__})"
@@ -272,15 +272,15 @@ def cut_out(text, name):
     its first line, so that an error costs the exercise it is in and no other."""
     try:
         if where := place(text, name):
-            return "\n".join(text.splitlines()[where[0] - 1:where[2]]), ""
-        like = difflib.get_close_matches(name, top_names(text), 1)
+            return "\n".join(text.split("\n")[where[0] - 1:where[2]]), ""
+        like = difflib.get_close_matches(name, sorted(top_names(text))[:1000], 1)
         return "", f"there is no function {name}" + (f", but {like[0]}: was it renamed?" if like else "")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        head = re.search(rf"^(@.*\n)*def +{name}\b.*\n", text, re.M)
+        head = re.search(rf"^def +{name}\b", text, re.M)
         if head is None:
             return "", f"there is no function {name}, and the file has an error (line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)})"
         end = re.compile(r"^[^\s)#]", re.M).search(text, head.end())
-        function = text[head.start():end.start() if end else len(text)]
+        function = text[head.start():end.start() if end else len(text)]            # without decorators: an exercise needs none but functools'
         try:
             place(function, name)
             return function.rstrip(), ""
@@ -357,7 +357,8 @@ class Worker:
     def receive(self, patience):
         ready, _, _ = select.select([self.process.stdout], [], [], patience)
         line = self.process.stdout.readline() if ready else b""
-        return json.loads(line) if line else None
+        with contextlib.suppress(ValueError):                  # cut off, if the worker was killed while it wrote
+            return json.loads(line)
 
     def ask(self, job):
         if self.process is None or self.process.poll() is not None:
@@ -388,15 +389,15 @@ def graders(count, seconds=SECONDS, memory=MEGABYTES, root=ROOT):
         raise ValueError("grading needs Linux or macOS: each exercise is run in a forked process with limits")
     home = Path(tempfile.mkdtemp(prefix="grading-"))
     home.chmod(0o755)
-    workers = queue.SimpleQueue()
+    workers, everyone = queue.SimpleQueue(), []
     try:
         clean = home / "clean"
         (clean / "tests").mkdir(parents=True)
         for path in [*root.glob("*.py"), root / "pyproject.toml", *(root / "tests").glob("*.py")]:
             shutil.copyfile(path, clean / path.relative_to(root))
-        everyone = [Worker(clean, home / f"worker{k}", seconds, memory) for k in range(count)]
-        for worker in everyone:
-            workers.put(worker)
+        for k in range(count):
+            everyone.append(Worker(clean, home / f"worker{k}", seconds, memory))
+            workers.put(everyone[-1])
 
         def one(job, tell):
             worker = workers.get()
@@ -411,8 +412,8 @@ def graders(count, seconds=SECONDS, memory=MEGABYTES, root=ROOT):
                 return list(pool.map(lambda job: one(job, tell), jobs))
         yield run
     finally:
-        for _ in range(workers.qsize()):
-            workers.get().stop()
+        for worker in everyone:
+            worker.stop()
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -449,7 +450,7 @@ def judge(grade, answer, helpers=()):
 def submissions(folders):
     """A folder that holds one of the modules is a submission; any other is a folder of submissions, one for each folder in it.  -> [(name, path)]"""
     found = []
-    has = lambda p: any((p / f"{m}.py").is_file() for m in MODULES)
+    has = lambda p: os.access(p, os.X_OK) and any((p / f"{m}.py").is_file() for m in MODULES)
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; expected a submission, or a folder of submissions")
@@ -502,7 +503,7 @@ def tables(grades):
         for g in results:
             more = [f"{test}: {message}" for test, message in g.failures[1:3]] if g.why and g.failures and g.why.endswith(g.failures[0][1]) else []
             table.add_row(g.exercise.name, f"{g.points} of {g.exercise.points}", escape("\n".join([g.why or f"{g.passed} of {g.total} tests pass", *more] + [f"to be read: {g.look}"] * bool(g.look))))
-        return [table, escape(f"{name}: {points(results)} points")]
+        return [table, escape(f"{printable(name)}: {points(results)} points")]
     numbers = sorted({g.exercise.number for results in grades.values() for g in results})
     table = Table("submission", *(f"set {n}" for n in numbers), "total", "no points for", box=None, pad_edge=False, header_style="dim")
     notes = []
@@ -607,7 +608,7 @@ def run_child(clean, folder, job, seconds, memory):
         if test and tests.get(test, [""])[0] in ("", "passed"):                                # a failure is not taken back
             tests[test] = [outcome, message]
     ended = any(outcome == "end" for _, _, _, outcome, _ in told)
-    cpu = isinstance(status, int) and os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
+    cpu = isinstance(status, int) and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
     end = ("done" if ended and status == 0 else
            f"stopped after {seconds:g} s of processor time or {3 * seconds:g} s in all (an endless loop?)" if status == "time" or cpu else
            f"its process was killed ({signal.Signals(os.WTERMSIG(status)).name})" if os.WIFSIGNALED(status) else
@@ -638,7 +639,10 @@ def confine(tree, writing, seconds, memory, trusted):
     if trusted:
         return
     sys.dont_write_bytecode = True
-    limit = lambda what, value: resource.setrlimit(what, (value, value if what != resource.RLIMIT_CPU else value + 1))
+    def limit(what, value):
+        most = resource.getrlimit(what)[1]                     # what is limited already stays so
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(what, (value, most if what == resource.RLIMIT_CPU else value))      # so that SIGXCPU tells time from other deaths
     limit(resource.RLIMIT_CPU, int(seconds) or 1)
     limit(resource.RLIMIT_FSIZE, 64 << 20)
     limit(resource.RLIMIT_CORE, 0)
