@@ -519,7 +519,7 @@ def llc_draws(losses, baselines, nbeta, num_burnin_steps):
     Hint: the first num_burnin_steps draws of every chain go; the baseline is each draw's own.
     >>> llc_draws(torch.tensor([[9., 3., 4.]]), torch.tensor([[1., 1., 2.]]), 10.0, 1).tolist()
     [[20.0, 20.0]]"""
-    return (nbeta * (losses - baselines))[:, num_burnin_steps:]
+    return nbeta * (losses - baselines)[:, num_burnin_steps:]
 
 
 def _losses(net, loss_fn, batch, weights, autocast, flat_grad=None):
