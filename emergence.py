@@ -25,6 +25,10 @@ the sections of this file after the dates:
     claims        what the paper says, number by number, beside what these runs say: the table CLAIMS
     choices       every date depends on choices (how clear is "clearly"?).  Does a claim hold under most of them?  (`multiverse`)
 
+What can go wrong: an onset that comes early for every task precedes whatever comes later, and "first in 100%" says nothing; a sharp rise may
+be the metric's (so `behaviour="log_prob"`); looked at rarely, a measure looks late.  Read more: Schaeffer et al. 2023 (arXiv 2304.15004), on
+emergence and the choice of metric; Cox 1972, on risk sets; Steegen et al. 2016, on multiverse analysis.
+
 Letters:  R runs, L levels (task-levels) of a run, S snapshots, M data sets: the one that was observed, then M - 1 shuffled ones.
 """
 import functools
@@ -63,7 +67,7 @@ ALTERNATIVES = {"threshold": (0.1, 0.3, 0.5), "persistence": (3, 5), "behaviour"
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Dates.  The private functions take any number of curves at once, (..., S), and answer with indices, -1 for "never".
+# Dates.  The first functions take any number of curves at once, (..., S), and answer with indices, -1 for "never".
 
 def _check(steps, values, name):
     if len(steps) != len(values):
@@ -81,13 +85,31 @@ def _first_run(flags, persistence):
     return np.where(runs.any(-1), runs.argmax(-1), -1)
 
 
-def _emerged(values, chance, examples, threshold, persistence):
+def emergence_index(values, chance, examples, threshold, persistence):
+    """Index of the first of `persistence` snapshots in a row that are clearly above chance; -1 if there is none.
+        (values - chance) / (1 - chance) >= max(threshold, 3 sqrt(chance / (1 - chance) / examples)) - 1e-12
+    values: (..., S), NaN where nothing was measured, which counts as "no".  chance: in [0, 1), a number or (..., 1).
+    examples: None leaves the second bar out.  1e-12 is for rounding: a value that is on the bar counts.  Returns (...) integers.
+    Exercise: emergence.emergence_index (set 4, 10 points)
+    Hint: _first_run(flags, persistence) does the counting in a row.
+
+    >>> emergence_index(np.array([[.5, .6, .9, .9], [.5, .9, .6, .9]]), 0.5, None, 0.3, 2).tolist()
+    [2, -1]
+    """
     bar = np.maximum(threshold, 3 * np.sqrt(chance / (1 - chance) / examples)) if examples else threshold
     return _first_run((values - chance) / (1 - chance) >= bar - 1e-12, persistence)
 
 
-def _recovered(smooth, rise, persistence):
-    """-> floor, where it is first reached, where the curve has left it for good."""
+def recovery(smooth, rise, persistence):
+    """The floor of a smoothed curve, and where the curve leaves it for good.
+        floor = min_t x_t, first reached at index low       onset: first of `persistence` indices t > low in a row with x_t >= (1 + rise) floor
+    smooth: (..., S), NaN where there is no value (no curve has NaN only).  Returns (floor, low, onset), each (...); onset -1 for "never".
+    Exercise: emergence.recovery (set 4, 10 points)
+    Hint: NaN is neither a minimum nor a recovery; and a curve may stand above its floor before it gets there, which is not one either.
+
+    >>> [x.tolist() for x in recovery(np.array([[8., 2., 2., 5., 6.], [8., 6., 4., 3., 2.]]), 0.2, 2)]
+    [[2.0, 2.0], [1, 4], [3, -1]]
+    """
     low = np.where(np.isnan(smooth), np.inf, smooth).argmin(-1)
     floor = np.take_along_axis(smooth, low[..., None], -1)
     later = np.arange(smooth.shape[-1]) > low[..., None]
@@ -108,7 +130,7 @@ def emergence_step(steps, accuracy, chance=0.0, threshold=0.3, persistence=3, ex
     values = _check(steps, accuracy, "emergence_step")
     if not 0 <= chance < 1:
         raise ValueError(f"emergence_step: chance {chance}: expected a number of at least 0 and below 1")
-    i = _emerged(values, chance, examples, threshold, persistence)
+    i = emergence_index(values, chance, examples, threshold, persistence)
     return None if i < 0 else steps[i]
 
 
@@ -142,7 +164,7 @@ def collapse(steps, rank, smoothing=3, rise=0.2, persistence=3):
     smooth = running_median(_check(steps, rank, "collapse"), smoothing)
     if np.isnan(smooth).all():
         raise ValueError("collapse: the curve has no values")
-    floor, low, i = _recovered(smooth, rise, persistence)
+    floor, low, i = recovery(smooth, rise, persistence)
     return Collapse(float(floor), steps[low], None if i < 0 else steps[i])
 
 
@@ -264,7 +286,11 @@ def spearman(a, b):
 
 
 def holm(p_values):
-    """p-values of several tests, adjusted so that the chance of even one false alarm stays at the level (Holm 1979).  None stays None.
+    """p-values of several tests, adjusted so that the chance of even one false alarm stays at the level (Holm 1979).
+        sorted, the k-th smallest of n (k = 1 ... n) becomes the largest of min(1, (n - j + 1) p_j) over j <= k
+    Returns a list in the order given.  None, a test that could not be made, stays None and does not count.
+    Exercise: emergence.holm (set 4, 5 points)
+    Hint: go through them from the smallest up, and remember the largest so far.
 
     >>> holm([0.01, 0.04, None, 0.03])
     [0.03, 0.06, None, 0.06]
@@ -403,7 +429,7 @@ def _steps_at(run, index, start):
 def _geometry(run, position, smoothing, rise, persistence, warmup):
     """-> floor, floor_step, onset, each (L, layers)."""
     start = _since(run, warmup)
-    floor, low, onset = _recovered(_smooth(run, position, smoothing, warmup), rise, persistence)
+    floor, low, onset = recovery(_smooth(run, position, smoothing, warmup), rise, persistence)
     return floor, _steps_at(run, low, start), _steps_at(run, onset, start)
 
 
@@ -417,7 +443,7 @@ def _behaviour(run, behaviour, threshold, persistence, warmup):
     """-> emergence (L,)."""
     chance = np.array([run.config["chance"][level] if behaviour == "accuracy" else 0.0 for level in run.levels])[:, None]
     start = _since(run, warmup)
-    return _steps_at(run, _emerged(getattr(run, behaviour)[:, start:], chance, run.config["eval_examples"], threshold, persistence), start)
+    return _steps_at(run, emergence_index(getattr(run, behaviour)[:, start:], chance, run.config["eval_examples"], threshold, persistence), start)
 
 
 def top_down(layer_values):
@@ -518,7 +544,15 @@ class Shuffles(NamedTuple):
 
 def shuffles(levels, num_runs, count, seed=0):
     """`count` data sets, the first as it is.  Levels of one task are ordered by difficulty and not exchangeable; tasks within a level are,
-    if geometry and behaviour have nothing to do with each other.  One permutation serves all runs, for seeds repeat what tasks do."""
+    if geometry and behaviour have nothing to do with each other.  One permutation serves all runs, for seeds repeat what tasks do.
+    levels: names such as "add-1".  Every row of tasks (a level's number stays what it is) and of runs is a random permutation of indices, all of
+    them equally likely; each layer order is reversed with probability 1/2.  Returns Shuffles; the same seed gives the same.
+    Exercise: emergence.shuffles (set 4, 10 points)
+    Hint: np.random.default_rng(seed); rng.permuted(x, axis=1) shuffles each row of x by itself.
+
+    >>> shuffles(("add-1", "add-2", "copy-1"), 2, 50).tasks[:, 1].tolist() == [1] * 50       # the only one of its level
+    True
+    """
     rng, number = np.random.default_rng(seed), np.array([level.rpartition("-")[2] for level in levels])
     tasks = np.tile(np.arange(len(levels)), (count, 1))
     for k in np.unique(number):
@@ -561,7 +595,12 @@ def _top_down_cells(down, d, s):
 
 
 def precursor_rate(d, s):
-    """Of the task-levels that emerge, the share whose onset came before."""
+    """Of the task-levels that emerge, the share whose onset came before: over all runs, for each of the M data sets.
+        rate_m = #{(r, k): onset[r, s.tasks[m, k]] < emergence[r, k] < inf} / #{(r, k): emergence[r, k] < inf}
+    d: Dates, infinity for "never"; an onset at the very step of emergence is not before it.  Returns (M,), nan where nothing emerges.
+    Exercise: emergence.precursor_rate (set 4, 10 points)
+    Hint: d.onset[:, s.tasks] has the shape (R, M, L).
+    """
     emerges = np.isfinite(d.emergence)
     first = (d.onset[:, s.tasks] < d.emergence[:, None]) & emerges[:, None]     # (R, M, L)
     return first.sum((0, 2)) / (emerges.sum() or math.nan)
@@ -731,7 +770,7 @@ def compare_measures(d, s):
         out.append({"measure": name, "runs": len(grids), "snapshots": min(map(len, grids)), "events": int(emerges.sum()),
                     "first": int((mine.onset < mine.emergence)[emerges].sum()), "same": int((mine.onset == mine.emergence)[emerges].sum()),
                     "later_or_never": int((mine.onset > mine.emergence)[emerges].sum()), "rate": rate[0], "low": rate[1], "high": rate[2],
-                    "null": float(rates[1:].mean()), "p": _p(rates), "rankme_rate": float(precursor_rate(rankme, s)[0]),
+                    "null": float(rates[1:].mean()), "p": p_value(rates), "rankme_rate": float(precursor_rate(rankme, s)[0]),
                     "lead_low": float(np.median([a for a, _ in spans])) if spans else None, "lead_high": float(np.median([b for _, b in spans])) if spans else None,
                     "classes": class_rates(mine, s, classes[[d.runs.index(run) for run in mine.runs]])})
     return out
@@ -832,8 +871,16 @@ CLAIMS = (
 RARELY = ("C5", "C6", "C10")          # taken at too few snapshots for the multiverse to vary anything
 
 
-def _p(values, extremity=np.asarray):
-    """How often chance is at least as far out as what was observed, which counts as one of the data sets."""
+def p_value(values, extremity=np.asarray):
+    """How often chance is at least as far out as what was observed, which counts as one of the data sets.
+        p = #{m: extremity(values_m) >= extremity(values_0) - 1e-9} / M
+    values: (M,), of the observed data, then of M - 1 shuffled ones (NaN there: not far out).  None for M < 2, or if the observed one is NaN.
+    Exercise: emergence.p_value (set 4, 5 points)
+    Hint: so it is never 0, but 1 / M at the least: the data as they are belong to what could have happened.
+
+    >>> p_value(np.array([2.0, 1.0, 3.0, 2.0]))
+    0.75
+    """
     if len(values) < 2 or math.isnan(values[0]):
         return None
     x = extremity(values)
@@ -877,7 +924,7 @@ def class_rates(d, s, classes):
         if np.isfinite(among.emergence).any():
             rates, (rate, low, high) = precursor_rate(among, s), clustered_interval(_leads(among), d.tasks)
             out.append({"class": name, "events": int(np.isfinite(among.emergence).sum()), "rate": rate, "low": low, "high": high,
-                        "null": float(rates[1:].mean()), "p": _p(rates)})
+                        "null": float(rates[1:].mean()), "p": p_value(rates)})
     return out
 
 
@@ -923,7 +970,7 @@ def robustness(claim, specifications, values):
     swing = {axis: max(shares.values()) - min(shares.values()) for axis, shares in options.items()}
     if np.isnan(values[:, 0]).all():
         return {}
-    return {"share": float(share[0]), "p_multiverse": _p(share) if claim.null and claim.kind == "beyond" else None, "options": options,
+    return {"share": float(share[0]), "p_multiverse": p_value(share) if claim.null and claim.kind == "beyond" else None, "options": options,
             "decides": max(swing, key=swing.get) if max(swing.values()) > 0.1 else None}
 
 
@@ -936,7 +983,7 @@ def study(runs, choices=Choices(), universe=None, count=2001):
         _, low, high = claim.interval(d) if claim.interval and not math.isnan(values[0]) else (None, None, None)
         rows.append({"claim": claim.key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4, "value": float(values[0]), "low": low, "high": high,
                      "null": float(np.mean(values[1:])) if len(values) > 1 and claim.null else None, "exchanged": claim.null or None,
-                     "p": _p(values, claim.extremity) if claim.null else None,
+                     "p": p_value(values, claim.extremity) if claim.null else None,
                      **(robustness(claim, universe[0], universe[1][claim.key]) if universe and claim.key in universe[1] else {})})
     for row, claim, p in zip(rows, CLAIMS, holm([row["p"] for row in rows])):
         depends = f"; depends on {row['decides']}" if row.get("decides") and 0.1 < row["share"] < 0.9 else ""

@@ -56,7 +56,8 @@ def rankme(features, eps=1e-7):
     centring 31.4 where this gives 26.0, so a RankMe without its kind, its N and its positions says little.
     Raises ValueError if features are not a matrix, not finite, or all zero.
     Source: Garrido et al. 2023 (arXiv 2210.02885).  Differs from the paper: nothing known.
-    Exercise: measures.rankme
+    Exercise: measures.rankme (set 2, 10 points, without rankme_many and _rankme_chunk)
+    Hint: torch.linalg.svdvals; or, since s_i^2 are its eigenvalues, the smaller of X^T X and X X^T in double precision.
     >>> round(rankme(torch.eye(10)[:4]), 3), round(rankme(torch.ones(10, 5)), 3)
     (4.0, 1.0)"""
     if features.dim() != 2:
@@ -150,7 +151,8 @@ def effective_rank(eigenvalues):
     eigenvalues: (n,), none negative beyond rounding.  Returns a float from 1 to n; unit: dimensions.
     Raises ValueError if they are not finite, all zero, or one is below -1e-6 of the largest.
     Source: Roy & Vetterli 2007.  RankMe is this of the singular values, plus its eps.
-    Exercise: measures.effective_rank
+    Exercise: measures.effective_rank (set 2, 5 points)
+    Hint: rounding may leave an eigenvalue just below 0, and 0 log 0 is 0 here; torch.special.entr knows that.
     >>> round(effective_rank(torch.tensor([2., 2., 2., 0.])), 6)
     3.0"""
     values = torch.as_tensor(eigenvalues).detach().double()
@@ -206,7 +208,11 @@ def gradient_gram(model, loss_fn, data, chunk=8):
     Gradients are computed in the model's dtype, summed per parameter, and added up in float64.
     Raises ValueError on NaN (parameter or example named) or on a loss_fn that does not return (N,).
     Differs from the paper: all parameters; there the first 50K, which are mostly embeddings.
-    Exercise: measures.gradient_gram"""
+    Exercise: measures.gradient_gram (set 2, 15 points)
+    Hint: _prepare first; one backward pass per example (per_example_gradients) will do, and K may be built in float64 at once.
+    >>> w = torch.nn.Linear(2, 1, bias=False)                       # the gradient of w . x is x
+    >>> gradient_gram(w, lambda model, batch: model(batch[0])[:, 0], (torch.tensor([[1., 0.], [3., 4.]]),)).tolist()
+    [[1.0, 3.0], [3.0, 25.0]]"""
     name = "gradient_gram"
     if chunk < 1:
         raise ValueError(f"{name}: chunk must be at least 1, got {chunk}")
@@ -282,8 +288,10 @@ def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
     """The eigenvalue largest in size, for the reader: multiply, normalise, repeat.
         v <- Hv / |Hv|        lambda = v . Hv        residual = |Hv - lambda v| / |lambda|
     matvec: (P,) -> (P,), symmetric.  Stops on the residual: a Rayleigh quotient that stands still proves nothing (a spectrum
-    with both +1 and -1 holds it still at any value between).  Returns HessianTop.
-    Exercise: measures.power_iteration
+    with both +1 and -1 holds it still at any value between).  start: (P,), not zero, of any length.  max_iters: products at most.
+    Returns HessianTop, its residual that of the pair that it holds, `smallest` and its residual nan; lambda = 0 has residual 0 if Hv = 0.
+    Exercise: measures.power_iteration (set 2, 10 points, without lanczos)
+    Hint: compare Hv with lambda v before you normalise Hv; the last pair is returned even where it has not converged.
     >>> round(power_iteration(lambda v: torch.tensor([-2., 1.]) * v, torch.ones(2)).eigenvalue, 3)
     -2.0"""
     v = start / start.norm()
@@ -437,11 +445,18 @@ class LLC:
 
 
 def split_r_hat(traces):
-    """Gelman & Rubin's R-hat of chains cut in halves: sqrt of total over within-chain variance.  traces: (C, n).  1 is perfect."""
+    """Gelman & Rubin's R-hat of chains cut in halves: do the parts agree, as far as their own spread can tell?
+        R^2 = (h - 1) / h + Var(means of the parts) / W,   W = mean of their variances
+    traces: (C, n): 2C parts of h = n // 2 draws (of an odd n, the middle one is left out); variances with n - 1.  1 is perfect.
+    Returns a float; nan where parts have fewer than two draws, or do not vary.
+    Exercise: measures.split_r_hat (set 3, 5 points)
+    Hint: the halves go below one another, (2C, h); forget the halving and a chain that drifts all along looks perfect.
+    >>> round(split_r_hat(torch.tensor([[1., 3., 1., 3.], [2., 4., 2., 4.]])), 4)
+    0.8165"""
     half = traces.shape[1] // 2
     parts = torch.cat([traces[:, :half], traces[:, -half:]]).double()           # (2C, half)
-    within = parts.var(1).mean()
-    if half < 2 or not within > 0:
+    within = parts.var(1).mean() if half > 1 else 0
+    if not within > 0:
         return math.nan
     return float(((half - 1) / half + parts.mean(1).var() / within).sqrt())
 
@@ -450,7 +465,13 @@ def effective_samples(traces):
     """How many independent draws the C x n correlated ones are worth, and the standard error of their mean.
         ess = C n / (1 + 2 sum_t rho_t),   rho_t = 1 - (W - mean autocovariance_t) / var+,   mc_error = sqrt(var+ / ess)
     W is the variance within chains and var+ also counts that between them, so chains that disagree are worth little.  The sum
-    stops where a pair rho_{2t} + rho_{2t+1} first falls below zero (Geyer 1992; as in Stan).  traces: (C, n), n >= 4."""
+    stops where a pair rho_{2t} + rho_{2t+1} first falls below zero (Geyer 1992; as in Stan).  traces: (C, n), n >= 4.
+    var+ = (n - 1) / n W + Var(means of the chains); the autocovariance at lag t is the sum of n - t products over n, averaged over chains.
+    Returns (ess, mc_error), floats; traces that do not vary at all are worth C n draws, with error 0.
+    Exercise: measures.effective_samples (set 3, 15 points)
+    Hint: an fft of length 2n has all autocovariances at once; a loop over the first lags is as good.
+    >>> effective_samples(torch.ones(2, 10))
+    (20.0, 0.0)"""
     x = traces.double()
     chains, n = x.shape
     centred = x - x.mean(1, keepdim=True)
@@ -478,9 +499,25 @@ def sgld_step(w, w0, gradient, noise, lr, nbeta, localization):
     step's noise and the one before, (noise_n + noise_{n-1}) / 2, it is 1 / c at any stable lr: exact for quadratics, and of second order
     in lr elsewhere.  `llc` passes that mean.
     Source: Welling & Teh 2011; Lau et al. 2023; for the mean of two, Leimkuhler & Matthews 2013.
-    Exercise: measures.sgld_step"""
+    Exercise: measures.sgld_step (set 3, 10 points)
+    Hint: drift needs w as it was before the step; w must be changed in place (add_), for the model's weights are views of it.
+    >>> w = torch.ones(1)
+    >>> sgld_step(w, w0=torch.zeros(1), gradient=torch.ones(1), noise=torch.ones(1), lr=0.01, nbeta=2.0, localization=3.0)
+    >>> round(float(w), 6)                                          # 1 - .005 * 5 + .1
+    1.075"""
     drift = torch.sub(w, w0).mul_(localization).add_(gradient, alpha=nbeta)
     w.add_(drift, alpha=-lr / 2).add_(noise, alpha=math.sqrt(lr))
+
+
+def llc_draws(losses, baselines, nbeta, num_burnin_steps):
+    """What each draw says about the LLC; the mean over draws and chains is the estimate, before its bias is subtracted.
+        LLC = mean of nbeta (L(w) - L(w0)), over the draws after burn-in
+    losses, baselines: (C, num_burnin_steps + n, ...): at w and at w0, on the same mini-batch.  Returns (C, n, ...), in nats times nbeta.
+    Exercise: measures.llc_draws (set 3, 5 points)
+    Hint: the first num_burnin_steps draws of every chain go; the baseline is each draw's own.
+    >>> llc_draws(torch.tensor([[9., 3., 4.]]), torch.tensor([[1., 1., 2.]]), 10.0, 1).tolist()
+    [[20.0, 20.0]]"""
+    return nbeta * (losses - baselines)[:, num_burnin_steps:]
 
 
 def _losses(net, loss_fn, batch, weights, autocast, flat_grad=None):
@@ -626,8 +663,8 @@ def llc(model, loss_fn, data, nbeta=None, lr=1e-3, localization=300.0, num_chain
 
 def _summary(chains, share, burnin, at_w0, members, kinds, nbeta, lr, localization):
     """From the traces of all chains to the numbers, their errors, and what to say about them."""
-    everything, base_k = (torch.stack(column) for column in list(zip(*chains))[:2])                 # (C, burn-in + n, K)
-    losses_k, base_k = everything[:, burnin:], base_k[:, burnin:]
+    everything, baselines = (torch.stack(column) for column in list(zip(*chains))[:2])              # (C, burn-in + n, K)
+    losses_k, base_k = everything[:, burnin:], baselines[:, burnin:]
     losses, base = losses_k @ share, base_k @ share                             # (C, n)
     half = losses.shape[1] // 2
     first, second = ((losses - base)[:, part].abs().mean(1) for part in (slice(half), slice(-half, None)))
@@ -640,7 +677,7 @@ def _summary(chains, share, burnin, at_w0, members, kinds, nbeta, lr, localizati
         said.append(f"{out.num_diverged} of {len(good)} chains diverged and were set aside: use a smaller lr")
     if not good.any():
         return out
-    raw_k = nbeta * (losses_k - base_k)[good]                                   # (C, n, K)
+    raw_k = llc_draws(everything[good], baselines[good], nbeta, burnin)         # (C, n, K)
     probes = torch.cat([chain[2] for chain, ok in zip(chains, good) if ok])     # (n, 1 + K): nbeta^2 |d|^2, and times each curvature
     noise, bent = probes.mean(0)[0], probes.mean(0)[1:]
     stiffness = localization + (float(share @ bent / noise) if noise > 0 else 0.0)

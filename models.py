@@ -15,6 +15,14 @@ Two things differ from what one reads elsewhere, both because the lines here are
 The training loop is at the end: `train(config)` yields a `Snapshot` on a schedule dense early, and knows nothing of
 measures, files or the command line.
 
+    >>> model, batch = GPT(SIZES["nano"]), tasks.sample("add", 1, 2, torch.Generator().manual_seed(0))
+    >>> model(batch.tokens).shape, [h.shape for h in model.hidden_states(batch.tokens)][-1]
+    (torch.Size([2, 7, 29]), torch.Size([2, 7, 128]))
+
+What can go wrong: a mask that lets a place see the token that it is to predict gives a loss near 0 and a model that can do nothing
+(`attention_mask`, and a test that changes the future); a loss that is not finite stops the run and says at which step.
+Read more: Vaswani et al. 2017 (arXiv 1706.03762); Radford et al. 2019 (GPT-2); Loshchilov & Hutter 2017 (arXiv 1711.05101), AdamW.
+
 Letters used for shapes:  B rows, T tokens, D width, H heads, V vocabulary, N examples, M scored positions.
 """
 import copy
@@ -42,6 +50,22 @@ class GPTConfig:
 
 # ---------------------------------------------------------------------------------------------------------------
 # Several lines in a row
+
+def attention_mask(line):
+    """Where attention may look: from each place at itself and at earlier places of its own line.
+        mask[b, 0, t, s] = 0 where s <= t and line[b, s] = line[b, t], else -inf
+    line: (B, T) int64, the number of the line that stands at each place.  Places where none stands share a number, -1, and are treated
+    like a line: a row that is -inf throughout would have a softmax of NaN.  Returns (B, 1, T, T) float32; the 1 serves all heads.
+    Exercise: models.attention_mask (set 1, 10 points)
+    Hint: compare line[:, :, None] with line[:, None, :]; torch.tril keeps what lies on and below the diagonal.
+
+    >>> attention_mask(torch.tensor([[0, 0, 1]]))[0, 0].tolist()
+    [[0.0, -inf, -inf], [0.0, 0.0, -inf], [-inf, -inf, 0.0]]
+    """
+    T = line.shape[1]
+    allowed = (line[:, :, None] == line[:, None, :]) & torch.ones(T, T).tril().bool()
+    return torch.zeros(allowed.shape).masked_fill(~allowed, -math.inf)[:, None]
+
 
 class Layout(NamedTuple):
     """Where the lines of a ragged batch stand in a (B, T) grid of tokens, several lines to a row.
@@ -91,9 +115,7 @@ def pack(lengths, width, device="cpu"):
     positions, line = torch.zeros(row * width, dtype=torch.long), torch.full((row * width,), -1)
     positions[slots] = within
     line[slots] = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    line = line.view(row, width)
-    allowed = (line[:, :, None] == line[:, None, :]) & torch.ones(width, width).tril().bool()
-    mask = torch.zeros(allowed.shape).masked_fill(~allowed, -math.inf)[:, None]
+    mask = attention_mask(line.view(row, width))
     return Layout(*(t.to(device) for t in (slots, positions.view(row, width), mask)))
 
 
@@ -119,6 +141,23 @@ def lay_out(batches, device="cpu"):
 # ---------------------------------------------------------------------------------------------------------------
 # The model
 
+def attention(qkv, mask, n_head):
+    """Every place gathers what it needs from the places that it may look at, head by head.
+        softmax(q k' / sqrt(d) + mask) v,   d = D / H
+    qkv: (B, T, 3 D): queries, then keys, then values, each D wide, each holding its heads one after another.
+    mask: 0 or -inf, (T, T) or (B, 1, T, T).  Returns (B, T, D), the heads one after another; the output projection comes later.
+    Exercise: models.attention (set 1, 10 points)
+    Hint: a view (B, T, 3, H, d), permuted so that the heads stand before the places; back with transpose and reshape.
+
+    >>> attention(torch.tensor([[[0., 0., 1.], [0., 0., 3.]]]), torch.zeros(2, 2), 1).tolist()
+    [[[2.0], [2.0]]]
+    """
+    B, T, d = *qkv.shape[:2], qkv.shape[2] // (3 * n_head)
+    q, k, v = qkv.view(B, T, 3, n_head, d).permute(2, 0, 3, 1, 4)                               # each (B, H, T, d)
+    scores = (q * d ** -0.5) @ k.transpose(-2, -1) + mask                                       # (B, H, T, T), float32
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(B, T, n_head * d)
+
+
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -128,16 +167,9 @@ class Block(nn.Module):
         self.qkv, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
         self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
 
-    def attention(self, x, mask):
-        """softmax(q k' / sqrt(d) + mask) v, head by head.  (B, T, D) -> (B, T, D); the output projection comes later."""
-        B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)   # each (B, H, T, d)
-        scores = (q * (D // self.n_head) ** -0.5) @ k.transpose(-2, -1) + mask                      # (B, H, T, T), float32
-        return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(B, T, D)
-
     def forward(self, x, mask, at=None):
         """(B, T, D) -> (B, T, D); with `at`, indices into the B T places, only those places: (M, D)."""
-        a = self.attention(self.ln_1(x), mask)
+        a = attention(self.qkv(self.ln_1(x)), mask, self.n_head)
         if at is not None:                        # no later block will look at the other places: save their perceptron
             x, a = x.flatten(0, 1)[at], a.flatten(0, 1)[at]
         x = x + self.proj(a)
@@ -158,9 +190,7 @@ class GPT(nn.Module):
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
-        causal = torch.zeros(config.block_size, config.block_size)
-        self.register_buffer("causal", causal.masked_fill(torch.ones_like(causal).triu(1).bool(), -math.inf),
-                             persistent=False)
+        self.register_buffer("causal", attention_mask(torch.zeros(1, config.block_size))[0, 0], persistent=False)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 residual = name.endswith(("proj.weight", "down.weight"))
@@ -223,6 +253,13 @@ def example_loss(model, batch):
     """Mean cross-entropy over each example's answer tokens.
 
     batch: a pair (tokens, targets), both (N, T), targets IGNORE off the answer.  Returns (N,) losses in nats per token.
+
+    An untrained model knows nothing: about log V, whatever the task.
+
+    >>> _ = torch.manual_seed(0)
+    >>> loss = example_loss(GPT(SIZES["nano"]), tasks.sample("add", 2, 500, torch.Generator().manual_seed(0))).mean().item()
+    >>> abs(loss - math.log(VOCAB_SIZE)) < 0.1
+    True
     """
     tokens, targets = batch
     loss = F.cross_entropy(model(tokens).float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")     # (N, T), 0 off the answer
@@ -255,7 +292,11 @@ def packed_loss(model, batch):
 def resample_answers(model, batch, generator):
     """The same prompts with answers drawn from the model, token by token (ancestral sampling), in tokens and targets.
 
-    A Fisher matrix is one only with labels drawn from the model itself; with the true ones it is called empirical.
+    Where batch's targets are not IGNORE, a token of the answer is drawn from softmax(logits) at that place, given the line up to there with
+    the tokens drawn before, and becomes the target there and the next token of the line.  batch: (tokens, targets), both (N, T), as it was
+    afterwards.  Returns Batch.  A Fisher matrix is one only with labels drawn from the model itself; with the true ones it is called empirical.
+    Exercise: models.resample_answers (set 1, 10 points)
+    Hint: from left to right, for a draw changes what the model is shown next; torch.multinomial draws, from `generator`.
     """
     tokens, targets = batch[0].clone(), batch[1].clone()
     for t in range(tokens.shape[1] - 1):
@@ -316,7 +357,12 @@ def snapshot_steps(steps, count=201):
 
 
 def learning_rate(config, step):
-    """Linear warm-up, then a cosine from the peak down to final_lr times the peak."""
+    """Linear warm-up, then a cosine from the peak down to final_lr times the peak.
+
+    >>> config = TrainConfig(steps=600, lr=1e-3, warmup=100)
+    >>> [round(learning_rate(config, step), 6) for step in (0, 49, 99, 100, 350, 600)]
+    [1e-05, 0.0005, 0.001, 0.001, 0.00055, 0.0001]
+    """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     t = (step - config.warmup) / max(1, config.steps - config.warmup)

@@ -13,6 +13,14 @@ branches of the 2.8B model do not, and a "lead of 49,000 steps" found there may 
 What this file does not do: it trains nothing; it knows one architecture, GPT-NeoX; its probe sets are ours, in the spirit of the
 paper's, whose items are not public; it prints nothing and writes no run directory (run.py does).  It needs the extra `pythia`.
 
+What can go wrong: see `audit`; and a checkpoint every 1,000 steps dates nothing more closely than that.
+
+In small: of four branches the last two, and `main`, serve one file.  One of the two must be wrong, and names do not tell which:
+>>> files = {0: [("pytorch_model.bin", 9, "aa")], 512: [("pytorch_model.bin", 9, "bb")], 142000: [("pytorch_model.bin", 9, "ff")],
+...          143000: [("pytorch_model.bin", 9, "ff")], "main": [("pytorch_model.bin", 9, "ff")]}
+>>> audit(files).own, audit(files).left_out[142000]
+((0, 512), 'pytorch_model.bin is also that of main and 1 more')
+
 Letters for shapes:  B rows, T tokens, D width, H heads, d = D / H, L blocks, V vocabulary, N items of a probe set, A tokens of a
 completion, O completions of an item.
 """
@@ -246,7 +254,11 @@ class WeightFile(NamedTuple):
 
 
 def repository(model):
-    """"160m", "pythia-160m" or "owner/name" -> the repository's name on the hub."""
+    """"160m", "pythia-160m" or "owner/name" -> the repository's name on the hub.
+
+    >>> repository("160m")
+    'EleutherAI/pythia-160m'
+    """
     size = model.removeprefix("pythia-")
     if "/" not in model and size.removesuffix("-deduped") not in SIZES:
         raise ValueError(f"no Pythia model {model!r}: expected one of {', '.join(SIZES)} (also with -deduped), or owner/name on the hub")
@@ -322,7 +334,11 @@ def audit(manifest):
 
 def parse_steps(text, available):
     """"all", or numbers and ranges first:last:stride with commas between ("0,512,1000:143000:9000") -> the steps, in order.
-    Raises ValueError for a step that is not among `available`."""
+    Raises ValueError for a step that is not among `available`.
+
+    >>> parse_steps("0,512,1000:3000:1000", [0, 1, 512, 1000, 2000, 3000])
+    (0, 512, 1000, 2000, 3000)
+    """
     if text == "all":
         return tuple(available)
     try:
@@ -713,7 +729,11 @@ def read_evals(folder):
 
 
 def between(steps, step):
-    """An event seen at a checkpoint lies behind the one before it: (after, by).  None stays None; what the first one shows is after 0."""
+    """An event seen at a checkpoint lies behind the one before it: (after, by).  None stays None; what the first one shows is after 0.
+
+    >>> between([512, 1000, 3000], 3000)
+    (1000, 3000)
+    """
     return None if step is None else (max([0, *(s for s in steps if s < step)]), step)
 
 

@@ -6,6 +6,7 @@
     python run.py measure runs/modadd/nano-s0 --measure llc --step 300        one measure of any step of a run, with its diagnostics
     python run.py tasks                            what the tasks look like
     python run.py bench                            how fast this machine is, against the floor
+    python run.py handout DIR                      a course assignment: this tree with its exercises blank; `grade DIR` gives points for what comes back
     python run.py pythia audit 2.8b                the same question asked of public checkpoints: audit, plan, measure, evals, compare
 
 What a sweep leaves behind:
@@ -1294,6 +1295,52 @@ def bench(as_json: bool = typer.Option(False, "--json", help="numbers instead of
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# Course assignments: thin commands around tests/assignments.py.
+
+@contextlib.contextmanager
+def plain_failures():
+    """A hub, a disk or a missing package that fails while running: exit status 1, and the sentence that pythia.py has for it."""
+    try:
+        yield
+    except (RuntimeError, ImportError) as error:
+        raise Failed(str(error) or "nothing was downloaded; --yes answers the question beforehand")          # typer.Abort is a RuntimeError
+
+
+PROBLEM_SET = typer.Option(None, "--problem-set", metavar="N", help="1 to 4; default: all of them")
+
+
+def course():
+    sys.path.insert(0, str(Path(__file__).parent / "tests"))
+    try:
+        import assignments
+    except ModuleNotFoundError:
+        raise BadInput("this tree is itself a handout: check yourself with python -m pytest -m exercise, and be graded by the whole toolkit") from None
+    return assignments
+
+
+@app.command()
+def handout(folder: Path = typer.Argument(..., metavar="DIR", help="a folder that is empty or not there yet"), problem_set: int = PROBLEM_SET):
+    """A course assignment: this tree with the exercises blank, their tests, and SHEET.md with the questions."""
+    chosen, points = course().handout(folder, problem_set)
+    out.print(escape(f"{folder}: {len(chosen)} exercises, {points} points, without their bodies; {folder}/SHEET.md says what to do"))
+
+
+@app.command("grade")
+def grade_submissions(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="a submission, or a folder of submissions"), problem_set: int = PROBLEM_SET,
+                      table: Path = typer.Option(None, "--csv", metavar="FILE", help="all points, a row for each submission")):
+    """Points for a handout that came back: each function by itself in a clean copy of this tree, under limits.  Read "Course assignments" in the README first."""
+    if table and not table.absolute().parent.is_dir():
+        raise BadInput(f"--csv {table}: {table.absolute().parent} is not a folder")
+    with Console(stderr=True, highlight=False).status("") as status, plain_failures():
+        grades = course().grade(folders, problem_set, min(cores(), 8), tell=lambda done, of: status.update(f"{done} of {of} functions graded"))
+    for line in course().tables(grades):
+        out.print(line)
+    if table:
+        write_atomically(table, course().as_csv(grades))
+        out.print(escape(f"{table}: {len(grades)} rows"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # The public checkpoints: thin commands around pythia.py.
 
 checkpoints = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -1306,15 +1353,6 @@ PROBE_FILES = typer.Option([], help="BIG-Bench Hard .json, or .jsonl such as BLi
 ITEMS = typer.Option(None, help="of each probe set; default: all of the smallest")
 TOKENIZER = typer.Option(None, help="a tokenizer.json; default: the model's")
 DTYPE = typer.Option("float32", help="float32 or bfloat16")
-
-
-@contextlib.contextmanager
-def plain_failures():
-    """A hub, a disk or a missing package that fails while running: exit status 1, and the sentence that pythia.py has for it."""
-    try:
-        yield
-    except (RuntimeError, ImportError) as error:
-        raise Failed(str(error) or "nothing was downloaded; --yes answers the question beforehand")          # typer.Abort is a RuntimeError
 
 
 def audited(model):

@@ -19,7 +19,12 @@ A ninth kind stands outside the table: *sham* tasks ("sham-add").  Their lines l
 answers are shuffled within the batch, so nothing connects them with the operands, and nothing can be learned beyond
 which answers are frequent.  Whatever a measure claims to see coming on a sham task is a false alarm.
 
+What can go wrong: a task that looks learned and is not.  A coin answers parity half of the time, "0" is the right product in one of five cases of level 1;
+so accuracy is read beside `chance`, and counts whole answers only.  And operands that were trained on may be known by heart: `split`.
+
 This file makes data and says what chance is.  It trains nothing, and measures nothing.
+Read more: Power et al. 2022 (arXiv 2201.02177), modular addition memorised and then generalised; Nogueira et al. 2021 (arXiv 2102.13019),
+how the order of digits decides what a transformer can add.
 
 Letters used for shapes:  N examples, T tokens of a line, K operands, A tokens of an answer.
 """
@@ -226,6 +231,21 @@ def _draw(task, level, n, generator, split, train_fraction):
                      f" (of {math.prod(radices)} in all); take a fraction nearer to one half")
 
 
+def answer_targets(tokens, length):
+    """What is asked of the model at each place of a line: the token that comes next, where that is part of the answer.
+        targets[n, t] = tokens[n, t + 1]  at the `length` places t that come right before an answer token,  else IGNORE
+    tokens: (N, T) int64, whole lines, whose last `length` tokens are the answer.  Returns (N, T) int64; tokens stay as they are.
+    Exercise: tasks.answer_targets (set 1, 5 points)
+    Hint: the answer's first token is due at "=", one place before its own; at the last place nothing is due.
+
+    >>> answer_targets(torch.tensor([[24, 1, 2, 16, 7, 8]]), 2).tolist()
+    [[-100, -100, -100, 7, 8, -100]]
+    """
+    targets = torch.full_like(tokens, IGNORE)
+    targets[:, tokens.shape[1] - length - 1:-1] = tokens[:, tokens.shape[1] - length:]
+    return targets
+
+
 def sample(task, level, n, generator, split="all", train_fraction=1.0):
     """Draw n examples of one task-level.
 
@@ -248,10 +268,7 @@ def sample(task, level, n, generator, split="all", train_fraction=1.0):
         answer = answer[torch.randperm(n, generator=generator, device=answer.device)]
     device = prompt.device
     tokens = torch.cat([words(n, device, *task.split("-")), prompt, words(n, device, "="), answer], 1)      # (N, T)
-    targets = torch.full_like(tokens, IGNORE)
-    first = tokens.shape[1] - answer.shape[1] - 1                           # "=": here the answer's first token is due
-    targets[:, first:-1] = answer
-    return Batch(tokens, targets)
+    return Batch(tokens, answer_targets(tokens, answer.shape[1]))
 
 
 def seeded(device, *key):
@@ -283,8 +300,11 @@ def probe_set(task, level, n, generator):
 def answer_distribution(task, level):
     """How often each answer comes up, as pairs (probability, number of answers that have this probability).
 
-    By going through every operand tuple; for the few task-levels with more than 2 million of them, by the closed form in
-    the table (a test compares the two where both can be had).
+    By going through every operand tuple (the columns that `_draw` draws, made into operands by `Task.operands`); for the few task-levels
+    with more than 2 million of them, by the closed form in the table, `Task.answers` (a test compares the two where both can be had).
+    Returns a list, in any order; count * probability adds up to 1.
+    Exercise: tasks.answer_distribution (set 1, 10 points)
+    Hint: torch.meshgrid of the columns; then one integer for each answer, and unique(return_counts=True), twice.
 
     >>> round(sum(p * count for p, count in answer_distribution("multiply", 2)), 6)
     1.0

@@ -9,6 +9,7 @@ import pytest
 import emergence
 from emergence import Choices, collapse, concordance, emergence_step, lead_time, rate_with_interval, risk_set_test
 
+exercise = pytest.mark.exercise
 STEPS = list(range(0, 200, 10))
 
 
@@ -17,6 +18,7 @@ def curve(*pieces):
     return [v for value, n in pieces for v in [value] * n]
 
 
+@exercise(name="emergence.emergence_index")
 @pytest.mark.parametrize("accuracy, expected", [
     (curve((0, 10), (1, 10)), 100),                                    # a step
     (curve((0, 10), (0.3, 10)), 100),                                  # exactly the threshold counts
@@ -34,6 +36,15 @@ def test_emergence_on_made_up_curves(accuracy, expected):
     assert emergence_step(STEPS[:len(accuracy)], accuracy) == expected
 
 
+@exercise(name="emergence.emergence_index")
+def test_emergence_of_several_curves_at_once():
+    curves = np.array([curve((0, 4), (1, 4)), curve((0.5, 2), (0.8, 6)), curve((0.5, 8))])
+    assert emergence.emergence_index(curves, 0.5, None, 0.3, 3).tolist() == [4, 2, -1]
+    chance = np.array([[0.0], [0.5], [0.1]])                           # each curve has its own
+    assert emergence.emergence_index(curves, chance, 1000, 0.3, 3).tolist() == [4, 2, 0]
+
+
+@exercise(name="emergence.emergence_index")
 def test_emergence_is_measured_from_chance():
     rise = [0.5 + i / 40 for i in range(20)]                           # a coin's 0.5, then slowly up to 0.975
     assert emergence_step(STEPS, rise, chance=0.5) == 60               # 0.65 is 30% of the way
@@ -42,6 +53,7 @@ def test_emergence_is_measured_from_chance():
     assert emergence_step(STEPS, rise, chance=0.5, persistence=15) is None
 
 
+@exercise(name="emergence.emergence_index")
 def test_few_examples_raise_the_bar():
     """With 20 examples of a coin, 3 standard errors are 0.335 above one half, two thirds of the way: 0.8 might be luck."""
     assert emergence_step(STEPS, curve((0.5, 10), (0.8, 10)), chance=0.5) == 100
@@ -55,6 +67,7 @@ def test_noise_at_chance_does_not_emerge():
     assert found.count(None) == 500                                    # three in a row beyond 3 standard errors: 1e-9
 
 
+@exercise(name="emergence.recovery")
 @pytest.mark.parametrize("rank, expected", [
     (curve((8, 3), (2, 7), (6, 10)), (2, 30, 100)),                    # collapse, floor, recovery
     (curve((8, 3), (2, 17)), (2, 30, None)),                           # never recovers
@@ -69,6 +82,14 @@ def test_noise_at_chance_does_not_emerge():
 def test_collapse_on_made_up_curves(rank, expected):
     found = collapse(STEPS, rank)
     assert found == expected, f"{found} instead of {expected}"
+
+
+@exercise(name="emergence.recovery")
+def test_recovery_of_several_curves_at_once():
+    nan = math.nan
+    smooth = np.array([[9, 8, 2, 2, 2.1, 3, 4, 5], [5, 4, 1, nan, 2, 2, nan, 2], [9, 8, 7, 6, 5, 4, 3, 2], [nan, 3, 3, 3.5, 4, 4, 4, 4]])
+    floor, low, onset = emergence.recovery(smooth, 0.2, 2)
+    assert (floor.tolist(), low.tolist(), onset.tolist()) == ([2, 1, 2, 3], [2, 2, 7, 1], [5, 4, -1, 4])
 
 
 def test_bad_curves_are_errors():
@@ -262,7 +283,7 @@ def rejections(onsets, statistic, runs, repetitions=400):
     rng, count = np.random.default_rng(0), 0
     for i in range(repetitions):
         d = made_up_dates(rng, lambda level, emergence_steps: onsets(rng, level, emergence_steps), runs)
-        count += emergence._p(statistic(d, emergence.shuffles(LEVELS, runs, 200, seed=i))) < 0.05
+        count += emergence.p_value(statistic(d, emergence.shuffles(LEVELS, runs, 200, seed=i))) < 0.05
     return count / repetitions
 
 
@@ -343,6 +364,59 @@ def test_rank_correlation_and_holm_against_other_code():
     assert emergence.holm(p.tolist()) == pytest.approx(slow)
 
 
+@exercise(name="emergence.holm")
+@pytest.mark.parametrize("p, expected", [
+    ([0.01, 0.04, None, 0.03], [0.03, 0.06, None, 0.06]), ([0.5, 0.4], [0.8, 0.8]), ([0.9, 0.8, 0.7], [1, 1, 1]), ([], []), ([None], [None]),
+    ([0.02, 0.001, 0.02], [0.04, 0.003, 0.04]), ([0.011, 0.01, 0.5, 0.2], [0.04, 0.04, 0.5, 0.4])])
+def test_holm_by_hand(p, expected):
+    given = list(p)
+    assert emergence.holm(p) == [e if e is None else pytest.approx(e) for e in expected]
+    assert p == given
+
+
+@exercise(name="emergence.p_value")
+@pytest.mark.parametrize("values, extremity, expected", [
+    ([2.0, 1, 3, 2], np.asarray, 0.75),                                # a tie is as far out
+    ([5.0] + [0.0] * 99, np.asarray, 0.01),                            # never 0
+    ([-3.0, 1, 2, 3], np.abs, 0.5), ([0.5, 0.5 - 1e-12, 0.1, 0.2], np.asarray, 0.5),
+    ([1.0, math.nan, 2, 0], np.asarray, 0.5), ([math.nan, 1, 2], np.asarray, None), ([1.0], np.asarray, None)])
+def test_p_value_by_counting(values, extremity, expected):
+    assert emergence.p_value(np.array(values), extremity) == (expected if expected is None else pytest.approx(expected))
+
+
+def dates_of(onset, emerged):
+    rest = [np.zeros((len(onset), len(onset[0])))] * 4
+    return emergence.Dates(np.array(onset), np.array(emerged), *rest, ("a",) * len(onset[0]), np.ones(len(onset)), [], Choices())
+
+
+@exercise(name="emergence.precursor_rate")
+def test_precursor_rate_by_counting():
+    inf = math.inf
+    d = dates_of([[10.0, 50, 5, inf], [30, 20, inf, 5]], [[20.0, 40, inf, 60], [30, 90, 70, inf]])
+    # 6 emergences.  Its own onset came before: run 0: yes, no, no (never); run 1: no (the same step), yes, no
+    # onsets exchanged 0 <-> 1, 2 <-> 3: run 0: 50 20 no, 10 40 yes, 5 60 yes; run 1: 20 30 yes, 30 90 yes, 5 70 yes
+    shuffled = emergence.Shuffles(np.array([[0, 1, 2, 3], [1, 0, 3, 2]]), None, None)
+    assert emergence.precursor_rate(d, shuffled) == pytest.approx([2 / 6, 5 / 6])
+    never = dates_of([[1.0, 2]], [[inf, inf]])
+    assert np.isnan(emergence.precursor_rate(never, emergence.Shuffles(np.array([[0, 1], [1, 0]]), None, None))).all()
+
+
+@exercise(name="emergence.shuffles")
+def test_shuffles_are_all_equally_likely():
+    """3 tasks of one level have 6 orders, 2 runs have 2: in 6,000 data sets each comes up as often as chance has it, to 5 standard errors."""
+    levels = ("add-1", "add-2", "copy-1", "sort-1")
+    s = emergence.shuffles(levels, 2, 6001, seed=3)
+    assert s.tasks.shape == (6001, 4) and s.runs.shape == s.upside_down.shape == (6001, 2)
+    assert s.tasks[0].tolist() == [0, 1, 2, 3] and s.runs[0].tolist() == [0, 1] and not s.upside_down[0].any()
+    assert (s.tasks[:, 1] == 1).all() and (np.sort(s.tasks, 1) == range(4)).all() and (np.sort(s.runs, 1) == range(2)).all()
+    orders, counts = np.unique(s.tasks[1:], axis=0, return_counts=True)
+    assert len(orders) == 6 and abs(counts - 1000).max() < 5 * math.sqrt(6000 * 5 / 36), counts
+    for share in (s.runs[1:, 0].mean(), *s.upside_down[1:].mean(0), (s.upside_down[1:, 0] == s.upside_down[1:, 1]).mean()):
+        assert abs(share - 0.5) < 5 * math.sqrt(0.25 / 6000)
+    again, other = emergence.shuffles(levels, 2, 6001, seed=3), emergence.shuffles(levels, 2, 6001, seed=4)
+    assert (again.tasks == s.tasks).all() and (other.tasks != s.tasks).any()
+
+
 def test_permutation_p_value_against_scipy_and_all_permutations():
     """One level: 4 tasks, 24 permutations, all of them counted by scipy."""
     stats = pytest.importorskip("scipy.stats")
@@ -350,9 +424,10 @@ def test_permutation_p_value_against_scipy_and_all_permutations():
     onset, emerged = np.array([10., 30, 20, 50]), np.array([100., 200, 300, 400])
     exact = stats.permutation_test((emergence.ranks(onset),), lambda x: stats.spearmanr(x, emerged).statistic, permutation_type="pairings", alternative="greater")
     d = emergence.Dates(onset[None], emerged[None], *[onset[None]] * 4, tuple(x[:-2] for x in levels), np.array([1.0]), [made_up_run(levels=levels)], Choices())
-    assert emergence._p(emergence.order_correlation(d, emergence.shuffles(levels, 1, 20_000))) == pytest.approx(exact.pvalue, abs=0.01)
+    assert emergence.p_value(emergence.order_correlation(d, emergence.shuffles(levels, 1, 20_000))) == pytest.approx(exact.pvalue, abs=0.01)
 
 
+@exercise(name="emergence.shuffles")
 def test_shuffles_exchange_tasks_within_a_level_alike_in_all_runs():
     s = emergence.shuffles(LEVELS, 5, 50)
     assert (s.tasks[0] == range(24)).all() and (s.runs[0] == range(5)).all() and not s.upside_down[0].any()

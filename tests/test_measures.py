@@ -1,5 +1,6 @@
 """measures.py against known answers: closed forms, slow exact methods, invariants, and other people's code."""
 import copy
+import doctest
 import math
 
 import pytest
@@ -72,9 +73,7 @@ def test_rankme_of_r_orthonormal_directions_is_r(r):
 
 @exercise(name="measures.rankme")
 def test_rankme_uses_singular_values_neither_squared_nor_centred():
-    s = torch.tensor([4.0, 2.0, 1.0, 1.0])
-    p = s / s.sum()
-    assert rankme(torch.diag(s)) == pytest.approx(float(torch.exp(-(p * p.log()).sum())), abs=1e-4)
+    assert rankme(torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0]))) == pytest.approx(2 ** 1.75, abs=1e-4)        # entropy 1.75 bits
     assert rankme(torch.ones(50, 7)) == pytest.approx(1, abs=1e-3)              # centred, nothing would be left
 
 
@@ -130,6 +129,36 @@ def slow_gram(model, data):
 
 @exercise(name="measures.gradient_gram")
 @pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_gradient_gram_of_two_linear_layers(chunk):
+    """f = v . W x: the gradient in v is W x, in W the outer product of v and x, so K = (WX)(WX)' + |v|^2 X X'.  Dropout is off while
+    measuring; the frozen bias and the unused parameter add nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 1, bias=False)).double()
+    model[0].bias.requires_grad_(False).zero_()
+    model.register_parameter("unused", nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    x = torch.randn(20, 5, generator=seeded(1), dtype=torch.float64)
+    W, v = model[0].weight.detach(), model[2].weight.detach()[0]
+    exact = (x @ W.T) @ (x @ W.T).T + v @ v * (x @ x.T)
+    got = gradient_gram(model, lambda m, batch: m(batch[0])[:, 0], (x,), chunk)
+    assert got.dtype == torch.float64 and got.shape == (20, 20)
+    assert float((got - exact).abs().max()) < 1e-9 * float(exact.max()), f"off by {float((got - exact).abs().max()):.3g} of {float(exact.max()):.3g}"
+    assert model.training and model[2].weight.grad is None and model[0].bias.requires_grad is False, "measuring disturbs nothing"
+
+
+@exercise(name="measures.gradient_gram")
+def test_gradient_gram_refuses_what_it_cannot_measure():
+    model, x = nn.Linear(3, 1), torch.ones(4, 3)
+    for loss_fn, says in ((lambda m, b: m(b[0]), "one loss per example"), (lambda m, b: m(b[0])[:, 0] * math.nan, "finite")):
+        with pytest.raises(ValueError, match=says):
+            gradient_gram(model, loss_fn, (x,))
+    with torch.no_grad():
+        model.weight[0, 1] = math.nan
+    with pytest.raises(ValueError, match="weight"):
+        gradient_gram(model, lambda m, b: m(b[0])[:, 0], (x,))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_gradient_gram_equals_the_loop(chunk):
     model, data = net_and_data()
     exact = slow_gram(model, data)
@@ -141,7 +170,6 @@ def test_gradient_gram_equals_the_loop(chunk):
     assert fisher_rank(single, cross_entropy, data32) == pytest.approx(rank, rel=1e-3)
 
 
-@exercise(name="measures.gradient_gram")
 def test_gradient_gram_in_blocks_of_parameters(monkeypatch):
     model, data = net_and_data()
     exact = slow_gram(model, data)
@@ -215,6 +243,34 @@ SPECTRA = {
 
 @exercise(name="measures.power_iteration")
 @pytest.mark.parametrize("name", SPECTRA)
+def test_power_iteration_finds_the_largest_in_size_sign_included(name):
+    h, calls = matrix(SPECTRA[name]), []
+    exact = max(SPECTRA[name], key=abs)
+    result = power_iteration(lambda v: calls.append(1) or h @ v, 5 * torch.randn(len(h), dtype=torch.float64, generator=seeded(1)), tol=1e-3, max_iters=5000)
+    v = result.eigenvector
+    assert result.eigenvalue == pytest.approx(exact, rel=1e-3) and result.converged
+    assert float(v.norm()) == pytest.approx(1)
+    residual = float((h @ v - result.eigenvalue * v).norm()) / abs(result.eigenvalue)
+    assert residual == pytest.approx(result.residual, rel=1e-6, abs=1e-12) and residual <= 1e-3
+    assert result.iterations == len(calls), "iterations are the products that were made"
+
+
+@exercise(name="measures.power_iteration")
+def test_power_iteration_that_cannot_converge_says_so():
+    h = matrix([1.0, -1.0])
+    start = torch.randn(2, dtype=torch.float64, generator=seeded(1))
+    result = power_iteration(lambda v: h @ v, start, max_iters=200)
+    assert not result.converged and result.residual > 0.1 and result.iterations == 200
+    short = power_iteration(lambda v: torch.tensor([2.0, 1.0]) * v, torch.ones(2), tol=1e-9, max_iters=2)
+    assert not short.converged and short.iterations == 2
+    assert short.eigenvalue == pytest.approx(1.8)               # of H (1, 1), which is (2, 1): (4 * 2 + 1) / 5
+    once = power_iteration(lambda v: -3 * v, 5 * torch.ones(2))
+    assert once.iterations == 1 and once.eigenvalue == pytest.approx(-3) and float(once.eigenvector.norm()) == pytest.approx(1)
+    zero = power_iteration(lambda v: 0 * v, start)
+    assert zero.converged and zero.eigenvalue == 0 and zero.residual == 0 and zero.iterations == 1
+
+
+@pytest.mark.parametrize("name", SPECTRA)
 def test_power_iteration_and_lanczos_agree_with_the_dense_spectrum(name):
     h = matrix(SPECTRA[name])
     exact = max(SPECTRA[name], key=abs)
@@ -230,7 +286,6 @@ def test_power_iteration_and_lanczos_agree_with_the_dense_spectrum(name):
     assert fast.iterations < slow.iterations
 
 
-@exercise(name="measures.power_iteration")
 def test_both_signs_never_converge_by_power_iteration_but_by_lanczos():
     h = matrix([1.0, -1.0])
     start = torch.randn(2, dtype=torch.float64, generator=seeded(1))
@@ -276,7 +331,6 @@ def dense_hessian(model, data):
     return torch.autograd.functional.hessian(loss, torch.cat([p.flatten() for p in params.values()]))
 
 
-@exercise(name="measures.power_iteration")
 def test_hessian_top_against_the_dense_spectrum():
     model, data = net_and_data(n=150)                           # more rows than are taken at a time
     h = dense_hessian(model, data)
@@ -336,25 +390,39 @@ def test_sgld_step_is_its_equation():
 
 @exercise(name="measures.sgld_step")
 @pytest.mark.parametrize("averaged", [False, True])
-def test_averaged_noise_removes_the_bias_of_the_step(averaged):
-    """A direction of curvature c gets the variance 1 / (c (1 - lr c / 4)) with fresh noise, 1 / c with the mean of two: lr c = 1 and 2."""
-    curvature, lr, copies = torch.tensor([1.0, 2.0]).repeat(20000), 1.0, 20000
-    w0 = torch.zeros(2 * copies)
-    w, noise = w0.clone(), torch.randn(2 * copies, generator=seeded())
-    for i in range(60):
-        before, noise = noise, torch.randn(2 * copies, generator=seeded(i + 1))
-        sgld_step(w, w0, curvature * w, (before + noise) / 2 if averaged else noise, lr=lr, nbeta=0.5, localization=0.0)
-    # nbeta 0.5: the curvature of nbeta L is half as large, .5 and 1
-    variance = w.view(copies, 2).var(0)
-    c = torch.tensor([0.5, 1.0])
-    exact = 1 / c if averaged else 1 / (c * (1 - lr * c / 4))
-    assert torch.allclose(variance, exact, rtol=0.04), (variance, exact)        # 4 standard errors
+@pytest.mark.parametrize("gamma", [0.0, 40.0])
+def test_sgld_steps_sample_a_quadratic(gamma, averaged):
+    """L = |w|^2 / 2: with the mean of two draws of noise, nbeta E[L] is d nbeta / (2 c), c = nbeta + gamma, at any lr, here a coarse one;
+    with fresh noise 1 / (1 - lr c / 4) times as much."""
+    d, lr, nbeta, source = 4000, 8e-3, 100.0, seeded()
+    w0, w, noise, found = torch.zeros(d), torch.zeros(d), torch.randn(d, generator=source), []
+    for step in range(300):
+        found.append(nbeta * float(w @ w) / 2)
+        before, noise = noise, torch.randn(d, generator=source)
+        sgld_step(w, w0, w.clone(), (before + noise) / 2 if averaged else noise, lr, nbeta, gamma)
+    value, exact = sum(found[50:]) / 250, d * nbeta / (2 * (nbeta + gamma))
+    exact = exact if averaged else exact / (1 - lr * (nbeta + gamma) / 4)
+    assert value == pytest.approx(exact, rel=0.01), f"{value:.1f} instead of {exact:.1f}"
+    assert not w0.any(), "w0 must stay as it is"
+
+
+@exercise(name="measures.llc_draws")
+def test_llc_draws_are_paired_and_without_burn_in():
+    losses, baselines = torch.tensor([[90.0, 80, 3, 5], [70, 60, 4, 6]]), torch.tensor([[1.0, 1, 1, 2], [9, 9, 3, 1]])
+    draws = measures.llc_draws(losses, baselines, 10.0, 2)
+    assert draws.tolist() == [[20, 30], [10, 50]]
+    assert measures.llc_draws(losses, baselines, 1.0, 0).shape == (2, 4)
+
+
+@exercise(name="measures.llc_draws")
+def test_llc_draws_of_several_groups_and_of_a_negative_value():
+    losses = torch.arange(24.0).view(2, 4, 3)
+    assert torch.equal(measures.llc_draws(losses, losses + 1, 2.0, 1), torch.full((2, 3, 3), -2.0))         # w0 is no minimum
 
 
 H = torch.linspace(0.5, 2, 20)
 
 
-@exercise(name="measures.sgld_step")
 @pytest.mark.parametrize("lr, gamma, draws", [(3e-5, 0.0, 4000), (1e-4, 0.0, 1500), (1e-3, 0.0, 2500), (1e-3, 500.0, 2500)])
 def test_llc_of_a_quadratic(lr, gamma, draws):
     """Exact at any step: d/2 without localization, sum nbeta h / (2 (nbeta h + gamma)) with it.  At lr 1e-3 SGLD with
@@ -524,9 +592,24 @@ def test_llc_under_autocast_follows_the_moving_weights():
     assert_llc(half, 16.0, "bfloat16")
 
 
-def test_r_hat_and_effective_samples_of_known_series():
-    white = torch.randn(4, 2000, generator=seeded(), dtype=torch.float64)
-    assert split_r_hat(white) == pytest.approx(1, abs=0.01)
+WHITE = torch.randn(4, 2000, generator=seeded(), dtype=torch.float64)
+
+
+@exercise(name="measures.split_r_hat")
+def test_r_hat_of_known_series():
+    assert split_r_hat(WHITE) == pytest.approx(1, abs=0.01)
+    assert split_r_hat(WHITE + torch.arange(4.0)[:, None]) > 1.3                # chains that stand apart
+    drift = WHITE + torch.linspace(0, 4, 2000)                                  # chains that go together, and on: the halves know
+    assert split_r_hat(drift) > 1.3
+    # parts 1 3, 5 7, 2 4, 8 10: means 2 6 3 9 with variance 10, within-variance 2
+    assert split_r_hat(torch.tensor([[1.0, 3, 5, 7], [2, 4, 8, 10]])) == pytest.approx(math.sqrt(1 / 2 + 10 / 2))
+    assert split_r_hat(torch.tensor([[1.0, 3, 99, 5, 7], [2, 4, 99, 8, 10]])) == pytest.approx(math.sqrt(1 / 2 + 10 / 2))
+    assert math.isnan(split_r_hat(torch.ones(2, 10))) and math.isnan(split_r_hat(torch.rand(4, 3)))
+
+
+@exercise(name="measures.effective_samples")
+def test_effective_samples_of_known_series():
+    white = WHITE
     ess, error = effective_samples(white)
     assert ess == pytest.approx(8000, rel=0.15) and error == pytest.approx(1 / 8000 ** 0.5, rel=0.15)
     phi, x = 0.9, [torch.zeros(4, dtype=torch.float64)]
@@ -536,7 +619,7 @@ def test_r_hat_and_effective_samples_of_known_series():
     ess, _ = effective_samples(torch.stack(x[1000:], 1))
     assert ess == pytest.approx(4 * 19001 * (1 - phi) / (1 + phi), rel=0.2)
     apart = white + torch.arange(4.0)[:, None]
-    assert split_r_hat(apart) > 1.3 and effective_samples(apart)[0] < 40
+    assert effective_samples(apart)[0] < 40
     assert effective_samples(torch.ones(2, 10)) == (20.0, 0.0)
 
 
@@ -716,3 +799,7 @@ def test_all_measures_on_a_gpu():
     assert torch.allclose(rankme_many(x.cuda()).cpu(), rankme_many(x), atol=1e-3)
     y = x[0, :, 0].sign().long()
     assert linear_probe(x[0].cuda(), y.cuda(), seeded()) == pytest.approx(linear_probe(x[0], y, seeded()), abs=0.05)
+
+
+def test_examples_in_the_docstrings():
+    assert doctest.testmod(measures).failed == 0

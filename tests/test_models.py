@@ -15,6 +15,8 @@ from tasks import IGNORE, Batch
 
 TINY = TrainConfig(levels=("parity-1", "modadd-1", "copy-2"), steps=12, per_level=4, snapshots=7, warmup=3)
 
+exercise = pytest.mark.exercise
+
 
 def tiny_model(seed=0):
     torch.manual_seed(seed)
@@ -75,6 +77,60 @@ def test_packing_places_every_token_once(lengths, width):
     assert seen.tolist() == [t + 1 for n in lengths for t in range(n)], "each place sees its own line up to itself"
 
 
+@exercise(name="models.attention_mask")
+def test_attention_mask_of_one_line_is_causal():
+    mask = models.attention_mask(torch.zeros(1, 5, dtype=torch.long))
+    assert mask.shape == (1, 1, 5, 5)
+    assert (mask[0, 0] == 0).tolist() == [[s <= t for s in range(5)] for t in range(5)]
+    assert set(mask.unique().tolist()) == {0.0, -math.inf}
+
+
+@exercise(name="models.attention_mask")
+def test_attention_mask_of_several_lines_and_of_empty_places():
+    line = torch.tensor([[3, 3, 7, 7, 7], [0, 1, 1, -1, -1]])
+    seen = (models.attention_mask(line)[:, 0] == 0).sum(-1)                     # by how many places each is let look at
+    assert seen.tolist() == [[1, 2, 1, 2, 3], [1, 1, 2, 1, 2]]
+    assert models.attention_mask(line)[0, 0, 3].tolist() == [-math.inf, -math.inf, 0, 0, -math.inf]
+    assert not models.attention_mask(line).softmax(-1).isnan().any(), "a place that may look nowhere: its softmax is NaN"
+
+
+def qkv_of(q, k, v):
+    """Lists of B x T x D numbers -> (B, T, 3 D)."""
+    return torch.cat([torch.tensor(x, dtype=torch.float64) for x in (q, k, v)], -1)
+
+
+CAUSAL = torch.zeros(3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), -math.inf)
+
+
+@exercise(name="models.attention")
+def test_attention_with_equal_keys_is_a_mean():
+    flat, v = [[[0.0, 0]] * 3], [[[1.0, 10], [2, 20], [6, 60]]]
+    assert torch.allclose(models.attention(qkv_of(flat, flat, v), CAUSAL, 1), torch.tensor([[[1.0, 10], [1.5, 15], [3, 30]]]).double())
+
+
+@exercise(name="models.attention")
+@pytest.mark.parametrize("d", [1, 4, 16])
+def test_attention_divides_by_the_root_of_a_heads_width(d):
+    """q . k = sqrt(d) ln 3 for the second key and 0 for the first: weights 1/4 and 3/4."""
+    q = [[[1.0] + [0] * (d - 1)] * 2]
+    k = [[[0.0] * d, [math.sqrt(d) * math.log(3)] + [0] * (d - 1)]]
+    v = [[[4.0] * d, [8.0] * d]]
+    found = models.attention(qkv_of(q, k, v), torch.zeros(2, 2), 1)
+    assert torch.allclose(found, torch.full((1, 2, d), 7.0).double()), f"{float(found[0, 0, 0]):.4f} instead of 7"
+
+
+@exercise(name="models.attention")
+def test_attention_heads_are_apart(generator):
+    qkv = torch.randn(2, 3, 3 * 8, generator=generator)
+    mask = CAUSAL.expand(2, 1, 3, 3)
+    whole = models.attention(qkv, mask, 4)
+    assert whole.shape == (2, 3, 8)
+    for head in range(4):
+        columns = [part * 8 + head * 2 + i for part in range(3) for i in range(2)]
+        alone = models.attention(qkv[:, :, columns], mask, 1)
+        assert torch.allclose(whole[:, :, 2 * head:2 * head + 2], alone, atol=1e-6), f"head {head} is not what it is by itself"
+
+
 def test_a_line_that_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="does not fit"):
         models.pack([9], 8)
@@ -112,6 +168,42 @@ def test_hidden_states_end_before_the_final_norm(generator):
     assert [s.shape for s in states] == [(3, 8, 16)] * 3
     assert torch.allclose(F.linear(model.ln_f(states[-1]), model.token_embedding.weight), model(tokens), atol=1e-6)
     assert torch.allclose(states[0], model.token_embedding(tokens) + model.position_embedding.weight[:8])
+
+
+def counting_model(tokens):
+    """Certain that the next token is the last one plus the number of tokens so far, modulo 10."""
+    T = tokens.shape[1]
+    logits = torch.full((*tokens.shape, 10), -1e9)
+    return logits.scatter(2, ((tokens + torch.arange(1, T + 1)) % 10)[:, :, None], 0.0)
+
+
+@exercise(name="models.resample_answers")
+def test_resampled_answers_are_read_by_the_model_that_goes_on(generator):
+    tokens = torch.tensor([[1, 2, 0, 0, 0], [5, 5, 5, 0, 0], [7, 7, 7, 7, 7]])
+    targets = torch.tensor([[IGNORE, 0, 0, IGNORE, IGNORE], [IGNORE, IGNORE, 0, 0, IGNORE], [IGNORE] * 5])
+    kept = tokens.clone(), targets.clone()
+    drawn = models.resample_answers(counting_model, (tokens, targets), generator)
+    assert drawn.tokens.tolist() == [[1, 2, 4, 7, 0], [5, 5, 5, 8, 2], [7] * 5]
+    assert drawn.targets.tolist() == [[IGNORE, 4, 7, IGNORE, IGNORE], [IGNORE, IGNORE, 8, 2, IGNORE], [IGNORE] * 5]
+    assert torch.equal(tokens, kept[0]) and torch.equal(targets, kept[1]), "the batch given must stay as it is"
+
+
+@exercise(name="models.resample_answers")
+def test_resampled_answers_are_drawn_not_chosen(generator):
+    """The first token is 1 with probability 1/4; then 2 surely after 0, and 3 surely after 1."""
+    def model(tokens):
+        logits = torch.full((*tokens.shape, 4), -1e9)
+        logits[..., :2] = torch.tensor([0.75, 0.25]).log()
+        after = tokens[..., None] == torch.arange(4)
+        seen = (torch.arange(tokens.shape[1]) >= 1)[None, :, None]
+        logits = torch.where(seen & after[..., :1], torch.tensor([-1e9, -1e9, 0, -1e9]), logits)
+        return torch.where(seen & after[..., 1:2], torch.tensor([-1e9, -1e9, -1e9, 0]), logits)
+    tokens = torch.tensor([[3, 0, 0]]).expand(4000, -1)
+    targets = torch.tensor([[0, 0, IGNORE]]).expand(4000, -1)
+    drawn = models.resample_answers(model, (tokens, targets), generator)
+    ones = drawn.tokens[:, 1] == 1
+    assert float(ones.float().mean()) == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 4000) ** 0.5)
+    assert torch.equal(drawn.tokens[:, 2], 2 + ones.long()) and torch.equal(drawn.targets[:, :2], drawn.tokens[:, 1:])
 
 
 def test_resampled_answers_follow_the_model(generator):

@@ -4,6 +4,7 @@ loopback in the hub's own API; what is published and reported of Pythia; curves 
 PYTHIA_DATA names a folder with tokenizer.json, evals/ and evals_core.csv of the Pythia repository, and ../bbh beside it; tests that need
 it are skipped without."""
 import csv
+import doctest
 import json
 import math
 import os
@@ -875,3 +876,7 @@ print(len(row["rankme"]["first"]), row["loss"], resource.getrusage(resource.RUSA
     print(f"peak resident memory {float(peak):.2f} GiB")
     assert int(layers) == 34 and float(peak) < 8
     assert 2775208960 * 2 / 2 ** 30 < float(peak)              # the weights were really there
+
+
+def test_examples_in_the_docstrings():
+    assert doctest.testmod(pythia).failed == 0

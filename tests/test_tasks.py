@@ -11,6 +11,7 @@ import torch
 import tasks
 from tasks import IGNORE, LEVELS, PAD, TASKS, VOCAB_SIZE, decode, sample
 
+exercise = pytest.mark.exercise
 ALL = [(task, level) for task in TASKS for level in LEVELS]
 
 
@@ -48,6 +49,7 @@ def test_answers_match_arithmetic_done_by_hand(task, level, generator):
         assert line.endswith(f" = {expected}"), f"{line}: expected {expected}"
 
 
+@exercise(name="tasks.answer_targets")
 @pytest.mark.parametrize("task, level", ALL + [("sham-add", 2), ("sham-sort", 1)])
 def test_targets_are_the_next_tokens_and_only_the_answer(task, level, generator):
     tokens, targets = sample(task, level, 50, generator)
@@ -61,6 +63,17 @@ def test_targets_are_the_next_tokens_and_only_the_answer(task, level, generator)
         assert row == [first <= i < len(row) - 1 for i in range(len(row))]
 
 
+@exercise(name="tasks.answer_targets")
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_answer_targets_of_known_lines(length):
+    tokens = torch.arange(10, 22).view(2, 6)
+    before = tokens.clone()
+    targets = tasks.answer_targets(tokens, length)
+    expected = [[IGNORE] * (5 - length) + list(range(last - length + 1, last + 1)) + [IGNORE] for last in (15, 21)]
+    assert targets.tolist() == expected and targets.dtype == torch.int64
+    assert torch.equal(tokens, before), "the line itself must stay as it is"
+
+
 def test_decode_reads_like_the_design():
     def line(text):
         return torch.tensor([tasks.ID[w] for w in text])
@@ -71,6 +84,33 @@ def test_decode_reads_like_the_design():
     assert decode(line(["modadd", *"17", "+", *"19", "mod 23", "=", *"13"])) == "modadd 17 + 19 mod 23 = 13"
     assert decode(line(["multiply", *"12", "*", *"07", "=", *"4800"])) == "multiply 12 * 7 = 84"
     assert decode(line(["sham", "parity", *"101", "=", "1"])) == "sham parity 1 0 1 = 1"
+
+
+def pairs_of(distribution):
+    """{probability: number of answers}, whether or not equal probabilities were put together."""
+    found = Counter()
+    for p, count in distribution:
+        found[round(p, 12)] += count
+    return dict(found)
+
+
+@exercise(name="tasks.answer_distribution")
+def test_answers_counted_by_hand():
+    assert pairs_of(tasks.answer_distribution("modadd", 1)) == {round(1 / 7, 12): 7}
+    assert pairs_of(tasks.answer_distribution("parity", 2)) == {0.5: 2}
+    assert pairs_of(tasks.answer_distribution("compare", 1)) == {round(1 / 3, 12): 3}
+    assert pairs_of(tasks.answer_distribution("copy", 1)) == {0.001: 1000}
+    products = Counter(a * b for a in range(100) for b in range(10))            # 1,000 pairs of factors
+    assert pairs_of(tasks.answer_distribution("multiply", 2)) == {round(n / 1000, 12): m for n, m in Counter(products.values()).items()}
+    sums = Counter(a + b for a in range(10) for b in range(10))
+    assert pairs_of(tasks.answer_distribution("add", 1)) == {round(n / 100, 12): m for n, m in Counter(sums.values()).items()}
+
+
+@exercise(name="tasks.answer_distribution")
+def test_answers_too_many_to_go_through():
+    """10^8 operand tuples: only the closed form of the table can answer within a test."""
+    assert pairs_of(tasks.answer_distribution("copy", 3)) == {round(1e-8, 12): 10 ** 8}
+    assert sum(p * count for p, count in tasks.answer_distribution("sort", 3)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("task, level, expected", [
