@@ -468,7 +468,7 @@ def events(run, choices=Choices()):
     step, limit = lambda x: None if math.isinf(x) else int(x), ceilings(run, c.position)
     for k, level in enumerate(run.levels):
         onset, emergence = step(onsets[k, c.layer]), step(emerged[c.behaviour][k])
-        seen = curve(run.rows, level, "accuracy_train")                         # only with a train fraction below 1
+        seen = curve(run.rows, level, "accuracy_train") if config["train_fraction"] < 1 else ([], [])
         ceiling = int(limit[k])
         interval = lead_interval(run.steps.tolist(), onset, emergence)
         task, _, number = level.rpartition("-")
@@ -481,7 +481,7 @@ def events(run, choices=Choices()):
             "memorised": emergence_step(*seen, config["chance"][level], c.threshold, c.persistence, config["eval_examples"]),
             "lead": lead_time(onset, emergence), "lead_low": interval and interval[0], "lead_high": interval and interval[1],
             "top_down_floor": float(top_down(floors[k])), "top_down_time": float(top_down(floor_steps[k])),
-            "final_accuracy": float(curve(run.rows, level, "accuracy")[1][-1]), "last_step": int(run.steps[-1]),
+            "final_accuracy": float(curve(run.rows[-1:], level, "accuracy")[1][-1]), "last_step": int(run.steps[-1]),
         })
     return out
 
