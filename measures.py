@@ -720,10 +720,10 @@ def llc_grid(model, loss_fn, data, lrs=(2e-4, 5e-4, 1e-3, 2e-3), localizations=(
 
 
 def recommended(cells):
-    """Of the cells of llc_grid, a list, the one with the largest lr whose bias is under 5% of the raw value and whose R-hat is under 1.05, all chains
-    sound and the value positive; among equals that with the most effective draws.  None if there is none."""
+    """{localization: lr} from the cells of llc_grid: the largest lr whose bias is under 5% of the raw value and whose R-hat is under 1.05, all chains
+    sound and the value positive; None where there is none.  Between localizations nothing is recommended: they ask different questions."""
     fit = [c for c in cells if not c[2].num_diverged and c[2].mean > 0 and abs(c[2].bias) < 0.05 * abs(c[2].mean + c[2].bias) and c[2].r_hat < 1.05]
-    return max(fit, key=lambda cell: (cell[0], cell[2].ess), default=None)
+    return {gamma: max((lr for lr, other, _ in fit if other == gamma), default=None) for gamma in dict.fromkeys(cell[1] for cell in cells)}
 
 
 def grid_figure(cells):
@@ -740,9 +740,11 @@ def grid_figure(cells):
             bars = [2 * found[lr, gamma].mc_error for lr in lrs] if axis is top.axes[0] else None
             axis.errorbar(lrs, [value(found[lr, gamma]) for lr in lrs], yerr=bars, marker="o", label=f"localization {gamma:g}")
         axis.set(xscale="log", yscale="linear" if axis is top.axes[0] else "log", xlabel="lr", title=title)
+        axis.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        axis.minorticks_off()
     for axis, limit in zip(top.axes[1:], (5, 100)):
         axis.axhline(limit, color="grey", linestyle=":")
-    top.axes[0].legend(fontsize="small")
+    top.legend(*top.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(gammas), fontsize="small")
     for axis, (gamma, lr) in zip(bottom.subplots(len(gammas), len(lrs), sharex=True).flat, ((gamma, lr) for gamma in gammas for lr in lrs)):
         result = found[lr, gamma]
         for excess, bad in zip(result.nbeta * (result.losses - result.baselines), result.diverged):

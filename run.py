@@ -1187,9 +1187,8 @@ def calibrate(snapshot, probes, folder):
             table.add_row(f"{gamma:g}", f"{lr:g}", f"{r.mean:.2f}", f"{r.mc_error:.2f}", f"{abs(r.bias / (r.mean + r.bias)):.1%}", f"{r.mean / r.nbeta:.2f}",
                           f"{r.r_hat:.3f}", str(r.losses.numel()), f"{r.ess:.0f}")
     out.print(table)
-    best = measures.recommended(cells)
-    out.print("No cell has a bias under 5% and an R-hat under 1.05: take more draws (--set llc_draws=...)." if best is None else
-              f"The largest lr with a bias under 5% and an R-hat under 1.05: lr {best[0]:g}, localization {best[1]:g} (llc_lr, llc_localization of `sweep --set`).")
+    best = [f"{gamma:g}: {'none' if lr is None else format(lr, 'g')}" for gamma, lr in measures.recommended(cells).items()]
+    out.print(f"The largest lr with a bias under 5% and an R-hat under 1.05, at localization {'; '.join(best)} (`sweep --set llc_lr=... --set llc_localization=...`).")
     path = folder / "figures" / f"llc-calibration-{snapshot.step}.png"
     path.parent.mkdir(exist_ok=True)
     measures.grid_figure(cells).savefig(path, dpi=120)

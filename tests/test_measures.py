@@ -9,8 +9,8 @@ from torch import nn
 
 import measures
 from measures import (effective_rank, effective_samples, fisher_rank, gradient_gram, gradient_rank, hessian_top, lanczos,
-                      linear_probe, llc, per_example_gradients, per_example_gradients_vmap, power_iteration, rankme,
-                      rankme_many, sgld_step, split_r_hat)
+                      linear_probe, llc, llc_grid, per_example_gradients, per_example_gradients_vmap, power_iteration, rankme,
+                      rankme_many, recommended, sgld_step, split_r_hat)
 
 exercise = pytest.mark.exercise
 
@@ -574,6 +574,22 @@ def test_llc_of_groups_adds_up():
     joint = llc(Toy(torch.zeros(14, dtype=torch.float64), None), loss, (rows,), nbeta=300.0, lr=2e-3, localization=0.0,
                 num_draws=1500, generator=seeded())
     assert joint.group_means is None and joint.mean == pytest.approx(7, abs=max(0.14, 3 * joint.mc_error))
+
+
+def test_the_recommended_lr_is_the_largest_sound_one_of_its_localization():
+    """Chains in a quadratic whose mini-batches pull apart: bias grows with lr, until chains diverge."""
+    pulls = torch.cat([torch.eye(6), -torch.eye(6)]) * 2
+
+    def loss(model, batch):
+        return model.w.square().sum() / 2 + batch[0] @ model.w
+    cells = list(llc_grid(Toy(torch.zeros(6), None), loss, (pulls,), lrs=(3e-4, 1e-3, 3e-3, 0.1), localizations=(0.0, 100.0), nbeta=100.0, batch_size=6, num_draws=1500))
+    share = {(lr, gamma): abs(r.bias / (r.mean + r.bias)) for lr, gamma, r in cells}
+    best = recommended(cells)
+    assert list(best) == [0.0, 100.0] and all(r.num_diverged == 4 for lr, _, r in cells if lr == 0.1)
+    for gamma, lr in best.items():
+        sound = [x for (x, g, r) in cells if g == gamma and x < 0.1 and share[x, g] < 0.05 and r.r_hat < 1.05]
+        assert lr == max(sound) and any(share[x, gamma] >= 0.05 for x in (3e-4, 1e-3, 3e-3))
+    assert recommended([cell for cell in cells if cell[0] == 0.1]) == {0.0: None, 100.0: None}
 
 
 def test_llc_under_autocast_follows_the_moving_weights():
