@@ -645,9 +645,11 @@ def within_class(d, s):
     classes, pairs = difficulty(d), np.triu_indices(d.onset.shape[1], 1)
     alike, n = 0.0, 0.0
     for onset, emergence, c in zip(d.onset, d.emergence, classes):
-        i, j = (p[(c[pairs[0]] == c[pairs[1]]) & (c[pairs[0]] >= 0)] for p in pairs)
-        order = _order(onset)[s.tasks[:, i], s.tasks[:, j]] * _order(emergence)[i, j]                # (M, pairs)
-        alike, n = alike + np.nansum((1 + order) / 2, 1), n + (~np.isnan(order)).sum(1)
+        order, true = _order(onset), _order(emergence)
+        i, j = (p[(c[pairs[0]] == c[pairs[1]]) & (c[pairs[0]] >= 0) & ~np.isnan(true[pairs])] for p in pairs)
+        place = s.tasks[:, i] * len(c) + s.tasks[:, j]                          # (M, pairs): in the flattened table
+        known = (~np.isnan(order)).take(place).sum(1)
+        alike, n = alike + (known + np.nan_to_num(order).take(place) @ true[i, j]) / 2, n + known           # a tie counts one half
     return np.where(n > 0, alike / np.maximum(n, 1), math.nan) if np.any(n) else np.full(1, math.nan)
 
 
@@ -666,7 +668,7 @@ def swap_rate(d, s):
 LAGS, GRID = 24, 64
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def change_lags(run, position, layer, behaviour):
     """By how many points of a grid uniform in log(1 + step) the changes (first differences) of RankMe precede those of behaviour, where their
     cross-correlation is largest: (L, L), [k, j] for the behaviour of level k and the RankMe of level j.  Positive: RankMe first."""
