@@ -124,7 +124,8 @@ def without_clock(value):
 
 
 def contents(folder):
-    """{relative path: what is in it, without clock times} of everything in a sweep's directory."""
+    """{relative path: what is in it, without clock times} of everything in a sweep's directory, but for `lock`, which a killed process
+    leaves behind, and which then locks nothing."""
     def read(path):
         if path.suffix == ".pt" and path.name != "checkpoint-damaged.pt":
             return without_clock(torch.load(path, weights_only=True))
@@ -135,7 +136,7 @@ def contents(folder):
         if path.suffix == ".html":
             return [line for line in path.read_text().splitlines() if not line.startswith("environment: ")]
         return path.read_bytes()
-    return {str(path.relative_to(folder)): read(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): read(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"}
 
 
 def differences(folder, reference):
