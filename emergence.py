@@ -217,13 +217,14 @@ def _student(df):
 def clustered_interval(values, tasks, rate=True):
     """Mean of an (R, L) table of events with its 95% interval, which knows that events of one task, and of one run, are alike.
 
-        variance = (variance if tasks are drawn anew) + (if runs are drawn anew) - (if single events are)
+        variance = (variance if tasks are drawn anew) + (if runs are drawn anew) - (if single events are), and no less than the larger of the first two
 
     It is what a bootstrap over tasks x runs estimates, in closed form; each term is sum over clusters of
     (sum of deviations in the cluster)^2 / n^2 * G / (G - 1), with G clusters.  NaN entries are left out.
     tasks: (L,) labels.  rate: the entries are 0 or 1, and Wilson's formula is used, with the number of independent events that has the
     same variance; all alike, that number is taken to be that of the tasks, or of the runs if there are more.  Returns (mean, low, high); nan for an empty table.
-    Source: Cameron, Gelbach & Miller 2011; Student's t with Satterthwaite's degrees of freedom.
+    Source: Cameron, Gelbach & Miller 2011; Student's t with Satterthwaite's degrees of freedom, for the variance is itself an estimate; that of n independent
+    events, below which no rate is taken to be known, is not one, and gets the normal's quantile.
     """
     values = np.asarray(values, dtype=float)
     there = ~np.isnan(values)
@@ -237,13 +238,13 @@ def clustered_interval(values, tasks, rate=True):
     np.add.at(by_task.T, labels, deviation.T)
     count = [len(np.unique(labels[there.any(0)])), int(there.any(1).sum())]
     terms = [(x ** 2).sum() * g / (g - 1) if g > 1 else 0.0 for x, g in zip((by_task.sum(0), by_task.sum(1)), count)]
-    variance = max(sum(terms) - (by_task ** 2).sum(), (by_task ** 2).sum() / 2) if min(count) > 1 else sum(terms)
+    variance = max(sum(terms) - (by_task ** 2).sum(), *terms) if min(count) > 1 else sum(terms)
     df = sum(terms) ** 2 / sum(t ** 2 / (g - 1) for t, g in zip(terms, count) if g > 1) if variance > 0 else max(count)
     t = _student(max(df, 1))
     if not rate:
         return float(mean), float(mean - t * math.sqrt(variance)), float(mean + t * math.sqrt(variance))
-    independent = min(n, mean * (1 - mean) / variance) if variance > 1e-12 else max(count)
-    return rate_with_interval(mean * independent, independent, t)
+    independent = mean * (1 - mean) / variance if variance > 1e-12 else max(count)
+    return rate_with_interval(mean * n, n) if independent >= n else rate_with_interval(mean * independent, independent, t)
 
 
 def _order(x):

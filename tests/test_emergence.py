@@ -320,17 +320,17 @@ def test_seeds_are_not_independent_and_only_the_permutations_know():
     assert alarms / 300 > 0.1
 
 
-@pytest.mark.parametrize("rate, tasks_differ, runs_differ, low, high", [
-    (0.7, 1, 0.5, 0.92, 0.98), (0.85, 1, 0.5, 0.92, 0.98), (0.7, 2, 0.5, 0.92, 0.98), (0.7, 0, 0, 0.95, 1)])     # independent events: too wide, never too narrow
-def test_intervals_cover_the_planted_rate(rate, tasks_differ, runs_differ, low, high):
+@pytest.mark.parametrize("rate, tasks_differ, runs_differ", [
+    (0.7, 1, 0.5), (0.85, 1, 0.5), (0.7, 2, 0.5), (0.85, 0, 1), (0.7, 1, 0), (0.7, 0, 0), (0.85, 0, 0)])                # 0, 0: independent events
+def test_intervals_cover_the_planted_rate(rate, tasks_differ, runs_differ):
     rng, labels, covered = np.random.default_rng(1), np.repeat(np.arange(8), 3), 0
     chance = lambda task, run: 1 / (1 + np.exp(-(math.log(rate / (1 - rate)) + tasks_differ * task + runs_differ * run)))
     truth = chance(rng.normal(size=400_000), rng.normal(size=400_000)).mean()
-    for _ in range(500):
+    for _ in range(2000):
         p = chance(rng.normal(size=8)[labels], rng.normal(size=(5, 1)))
         _, bottom, top = emergence.clustered_interval((rng.random((5, 24)) < p).astype(float), labels)
         covered += bottom <= truth <= top
-    assert low <= covered / 500 <= high, f"{covered / 500:.1%} of the intervals cover {truth:.3f}"
+    assert 0.92 <= covered / 2000 <= 0.98, f"{covered / 2000:.1%} of the intervals cover {truth:.3f}"
 
 
 def test_clustered_interval_has_the_variance_of_a_bootstrap():
