@@ -428,10 +428,11 @@ def _steps_at(run, index, start):
 
 @functools.lru_cache(maxsize=20000)
 def _geometry(run, position, smoothing, rise, persistence, warmup):
-    """-> floor, floor_step, onset, each (L, layers)."""
+    """-> floor, floor_step, onset, each (L, layers); how far the floors, and their steps, are top-down, (L,)."""
     start = _since(run, warmup)
     floor, low, onset = recovery(_smooth(run, position, smoothing, warmup), rise, persistence)
-    return floor, _steps_at(run, low, start), _steps_at(run, onset, start)
+    floor_step = _steps_at(run, low, start)
+    return floor, floor_step, _steps_at(run, onset, start), top_down(floor), top_down(floor_step)
 
 
 @functools.lru_cache(maxsize=200)
@@ -464,7 +465,7 @@ def ceilings(run, position):
 def events(run, choices=Choices()):
     """Everything that happened in one run: a list of dicts, one per task-level.  Steps that are None never came within it."""
     c, out, config = choices, [], run.config
-    floors, floor_steps, onsets = _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup)
+    floors, floor_steps, onsets, down_floor, down_time = _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup)
     emerged = {b: _behaviour(run, b, c.threshold, c.persistence, c.warmup) for b in ALTERNATIVES["behaviour"]}
     step, limit = lambda x: None if math.isinf(x) else int(x), ceilings(run, c.position)
     for k, level in enumerate(run.levels):
@@ -481,7 +482,7 @@ def events(run, choices=Choices()):
             "emergence_accuracy": step(emerged["accuracy"][k]), "emergence_log_prob": step(emerged["log_prob"][k]),
             "memorised": emergence_step(*seen, config["chance"][level], c.threshold, c.persistence, config["eval_examples"]),
             "lead": lead_time(onset, emergence), "lead_low": interval and interval[0], "lead_high": interval and interval[1],
-            "top_down_floor": float(top_down(floors[k])), "top_down_time": float(top_down(floor_steps[k])),
+            "top_down_floor": float(down_floor[k]), "top_down_time": float(down_time[k]),
             "final_accuracy": float(curve(run.rows[-1:], level, "accuracy")[1][-1]), "last_step": int(run.steps[-1]),
         })
     return out
@@ -526,9 +527,9 @@ def dates(runs, choices=Choices(), shams=False):
     c, columns = choices, []
     chosen = _places(runs[0], shams)
     for run in runs:
-        floor, floor_step, onset = (x[chosen] for x in _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup))
+        floor, _, onset, *down = (x[chosen] for x in _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup))
         columns.append((onset[:, c.layer], _behaviour(run, c.behaviour, c.threshold, c.persistence, c.warmup)[chosen], floor[:, c.layer],
-                        run.rankme[c.position][chosen, c.layer, 0], top_down(floor), top_down(floor_step)))
+                        run.rankme[c.position][chosen, c.layer, 0], *down))
     return Dates(*(np.array(column) for column in zip(*columns)), tuple(runs[0].levels[k].rpartition("-")[0] for k in chosen),
                  np.array([run.config["parameters"] for run in runs]), runs, c)
 

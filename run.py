@@ -35,6 +35,7 @@ import itertools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import platform
 import signal
@@ -43,7 +44,7 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -805,9 +806,9 @@ def cores():
 
 
 def defaults(levels):
-    """(steps, peak learning rate) with which nearly all task-levels emerge at the smallest size.  One task alone is quick; 24 levels
-    that share a model need more of both (at 1e-3, some of them do not emerge; for one task alone, 2e-3 is too much)."""
-    return (600, 1e-3) if levels <= 3 else (1500, 2e-3) if levels <= 12 else (2000, 2e-3)
+    """(steps, peak learning rate, snapshots) with which nearly all task-levels emerge at the smallest size.  One task alone is quick; 24 levels
+    that share a model need more of all (at 1e-3, some of them do not emerge; for one task alone, 2e-3 is too much)."""
+    return (600, 1e-3, 101) if levels <= 3 else (1500, 2e-3, 201) if levels <= 12 else (2000, 2e-3, 201)
 
 
 def estimate(train, measure):
@@ -872,8 +873,8 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     import torch, models, tasks
     device = pick_device(device)
     levels = tuple(f"{name}-{k}" for name in names for k in tasks.LEVELS) + tasks.CONTROLS[:controls]
-    default_steps, lr = defaults(len(levels))
-    base = models.TrainConfig(levels=levels, steps=steps or default_steps, lr=lr, per_level=max(10, 132 // len(levels)), device=device,
+    default_steps, lr, snapshots = defaults(len(levels))
+    base = models.TrainConfig(levels=levels, steps=steps or default_steps, lr=lr, snapshots=snapshots, per_level=max(10, 132 // len(levels)), device=device,
                               dtype=pick_dtype(device), threads=max(1, cores() // (len(picked_sizes) * seeds)), train_fraction=train_fraction)
     base, measured = with_settings(settings, base, MeasureConfig(measures=wanted, keep=keep, **often))
     check(base, measured)
@@ -935,23 +936,49 @@ def show_cost(plan, waiting, workers):
 # ---------------------------------------------------------------------------------------------------------------
 # Findings
 
+def png(figures):
+    """{name: Figure} -> {name: bytes}"""
+    images = {}
+    for name, figure in figures.items():
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=160)
+        images[name] = picture.getvalue()
+    return images
+
+
+def draw(folder):
+    """The figures that need nothing but the runs of a sweep, as `png` has them."""
+    import emergence
+    runs = [emergence.tabulate(*run) for run in load_sweep(folder)[0]]
+    return {name: image for make in emergence.FIGURES.values() for name, image in png(make(runs)).items()}
+
+
+@contextlib.contextmanager
+def drawing(folder):
+    """`draw` in a process of its own, for it takes as long as all of the statistics.  Yields a function that waits for what it returns."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as helper:
+        yield helper.submit(draw, folder).result
+
+
 def report(folder, unfinished=()):
     """Everything derived: findings.json, events.csv, the figures, report.html, and the tables on the screen -> the findings."""
     import emergence
     start = time.monotonic()
-    runs, missing = load_sweep(folder)
+    recorded, missing = load_sweep(folder)
     missing += [f"{name} was not started" for name in unfinished if not (folder / name / "config.json").exists()]
-    if not all("rankme" in config["measures"] for config, _ in runs):
+    if not all("rankme" in config["measures"] for config, _ in recorded):
         out.print("RankMe was not measured: there is nothing to find in this sweep")
         return None
-    choices, recorded, runs, found = emergence.Choices(), runs, [], []
+    choices, runs, found = emergence.Choices(), [], []
     for config, rows in recorded:
         with reading(f"{folder}/{config['size']}-s{config['seed']} is not a run that `sweep` wrote"):
             runs.append(emergence.tabulate(config, rows))
             found += emergence.events(runs[-1], choices)
-    summary, universe = emergence.summarise(found), emergence.multiverse(runs)
-    findings = {"choices": dataclasses.asdict(choices), "runs": [run.name for run in runs], "missing": missing,
-                **emergence.study(runs, choices, universe), "levels": summary}
+    with drawing(folder) as drawn:                                            # meanwhile
+        summary, universe = emergence.summarise(found), emergence.multiverse(runs)
+        findings = {"choices": dataclasses.asdict(choices), "runs": [run.name for run in runs], "missing": missing,
+                    **emergence.study(runs, choices, universe), "levels": summary}
+        images = drawn() | png(emergence.figure_choices(runs, findings=findings, universe=universe))
     write_json(folder / "findings.json", findings)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(found[0]), lineterminator="\n")
@@ -959,12 +986,9 @@ def report(folder, unfinished=()):
     writer.writerows(rounded(event) for event in found)
     write_atomically(folder / "events.csv", text.getvalue())
     (folder / "figures").mkdir(exist_ok=True)
-    pictures = {}
-    for make in emergence.FIGURES.values():
-        for name, figure in make(runs, choices=choices, findings=findings, universe=universe).items():
-            picture, pictures[name] = io.BytesIO(), folder / "figures" / f"{name}.png"
-            figure.savefig(picture, dpi=160)
-            write_atomically(pictures[name], picture.getvalue())
+    pictures = {name: folder / "figures" / f"{name}.png" for name in images}
+    for name, path in pictures.items():
+        write_atomically(path, images[name])
     write_atomically(folder / "report.html", page(folder.resolve().name, runs, findings, summary, pictures))
     out.print(*summary_tables(summary))
     out.print(SUMMARY_SAID + "\n")
@@ -1039,8 +1063,10 @@ def said_of(findings):
     top_down, earlier = findings["top_down_floor"], findings["top_down_time"]
     yield (f"Of all pairs of layers the deeper one has the lower floor in {top_down[0]:.0%} ({top_down[1]:.0%} to {top_down[2]:.0%}), and reaches it earlier in {earlier[0]:.0%} "
            f"({earlier[1]:.0%} to {earlier[2]:.0%}; 50%: no order).")
-    yield (f"Risk-set test by its formula: z = {check['z']:.2f} on an information of {check['information']:.1f} (below 5 it cannot tell).  The median onset is at step "
-           f"{check['median_onset']:.0f}, and {check['onsets_in_warmup']:.0%} of all onsets lie within the learning rate's warm-up.")
+    z, median = (f"z = {check['z']:.2f}" if check["information"] else "no z"), check["median_onset"]
+    yield (f"Risk-set test by its formula: {z} on an information of {check['information']:.1f} (below 5 it cannot tell).  "
+           + (f"The median onset is at step {median:.0f}" if math.isfinite(median) else "Most task-levels show no onset")
+           + f", and {check['onsets_in_warmup']:.0%} of all onsets lie within the learning rate's warm-up.")
     if check["shams"]:
         yield f"Of {check['shams']} sham controls {check['sham_emergences']} emerged, and {check['sham_onsets']} show an onset of RankMe: false alarms."
     parts = [f"{cv[key]:.0%} over {key[5:]}" for key in ("over_sizes", "over_seeds", "over_tasks") if cv[key] is not None]
