@@ -842,6 +842,12 @@ def costly(train, measure, training):
             for name, steps in schedule(train, m).items() if name != "rankme"}
 
 
+def work(train, measure):
+    """How long a run takes, in arbitrary units: training, as much again for accuracy and RankMe, and the costly measures."""
+    import models
+    return models.parameter_count(models.SIZES[train.size]) * (2 + sum(cost for _, cost in costly(train, measure, 1.0).values()))
+
+
 def minutes(seconds):
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
@@ -881,7 +887,8 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     folder = out_dir / (("all" if names == TASK_NAMES else "+".join(names)) + (f"-fraction{train_fraction:g}" if train_fraction < 1 else ""))
     everything = dataclasses.replace(measured, measures=tuple(MEASURES))      # by default: in the first run, RankMe alone in the others
     plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed), everything if measure is None and (size, seed) == (picked_sizes[0], 0) else measured)
-            for size in reversed(picked_sizes) for seed in range(seeds)]
+            for size in picked_sizes for seed in range(seeds)]
+    plan.sort(key=lambda job: -work(*job[1:]))                                # longest first, so that no worker is left with one at the end
     for i, (path, config, measured) in enumerate(plan):
         if (path / "config.json").exists():                                   # a finished run, too, must be the one that was asked for
             if not any(setting.startswith("threads=") for setting in settings):           # threads not asked for stay what they were
