@@ -217,14 +217,16 @@ def _student(df):
 def clustered_interval(values, tasks, rate=True):
     """Mean of an (R, L) table of events with its 95% interval, which knows that events of one task, and of one run, are alike.
 
-        variance = (variance if tasks are drawn anew) + (if runs are drawn anew) - (if single events are), and no less than the larger of the first two
+        variance = (variance if tasks are drawn anew) + (if runs are drawn anew) - (if single events are)
+        and no less than the larger of the first two
 
     It is what a bootstrap over tasks x runs estimates, in closed form; each term is sum over clusters of
     (sum of deviations in the cluster)^2 / n^2 * G / (G - 1), with G clusters.  NaN entries are left out.
     tasks: (L,) labels.  rate: the entries are 0 or 1, and Wilson's formula is used, with the number of independent events that has the
-    same variance; all alike, that number is taken to be that of the tasks, or of the runs if there are more.  Returns (mean, low, high); nan for an empty table.
-    Source: Cameron, Gelbach & Miller 2011; Student's t with Satterthwaite's degrees of freedom, for the variance is itself an estimate; that of n independent
-    events, below which no rate is taken to be known, is not one, and gets the normal's quantile.
+    same variance; all alike, that number is taken to be that of the tasks, or of the runs if there are more.
+    Returns (mean, low, high); nan for an empty table.
+    Source: Cameron, Gelbach & Miller 2011; Student's t with Satterthwaite's degrees of freedom, for the variance is itself an estimate.
+    That of n independent events, the least that a rate of n can have, is not one, and gets the normal's quantile.
     """
     values = np.asarray(values, dtype=float)
     there = ~np.isnan(values)
@@ -410,7 +412,8 @@ def _real(run):
 def tabulate(config, rows):
     """config.json and the rows of metrics.jsonl -> Run."""
     def table(*path):                                                           # (L, S, ...)
-        return np.array([[functools.reduce(lambda x, key: x[key], path, row["levels"][level]) for row in rows] for level in config["levels"]], dtype=float)
+        value = lambda row, level: functools.reduce(lambda x, key: x[key], path, row["levels"][level])
+        return np.array([[value(row, level) for row in rows] for level in config["levels"]], dtype=float)
     blind = np.array([config["chance_log_prob"][level] for level in config["levels"]])
     return Run(config, rows, np.array([row["step"] for row in rows]), table("accuracy_test" if config["train_fraction"] < 1 else "accuracy"),
                1 - table("log_prob") / blind[:, None], {position: table("rankme", position).swapaxes(1, 2) for position in ALTERNATIVES["position"]})
@@ -459,7 +462,8 @@ def top_down(layer_values):
 def ceilings(run, position):
     """(L,): RankMe cannot exceed the number of distinct states, nor the width."""
     config, first = run.config, run.rows[0]["levels"]
-    return np.array([min(first[level]["distinct"] * (config["answer_tokens"][level] if position == "answer" else 1), config["width"]) for level in run.levels])
+    places = config["answer_tokens"] if position == "answer" else dict.fromkeys(run.levels, 1)
+    return np.array([min(first[level]["distinct"] * places[level], config["width"]) for level in run.levels])
 
 
 def events(run, choices=Choices()):
@@ -775,7 +779,8 @@ def compare_measures(d, s):
                     "first": int((mine.onset < mine.emergence)[emerges].sum()), "same": int((mine.onset == mine.emergence)[emerges].sum()),
                     "later_or_never": int((mine.onset > mine.emergence)[emerges].sum()), "rate": rate[0], "low": rate[1], "high": rate[2],
                     "null": float(rates[1:].mean()), "p": p_value(rates), "rankme_rate": float(precursor_rate(rankme, s)[0]),
-                    "lead_low": float(np.median([a for a, _ in spans])) if spans else None, "lead_high": float(np.median([b for _, b in spans])) if spans else None,
+                    "lead_low": None, "lead_high": None,
+                    **{key: float(np.median(ends)) for key, ends in zip(("lead_low", "lead_high"), zip(*spans))},
                     "classes": class_rates(mine, s, classes[[d.runs.index(run) for run in mine.runs]])})
     return out
 
@@ -859,18 +864,20 @@ CLAIMS = (
           lambda d, s: _top_down_cells(d.down_time, d, s), lambda x: x >= 0.87, LAYERS, "beyond", reads=FLOOR),
     Claim("C4", "RankMe recovers before emergence", "75-100%", "100%", "hard tasks only", precursor_rate, lambda x: x >= 0.75, TASKS, "beyond",
           interval=_events_interval(_leads), needs="an emergence"),
-    Claim("C4 risk set", "those that have recovered emerge sooner (z)", "-", "-", "-", risk_set_excess, lambda x: x > 1.645, TASKS, "beyond", "{:.1f}"),
+    Claim("C4 risk set", "those that have recovered emerge sooner (z)", "-", "-", "-", risk_set_excess, lambda x: x > 1.645,
+          TASKS, "beyond", "{:.1f}"),
     Claim("C4 changes", "RankMe's changes precede behaviour's (cross-correlation)", "leads", "leads", "leads if hard", correlation_lead,
           lambda x: x >= 0.75, TASKS, "beyond", needs="an emergence"),
     Claim("C5", "the LLC does not lead (share that it does)", "0/24", "0/24", "no precursor", holds=lambda x: x <= 0.25, **_rare("llc")),
     Claim("C6", "the top Hessian eigenvalue does not lead", "about 17%", "lags", "no precursor", holds=lambda x: x <= 0.25, **_rare("hessian_top")),
-    Claim("C7", "order of onsets and of emergence go together (rho)", ".57-.90", ".57-.90", "-", order_correlation, lambda x: x >= 0.57, TASKS, "beyond",
-          "{:.2f}", "an emergence", _over_runs(order_correlation)),
+    Claim("C7", "order of onsets and of emergence go together (rho)", ".57-.90", ".57-.90", "-", order_correlation, lambda x: x >= 0.57,
+          TASKS, "beyond", "{:.2f}", "an emergence", _over_runs(order_correlation)),
     Claim("C7 fine", "but not within a difficulty class (concordance)", "27%", "52-69%", "-", within_class, lambda x: x <= 0.69, TASKS, "chance",
           needs="two seeds of a size, and several task-levels in a class"),
     Claim("C8", "where sizes reverse an order, prediction fails (swap test)", "26%", "26%", "-", swap_rate, lambda x: x <= 0.5, TASKS, "chance",
           needs="two sizes that reverse an order"),
-    Claim("C10", "a linear probe finds the answer before behaviour does", "-", "-", "yes", holds=lambda x: x >= 0.5, kind="beyond", **_rare("linear_probe")),
+    Claim("C10", "a linear probe finds the answer before behaviour does", "-", "-", "yes", holds=lambda x: x >= 0.5, kind="beyond",
+          **_rare("linear_probe")),
 )
 RARELY = ("C5", "C6", "C10")          # taken at too few snapshots for the multiverse to vary anything
 
@@ -915,9 +922,10 @@ def lead_check(d, shams):
     """The risk-set test over all runs, each a stratum of its own, with its formula's z and information; and the false alarms of the shams.
     (z takes the runs for independent; the tasks in them are the same, so the verdict is left to the permutations of `risk_set_excess`.)"""
     U, V = (sum(column) for column in zip(*(risk_set_sums(*pair) for pair in zip(d.onset, d.emergence))))
+    warmup = np.array([[run.config["warmup"]] for run in d.runs])               # (R, 1)
     return {"z": U / math.sqrt(V) if V > 0 else math.nan, "information": V, "shams": shams.onset.size,
             "sham_onsets": int(np.isfinite(shams.onset).sum()), "sham_emergences": int(np.isfinite(shams.emergence).sum()),
-            "warmup": float(np.median([run.config["warmup"] for run in d.runs])), "median_onset": float(np.median(d.onset)), "onsets_in_warmup": float(np.mean([o < run.config["warmup"] for o, run in zip(d.onset, d.runs)]))}
+            "warmup": float(np.median(warmup)), "median_onset": float(np.median(d.onset)), "onsets_in_warmup": float(np.mean(d.onset < warmup))}
 
 
 def class_rates(d, s, classes):
@@ -985,14 +993,15 @@ def study(runs, choices=Choices(), universe=None, count=2001):
     for claim in CLAIMS:
         values = claim.statistic(d, s)
         _, low, high = claim.interval(d) if claim.interval and not math.isnan(values[0]) else (None, None, None)
-        rows.append({"claim": claim.key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4, "value": float(values[0]), "low": low, "high": high,
-                     "null": float(np.mean(values[1:])) if len(values) > 1 and claim.null else None, "exchanged": claim.null or None,
+        rows.append({"claim": claim.key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4,
+                     "value": float(values[0]), "low": low, "high": high, "null": float(np.mean(values[1:])) if len(values) > 1 and claim.null else None, "exchanged": claim.null or None,
                      "p": p_value(values, claim.extremity) if claim.null else None,
                      **(robustness(claim, universe[0], universe[1][claim.key]) if universe and claim.key in universe[1] else {})})
     for row, claim, p in zip(rows, CLAIMS, holm([row["p"] for row in rows])):
         depends = f"; depends on {row['decides']}" if row.get("decides") and 0.1 < row["share"] < 0.9 else ""
         row |= {"p_holm": p, "verdict": judge(claim, d, row["value"], p, check["information"]) + depends}
-    return {"claims": rows, "lead_check": check, "classes": class_rates(d, s, difficulty(d)), "measures": compare_measures(d, s), "floor_variation": floors_across_sizes(d),
+    return {"claims": rows, "lead_check": check, "classes": class_rates(d, s, difficulty(d)), "measures": compare_measures(d, s),
+            "floor_variation": floors_across_sizes(d),
             **{f"top_down_{key}": clustered_interval(table, d.tasks) for key, table in (("floor", d.down_floor), ("time", d.down_time))},
             "specifications": len(universe[0]) if universe else 0}
 
@@ -1125,7 +1134,8 @@ def figure_layers(runs, choices=Choices(), **_):
                 steps, values = _common([(run.steps, run.rankme[choices.position][run.levels.index(level)].T) for run in group])
                 values = np.median(values, axis=0)                              # (S, layers)
                 layers = values.shape[1]
-                mesh = ax.pcolormesh(np.append(steps, steps[-1] + 1), np.arange(layers + 1) - 0.5, values.T, cmap="viridis", norm=LogNorm(1, 32), rasterized=True)
+                edges = np.append(steps, steps[-1] + 1), np.arange(layers + 1) - 0.5
+                mesh = ax.pcolormesh(*edges, values.T, cmap="viridis", norm=LogNorm(1, 32), rasterized=True)
                 if dated[level]["emergence"]:
                     ax.axvline(dated[level]["emergence"]["median"], color="white", linewidth=1)
                 _steps_axis(ax, steps[-1])
@@ -1135,7 +1145,8 @@ def figure_layers(runs, choices=Choices(), **_):
                 _panel(ax, title, level)
                 if i == len(grid) - 1:
                     ax.set_xlabel("training step", fontsize=8)
-        bar = figure.colorbar(mesh, cax=figure.add_axes((margins["right"] + 0.012, margins["bottom"], 0.012, margins["top"] - margins["bottom"])), ticks=[1, 2, 4, 8, 16, 32])
+        beside = figure.add_axes((margins["right"] + 0.012, margins["bottom"], 0.012, margins["top"] - margins["bottom"]))
+        bar = figure.colorbar(mesh, cax=beside, ticks=[1, 2, 4, 8, 16, 32])
         bar.ax.set_yticklabels(["1", "2", "4", "8", "16", "32"], fontsize=7)
         bar.ax.minorticks_off()
         bar.set_label("RankMe\n(white: emergence)", fontsize=8)

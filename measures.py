@@ -716,7 +716,8 @@ def llc_grid(model, loss_fn, data, lrs=(2e-4, 5e-4, 1e-3, 2e-3), localizations=(
     does, for they ask different questions: how far from w0 are we to look?"""
     for localization in localizations:
         for lr in lrs:
-            yield lr, localization, llc(model, loss_fn, data, lr=lr, localization=localization, generator=torch.Generator().manual_seed(seed), **options)
+            generator = torch.Generator().manual_seed(seed)
+            yield lr, localization, llc(model, loss_fn, data, lr=lr, localization=localization, generator=generator, **options)
 
 
 def recommended(cells):
@@ -733,8 +734,8 @@ def grid_figure(cells):
     found = {(lr, gamma): result for lr, gamma, result in cells}
     figure = Figure(figsize=(12, 3.2 + 1.6 * len(gammas)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(3.2, 1.6 * len(gammas)))
-    panels = {"LLC, corrected (bars: 2 Monte Carlo errors)": lambda r: r.mean, "bias, % of the raw value": lambda r: 100 * abs(r.bias / (r.mean + r.bias)),
-              "effective draws": lambda r: r.ess}
+    panels = {"LLC, corrected (bars: 2 Monte Carlo errors)": lambda r: r.mean,
+              "bias, % of the raw value": lambda r: 100 * abs(r.bias / (r.mean + r.bias)), "effective draws": lambda r: r.ess}
     for axis, (title, value) in zip(top.subplots(1, 3), panels.items()):
         for gamma in gammas:
             bars = [2 * found[lr, gamma].mc_error for lr in lrs] if axis is top.axes[0] else None

@@ -6,7 +6,7 @@
     python run.py measure runs/modadd/nano-s0 --measure llc --step 300        one measure of any step of a run, with its diagnostics
     python run.py tasks                            what the tasks look like
     python run.py bench                            how fast this machine is, against the floor
-    python run.py handout DIR                      a course assignment: this tree with its exercises blank; `grade DIR` gives points for what comes back
+    python run.py handout DIR                      a course assignment: this tree with its exercises blank; `grade DIR` gives points
     python run.py pythia audit 2.8b                the same question asked of public checkpoints: audit, plan, measure, evals, compare
 
 What a sweep leaves behind:
@@ -273,8 +273,8 @@ def measure_hessian_top(snapshot, probes):
     import measures, models, tasks
 
     def one(level, batch):
-        top = measures.hessian_top(snapshot.model, models.example_loss, batch, probes.measure.hessian_tol, max_iters=30, start=probes.state.get(level),
-                                   generator=tasks.seeded("cpu", "hessian", level))
+        top = measures.hessian_top(snapshot.model, models.example_loss, batch, probes.measure.hessian_tol, max_iters=30,
+                                   start=probes.state.get(level), generator=tasks.seeded("cpu", "hessian", level))
         probes.state[level] = top.eigenvector
         return {"hessian_top": {k: getattr(top, k) for k in ("eigenvalue", "smallest", "iterations", "residual", "converged")}}
     return level_by_level(probes, of_each(probes.measure.hessian_examples, 128, probes), "hessian", one)
@@ -287,10 +287,12 @@ def llc_arguments(snapshot, probes):
     m, K = probes.measure, len(probes.levels)
     data = level_by_level(probes, m.llc_examples, "llc", lambda level, batch: batch).values()
     longest = max(tokens.shape[1] for tokens, _ in data)
-    joint = tuple(torch.cat([pad(x, (0, longest - x.shape[1]), value=fill) for x in side]) for side, fill in zip(zip(*data), (tasks.PAD, tasks.IGNORE)))
+    joint = tuple(torch.cat([pad(x, (0, longest - x.shape[1]), value=fill) for x in side])
+                  for side, fill in zip(zip(*data), (tasks.PAD, tasks.IGNORE)))
     return (snapshot.model, models.packed_loss, joint), {
-        "groups": torch.arange(K).repeat_interleave(m.llc_examples), "batch_size": K * of_each(m.llc_rows, m.llc_examples, probes), "num_chains": m.llc_chains,
-        "num_draws": m.llc_draws, "num_burnin_steps": m.llc_burnin, "nbeta": m.llc_nbeta, "autocast": torch.bfloat16 if probes.dtype == "bfloat16" else None}
+        "groups": torch.arange(K).repeat_interleave(m.llc_examples), "batch_size": K * of_each(m.llc_rows, m.llc_examples, probes),
+        "num_chains": m.llc_chains, "num_draws": m.llc_draws, "num_burnin_steps": m.llc_burnin, "nbeta": m.llc_nbeta,
+        "autocast": torch.bfloat16 if probes.dtype == "bfloat16" else None}
 
 
 def measure_llc(snapshot, probes):
@@ -303,8 +305,8 @@ def measure_llc(snapshot, probes):
             "warnings": found.warnings}
     if found.group_means is None:                                             # every chain diverged: there is no value
         return {level: {"llc": {"mean": None, **same}} for level in probes.levels}
-    return {level: {"llc": {"mean": float(found.group_means[k]), "mc_error": float(found.group_mc_errors[k]), "bias": float(found.group_biases[k]), **same}}
-            for k, level in enumerate(probes.levels)}
+    own = zip(found.group_means.tolist(), found.group_mc_errors.tolist(), found.group_biases.tolist())
+    return {level: {"llc": {"mean": mean, "mc_error": error, "bias": bias, **same}} for level, (mean, error, bias) in zip(probes.levels, own)}
 
 
 def measure_linear_probe(snapshot, probes):
@@ -315,7 +317,8 @@ def measure_linear_probe(snapshot, probes):
     def one(level, batch):
         tokens, targets = batch
         first = int((targets[0] != tasks.IGNORE).nonzero()[0])
-        with torch.no_grad(), torch.autocast(torch.device(probes.device).type, torch.bfloat16, enabled=probes.dtype == "bfloat16"):     # in pieces whose activations stay in the cache
+        # in pieces whose activations stay in the cache
+        with torch.no_grad(), torch.autocast(torch.device(probes.device).type, torch.bfloat16, enabled=probes.dtype == "bfloat16"):
             pieces = [snapshot.model.hidden_states(part, at=torch.arange(len(part), device=part.device) * part.shape[1] + first)
                       for part in tokens.split(probes.PROBES)]
             states = [torch.cat(layer) for layer in zip(*pieces)]
@@ -439,7 +442,8 @@ def environment():
         except (OSError, subprocess.CalledProcessError):
             return None
     status = git("status", "--porcelain", "--untracked-files=no")
-    told = [a for before, a in zip(sys.argv, sys.argv[1:]) if "--out" not in (before, a) and not a.startswith("--out=")]         # where it went is no part of a run
+    # where it went is no part of a run
+    told = [a for before, a in zip(sys.argv, sys.argv[1:]) if "--out" not in (before, a) and not a.startswith("--out=")]
     return {"command": ["python", "run.py", *told], "git": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status),
             "torch": torch.__version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
             "processor": torch.backends.cpu.get_cpu_capability(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
@@ -461,7 +465,8 @@ def read_config(path):
     """A config.json of any format so far; those of the first do not say."""
     config = {"format": 1, **read_json(path)}
     if config["format"] not in range(1, FORMAT + 1):
-        raise Failed(f"{path} is of format {config['format']!r}, and this version reads up to {FORMAT}: use the one that made it, or choose another directory")
+        raise Failed(f"{path} is of format {config['format']!r}, and this version reads up to {FORMAT}: use the one that made it, "
+                     "or choose another directory")
     return config
 
 
@@ -571,16 +576,17 @@ def execute(folder, train, measure):
         if failure(folder):
             raise Failed(f"{failure(folder)}; what it had recorded is kept: choose other settings, and another --out")
         if version < FORMAT:
-            raise Failed(f"{folder} was begun by an older version (format {version}, now {FORMAT}): finish it with that one, or move it away, and run it again")
+            raise Failed(f"{folder} was begun by an older version (format {version}, now {FORMAT}): finish it with that one, or move it away, "
+                         "and run it again")
         rows_path = folder / "metrics.jsonl"
         begun = {"train": None, "wall": {"train": 0.0, "measure": 0.0}, "state": {}, "config": config} | load_checkpoint(folder)
         resume, wall, found = begun["train"], begun["wall"], read_rows(rows_path)
         rows = [row for row in found if resume and row["step"] <= resume["step"]]
         lines = [json.dumps(row) + "\n" for row in rows]
         digest = hashlib.sha256("".join(lines).encode())
-        if begun["config"] != config or (digest.hexdigest() != begun["rows"] if resume else len(found) > 1):      # one row may be without a checkpoint
-            raise Failed(f"{folder}: its metrics.jsonl and checkpoint.pt do not belong together; put back what was there, or move the directory away, "
-                         "and run it again")
+        if begun["config"] != config or (digest.hexdigest() != begun["rows"] if resume else len(found) > 1):      # one may be without a checkpoint
+            raise Failed(f"{folder}: its metrics.jsonl and checkpoint.pt do not belong together; put back what was there, "
+                         "or move the directory away, and run it again")
         write_atomically(rows_path, *lines)
         torch.set_num_threads(train.threads)
         probes, last = Probes(train, measure), time.monotonic()
@@ -608,8 +614,10 @@ def execute(folder, train, measure):
                     if last - last_saved > CHECKPOINT_SECONDS or snapshot.step == train.steps:
                         os.fsync(file.fileno())                               # a checkpoint never knows of more rows than the disk
                         if not rows_path.exists():
-                            raise Failed(f"{rows_path} was deleted under the run; the same command begins again, if all of the run's directory is gone")
-                        save_checkpoint(folder, {"train": snapshot.state(), "wall": wall, "state": probes.state, "config": config, "rows": digest.hexdigest()})
+                            raise Failed(f"{rows_path} was deleted under the run; the same command begins again, "
+                                         "if all of the run's directory is gone")
+                        save_checkpoint(folder, {"train": snapshot.state(), "wall": wall, "state": probes.state, "config": config,
+                                                 "rows": digest.hexdigest()})
                         last_saved = time.monotonic()
             except (FloatingPointError, ValueError) as error:                 # from training; from a measure that met a NaN
                 write_json(folder / "failed", {"step": rows[-1]["step"] if rows else 0, "reason": str(error)})
@@ -649,7 +657,8 @@ def load_sweep(folder):
                 check_run(one, config)
                 runs.append((config, rows))
     if not runs:
-        raise BadInput(f"{folder} holds no finished run" + (f" ({'; '.join(missing)})" if missing else "; expected a sweep's directory, such as runs/modadd"))
+        why = f" ({'; '.join(missing)})" if missing else "; expected a sweep's directory, such as runs/modadd"
+        raise BadInput(f"{folder} holds no finished run{why}")
     return sorted(runs, key=lambda run: (run[0]["parameters"], run[0]["seed"])), missing
 
 
@@ -699,7 +708,8 @@ def launch(workers, *job):
 @contextlib.contextmanager
 def watched(plan):
     """Meanwhile, one line of progress for each run in flight, read off the rows that it writes, whichever process does so."""
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"),
+               TimeRemainingColumn())
     stop, begin = threading.Event(), time.time()
 
     def watch():
@@ -713,7 +723,8 @@ def watched(plan):
                             waiting.remove((path, line))
                             progress.update(line, visible=False)
                             wall = json.loads((path / "done").read_text())
-                            progress.console.print(f"{path.name}  done: training {minutes(wall['wall_train_s'])}, measuring {minutes(wall['wall_measure_s'])}")
+                            progress.console.print(f"{path.name}  done: training {minutes(wall['wall_train_s'])}, "
+                                                   f"measuring {minutes(wall['wall_measure_s'])}")
                         elif (path / "metrics.jsonl").stat().st_mtime > begin:
                             row = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
                             loss = "" if row["loss"] is None else f"  loss {row['loss']:.3f}"
@@ -836,8 +847,9 @@ def costly(train, measure, training):
     training takes."""
     K, m = len(train.levels), measure
     ranks = K * of_each(m.gradient_examples, 64, train)
+    draws = m.llc_chains * (1.1 * m.llc_draws + m.llc_burnin)
     examples = {"gradient_rank": 15 * ranks, "fisher_rank": 17 * ranks, "hessian_top": 25 * K * of_each(m.hessian_examples, 128, train),
-                "llc": 1.6 * K * of_each(m.llc_rows, m.llc_examples, train) * m.llc_chains * (1.1 * m.llc_draws + m.llc_burnin), "linear_probe": 0.8 * K * m.linear_examples}
+                "llc": 1.6 * K * of_each(m.llc_rows, m.llc_examples, train) * draws, "linear_probe": 0.8 * K * m.linear_examples}
     return {name: (len(steps), len(steps) * examples[name] * training / (train.steps * train.per_level * K))
             for name, steps in schedule(train, m).items() if name != "rankme"}
 
@@ -857,13 +869,14 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
           sizes: str = typer.Option("nano,micro", help=f"one or more of {', '.join(SIZE_NAMES)}; or all"),
           seeds: int = typer.Option(3, help="number of seeds: 0 to N-1"),
           steps: int = typer.Option(0, help="training steps  [default: 600 for one task, 1500 for up to four, else 2000]"),
-          measure: str = typer.Option(None, "--measures", help="of every run: one or more of rankme, gradient_rank, fisher_rank, hessian_top, llc, linear_probe; all; none  "
-                                       "[default: rankme, and all of them, less often, in the first run]"),
+          measure: str = typer.Option(None, "--measures", help="of every run: one or more of rankme, gradient_rank, fisher_rank, hessian_top, llc, "
+                                      "linear_probe; all; none  [default: rankme, and all of them, less often, in the first run]"),
           controls: int = typer.Option(-1, help="sham task-levels trained beside the others  [default: 4 with --task all, else 0]"),
           train_fraction: float = typer.Option(1.0, help="share of the operand tuples to train on; below 1, accuracy on the unseen ones is a column"),
           out_dir: Path = typer.Option("runs", "--out", help="where the sweep's directory goes"),
           device: str = typer.Option("auto", help="auto, cpu or cuda"),
-          workers: int = typer.Option(0, help="processes that share the runs out  [default: as many as there are cores for; on CUDA, one for each GPU]"),
+          workers: int = typer.Option(0, help="processes that share the runs out  [default: as many as there are cores for; on CUDA, "
+                                      "one for each GPU]"),
           keep: int = typer.Option(0, help="keep the weights of every so-many-th snapshot"),
           settings: list[str] = typer.Option([], "--set", metavar="FIELD=VALUE", help="any other field of the config; may be repeated"),
           dry_run: bool = typer.Option(False, "--dry-run", help="show the plan and what it will cost, and stop")):
@@ -880,14 +893,15 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     device = pick_device(device)
     levels = tuple(f"{name}-{k}" for name in names for k in tasks.LEVELS) + tasks.CONTROLS[:controls]
     default_steps, lr, snapshots = defaults(len(levels))
-    base = models.TrainConfig(levels=levels, steps=steps or default_steps, lr=lr, snapshots=snapshots, per_level=max(10, 132 // len(levels)), device=device,
-                              dtype=pick_dtype(device), threads=max(1, cores() // (len(picked_sizes) * seeds)), train_fraction=train_fraction)
+    base = models.TrainConfig(levels=levels, steps=steps or default_steps, lr=lr, snapshots=snapshots, per_level=max(10, 132 // len(levels)),
+                              device=device, dtype=pick_dtype(device), threads=max(1, cores() // (len(picked_sizes) * seeds)),
+                              train_fraction=train_fraction)
     base, measured = with_settings(settings, base, MeasureConfig(measures=wanted, keep=keep, **often))
     check(base, measured)
     folder = out_dir / (("all" if names == TASK_NAMES else "+".join(names)) + (f"-fraction{train_fraction:g}" if train_fraction < 1 else ""))
-    everything = dataclasses.replace(measured, measures=tuple(MEASURES))      # by default: in the first run, RankMe alone in the others
-    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed), everything if measure is None and (size, seed) == (picked_sizes[0], 0) else measured)
-            for size in picked_sizes for seed in range(seeds)]
+    plan = [(folder / f"{size}-s{seed}", dataclasses.replace(base, size=size, seed=seed), measured) for size in picked_sizes for seed in range(seeds)]
+    if measure is None:                                                       # by default: all of them in the first run, RankMe alone in the others
+        plan[0] = *plan[0][:2], dataclasses.replace(measured, measures=tuple(MEASURES))
     plan.sort(key=lambda job: -work(*job[1:]))                                # longest first, so that no worker is left with one at the end
     for i, (path, config, measured) in enumerate(plan):
         if (path / "config.json").exists():                                   # a finished run, too, must be the one that was asked for
@@ -900,8 +914,8 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     room = 1 if os.name == "nt" else torch.cuda.device_count() if device == "cuda" else cores() // base.threads
     workers = int(os.environ["WORLD_SIZE"]) if launched else max(1, min(workers or room, len(waiting)))
     if RANK == 0:
-        out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, {base.dtype} on {device} "
-                  f"(workers: {workers}, threads of each: {base.threads}), measuring {', '.join(('accuracy', *wanted))}")
+        out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, "
+                  f"{base.dtype} on {device} (workers: {workers}, threads of each: {base.threads}), measuring {', '.join(('accuracy', *wanted))}")
         show_cost(plan, waiting, workers)
     if dry_run:
         return
@@ -923,11 +937,12 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
 def show_cost(plan, waiting, workers):
     """The table of what is still to do, and how long it will take."""
     import models
-    costs = {config.size: estimate(config, measured) for config, measured in {config.size: (config, measured) for _, config, measured in reversed(waiting)}.values()}
+    costs = {size: estimate(*job) for size, job in {config.size: (config, measured) for _, config, measured in reversed(waiting)}.items()}
     table = Table("size", "parameters", "runs", "snapshots", "training", "measuring", "in all", box=None, pad_edge=False, header_style="dim")
     for size, (training, measuring, count) in costs.items():
         n = sum(config.size == size for _, config, _ in waiting)
-        table.add_row(size, f"{models.parameter_count(models.SIZES[size]):,}", str(n), str(count), minutes(training), minutes(measuring), minutes(n * (training + measuring)))
+        table.add_row(size, f"{models.parameter_count(models.SIZES[size]):,}", str(n), str(count),
+                      *map(minutes, (training, measuring, n * (training + measuring))))
     if waiting:
         out.print(table)
     each = []
@@ -1001,8 +1016,9 @@ def report(folder, unfinished=()):
     out.print(SUMMARY_SAID + "\n")
     for line in claim_lines(findings["claims"]):
         out.print(line)
-    out.print(f"here: with a 95% interval. chance: the mean over shuffled data; p: how often those are as far out, after Holm over all claims. choices: of "
-              f"{findings['specifications']} combinations of reasonable choices, under which share it holds; p: how often shuffled data reach that share.\n")
+    out.print("here: with a 95% interval. chance: the mean over shuffled data; p: how often those are as far out, after Holm over all claims. "
+              f"choices: of {findings['specifications']} combinations of reasonable choices, under which share it holds; p: how often shuffled "
+              "data reach that share.\n")
     for line in said_of(findings):
         out.print(escape(line))
     wall = [read_json(path) for path in folder.glob("*/done")]
@@ -1068,25 +1084,26 @@ def said_of(findings):
     """What belongs beside the table of claims, in sentences."""
     check, cv = findings["lead_check"], findings["floor_variation"]
     top_down, earlier = findings["top_down_floor"], findings["top_down_time"]
-    yield (f"Of all pairs of layers the deeper one has the lower floor in {top_down[0]:.0%} ({top_down[1]:.0%} to {top_down[2]:.0%}), and reaches it earlier in {earlier[0]:.0%} "
-           f"({earlier[1]:.0%} to {earlier[2]:.0%}; 50%: no order).")
+    yield (f"Of all pairs of layers the deeper one has the lower floor in {top_down[0]:.0%} ({top_down[1]:.0%} to {top_down[2]:.0%}), "
+           f"and reaches it earlier in {earlier[0]:.0%} ({earlier[1]:.0%} to {earlier[2]:.0%}; 50%: no order).")
     z, median = (f"z = {check['z']:.2f}" if check["information"] else "no z"), check["median_onset"]
     yield (f"Risk-set test by its formula: {z} on an information of {check['information']:.1f} (below 5 it cannot tell).  "
            + (f"The median onset is at step {median:.0f}" if math.isfinite(median) else "Most task-levels show no onset")
            + f", and {check['onsets_in_warmup']:.0%} of all onsets lie within the learning rate's warm-up.")
     if check["shams"]:
-        yield f"Of {check['shams']} sham controls {check['sham_emergences']} emerged, and {check['sham_onsets']} show an onset of RankMe: false alarms."
+        yield (f"Of {check['shams']} sham controls {check['sham_emergences']} emerged, and {check['sham_onsets']} show an onset of RankMe: "
+               "false alarms.")
     parts = [f"{cv[key]:.0%} over {key[5:]}" for key in ("over_sizes", "over_seeds", "over_tasks") if cv[key] is not None]
     if parts:
         share = "" if cv["ratio_of_shares"] is None else f"  As shares of their ceilings, largest over smallest size: {cv['ratio_of_shares']:.2f}."
         yield f"Floors vary (coefficient of variation) by {', by '.join(parts)}.{share}"
     for row in findings["classes"]:
-        yield (f"RankMe first among the {row['class']} (by other seeds): {row['rate']:.0%} ({row['low']:.0%} to {row['high']:.0%}) of {row['events']}; "
-               f"chance {row['null']:.0%}, p = {row['p']:.2g}.")
+        yield (f"RankMe first among the {row['class']} (by other seeds): {row['rate']:.0%} ({row['low']:.0%} to {row['high']:.0%}) of "
+               f"{row['events']}; chance {row['null']:.0%}, p = {row['p']:.2g}.")
     for row in findings["measures"]:
         lead = "" if row["lead_low"] is None else f", median lead {row['lead_low']:.0f} to {row['lead_high']:.0f} steps"
-        yield (f"{row['measure']}, on its own {row['snapshots']} snapshots: first {row['first']}, same {row['same']}, later or never {row['later_or_never']} of {row['events']}{lead}; "
-               f"chance {row['null']:.0%}, p = {row['p']:.2g}.  RankMe on the same snapshots: first in {row['rankme_rate']:.0%}."
+        yield (f"{row['measure']}, on its own {row['snapshots']} snapshots: first {row['first']}, same {row['same']}, later or never "
+               f"{row['later_or_never']} of {row['events']}{lead}; chance {row['null']:.0%}, p = {row['p']:.2g}.  RankMe on the same snapshots: first in {row['rankme_rate']:.0%}."
                + "".join(f"  Of the {c['class']}: {c['rate']:.0%} (chance {c['null']:.0%})." for c in row["classes"]))
     for line in findings["missing"]:
         yield f"missing: {line}"
@@ -1244,7 +1261,8 @@ def measure_one(folder: Path = typer.Argument(..., metavar="DIR", help="of a run
     """One measure of one snapshot of a run, with its diagnostics."""
     chosen("--measure", name, tuple(MEASURES))
     if name not in MEASURES or (calibrated and name != "llc"):
-        raise BadInput("--calibrate: only the llc has settings to calibrate; use --measure llc" if calibrated else f"--measure {name}: expected one of {', '.join(MEASURES)}")
+        raise BadInput("--calibrate: only the llc has settings to calibrate; use --measure llc" if calibrated else
+                       f"--measure {name}: expected one of {', '.join(MEASURES)}")
     folder, train, measure, made = saved_run(folder)
     step = train.steps if step is None else step
     if not 0 <= step <= train.steps:
@@ -1262,7 +1280,8 @@ def measure_one(folder: Path = typer.Argument(..., metavar="DIR", help="of a run
     shared = {}
     if name == "llc":                                                         # what all levels share is said once, below
         shared = {key: next(iter(found.values()))[key] for key in ("joint", "nbeta", "r_hat", "ess", "num_diverged", "warnings")}
-        found = {key: {"LLC": c["mean"], "error": c.get("mc_error"), "bias": c.get("bias"), "rise": c["mean"] and c["mean"] / c["nbeta"]} for key, c in found.items()}
+        found = {key: {"LLC": c["mean"], "error": c.get("mc_error"), "bias": c.get("bias"), "rise": c["mean"] and c["mean"] / c["nbeta"]}
+                 for key, c in found.items()}
     columns = list(next(iter(found.values()))) if isinstance(next(iter(found.values())), dict) else [name]
     table = Table("task-level", *columns, box=None, pad_edge=False, header_style="dim")
     for key, value in found.items():
@@ -1346,7 +1365,8 @@ def course():
     try:
         import assignments
     except ModuleNotFoundError:
-        raise BadInput("this tree is itself a handout: check yourself with python -m pytest -m exercise, and be graded by the whole toolkit") from None
+        raise BadInput("this tree is itself a handout: check yourself with python -m pytest -m exercise, and be graded by the whole "
+                       "toolkit") from None
     return assignments
 
 
@@ -1360,7 +1380,9 @@ def handout(folder: Path = typer.Argument(..., metavar="DIR", help="a folder tha
 @app.command("grade")
 def grade_submissions(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="a submission, or a folder of submissions"), problem_set: int = PROBLEM_SET,
                       table: Path = typer.Option(None, "--csv", metavar="FILE", help="all points, a row for each submission")):
-    """Points for a handout that came back: each function by itself in a clean copy of this tree, under limits.  Read "Course assignments" in the README first."""
+    """Points for a handout that came back: each function by itself in a clean copy of this tree, under limits.
+
+    Read "Course assignments" in the README first."""
     if table and not table.absolute().parent.is_dir():
         raise BadInput(f"--csv {table}: {table.absolute().parent} is not a folder")
     with Console(stderr=True, highlight=False).status("") as status, plain_failures():
