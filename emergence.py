@@ -811,11 +811,13 @@ class Claim:
 
 
 def _over_runs(statistic):
-    """Interval of a statistic that each run has one of."""
+    """Interval of a correlation that each run has one of; none is beyond -1 and 1."""
     def interval(d):
         one = Shuffles(np.arange(d.onset.shape[1])[None], np.zeros((1, 1), int), np.zeros((1, 1), bool))
         each = [statistic(d._replace(onset=d.onset[r:r + 1], emergence=d.emergence[r:r + 1]), one)[0] for r in range(len(d.runs))]
-        return clustered_interval(np.array(each)[:, None], ("",), rate=False) if len(each) > 1 else (each[0], math.nan, math.nan)
+        if len(each) < 2:
+            return each[0], math.nan, math.nan
+        return tuple(np.clip(clustered_interval(np.array(each)[:, None], ("",), rate=False), -1, 1))
     return interval
 
 

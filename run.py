@@ -35,8 +35,8 @@ import itertools
 import json
 import logging
 import math
-import multiprocessing
 import os
+import pickle
 import platform
 import signal
 import subprocess
@@ -44,7 +44,7 @@ import sys
 import threading
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -978,8 +978,19 @@ def draw(folder):
 @contextlib.contextmanager
 def drawing(folder):
     """`draw` in a process of its own, for it takes as long as all of the statistics.  Yields a function that waits for what it returns."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as helper:
-        yield helper.submit(draw, folder).result
+    code = "import pathlib, pickle, sys; sys.path.insert(0, sys.argv[1]); import run; pickle.dump(run.draw(pathlib.Path(sys.argv[2])), sys.stdout.buffer)"
+
+    def drawn():
+        images, errors = process.communicate()
+        if process.returncode:
+            said = errors.decode(errors="replace").strip().splitlines() or ["no message"]
+            raise Failed(f"the process that draws ended with status {process.returncode} ({said[-1][:200]}); the same command tries again")
+        return pickle.loads(images)
+    with subprocess.Popen([sys.executable, "-c", code, Path(__file__).parent, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield drawn
+        finally:
+            process.kill()                                                    # if it is still at it, nobody waits for it any more
 
 
 def report(folder, unfinished=()):

@@ -363,6 +363,15 @@ def test_help_and_bad_arguments_answer_at_once(arguments):
     assert time.monotonic() - start < 3
 
 
+def test_the_process_that_draws_tells_why_it_failed_and_does_not_outlive_its_use(tmp_path):
+    with run.drawing(tmp_path) as drawn, pytest.raises(run.Failed, match="status 1 .*holds no finished run"):
+        drawn()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), run.drawing(Path(RUN).parent / "results" / "all"):       # some ten seconds of drawing
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 2
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in (Path(RUN).parent / "results").glob("*") if p.is_dir()))
 def test_committed_results_are_what_analyse_makes_of_them(name, tmp_path, capsys, monkeypatch, all_choices):
     committed = Path(RUN).parent / "results" / name
