@@ -36,7 +36,6 @@ import json
 import logging
 import math
 import os
-import pickle
 import platform
 import signal
 import subprocess
@@ -969,23 +968,23 @@ def png(figures):
 
 
 def draw(folder):
-    """The figures that need nothing but the runs of a sweep, as `png` has them."""
+    """The figures that need nothing but the runs of a sweep, as `png` has them; in JSON, letters for bytes."""
     import emergence
     runs = [emergence.tabulate(*run) for run in load_sweep(folder)[0]]
-    return {name: image for make in emergence.FIGURES.values() for name, image in png(make(runs)).items()}
+    return json.dumps({name: base64.b64encode(image).decode() for make in emergence.FIGURES.values() for name, image in png(make(runs)).items()})
 
 
 @contextlib.contextmanager
 def drawing(folder):
     """`draw` in a process of its own, for it takes as long as all of the statistics.  Yields a function that waits for what it returns."""
-    code = "import pathlib, pickle, sys; sys.path.insert(0, sys.argv[1]); import run; pickle.dump(run.draw(pathlib.Path(sys.argv[2])), sys.stdout.buffer)"
+    code = "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import run; print(run.draw(pathlib.Path(sys.argv[2])))"
 
     def drawn():
         images, errors = process.communicate()
         if process.returncode:
             said = errors.decode(errors="replace").strip().splitlines() or ["no message"]
             raise Failed(f"the process that draws ended with status {process.returncode} ({said[-1][:200]}); the same command tries again")
-        return pickle.loads(images)
+        return {name: base64.b64decode(image) for name, image in json.loads(images).items()}
     with subprocess.Popen([sys.executable, "-c", code, Path(__file__).parent, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             yield drawn
