@@ -967,16 +967,22 @@ def png(figures):
     return images
 
 
-def draw(folder):
-    """The figures that need nothing but the runs of a sweep, as `png` has them; in JSON, letters for bytes."""
+def curves_png(runs):
+    """The figures that need nothing but the runs."""
     import emergence
-    runs = [emergence.tabulate(*run) for run in load_sweep(folder)[0]]
-    return json.dumps({name: base64.b64encode(image).decode() for make in emergence.FIGURES.values() for name, image in png(make(runs)).items()})
+    return {name: image for make in emergence.FIGURES.values() for name, image in png(make(runs)).items()}
+
+
+def draw(folder):
+    """`curves_png` of a sweep's runs, in JSON, letters for bytes."""
+    import emergence
+    images = curves_png([emergence.tabulate(*run) for run in load_sweep(folder)[0]])
+    return json.dumps({name: base64.b64encode(image).decode() for name, image in images.items()})
 
 
 @contextlib.contextmanager
 def drawing(folder):
-    """`draw` in a process of its own, for it takes as long as all of the statistics.  Yields a function that waits for what it returns."""
+    """`curves_png` in a process of its own, for it takes as long as all of the statistics.  Yields a function that waits for what it returns."""
     code = "import pathlib, sys; sys.path.insert(0, sys.argv[1]); import run; print(run.draw(pathlib.Path(sys.argv[2])))"
 
     def drawn():
@@ -1006,7 +1012,8 @@ def report(folder, unfinished=()):
         with reading(f"{folder}/{config['size']}-s{config['seed']} is not a run that `sweep` wrote"):
             runs.append(emergence.tabulate(config, rows))
             found += emergence.events(runs[-1], choices)
-    with drawing(folder) as drawn:                                            # meanwhile
+    large = sum(run.accuracy.size for run in runs) > 10_000                   # small ones are drawn before another process has begun
+    with drawing(folder) if large else contextlib.nullcontext(lambda: curves_png(runs)) as drawn:
         summary, universe = emergence.summarise(found), emergence.multiverse(runs)
         findings = {"choices": dataclasses.asdict(choices), "runs": [run.name for run in runs], "missing": missing,
                     **emergence.study(runs, choices, universe), "levels": summary}
