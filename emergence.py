@@ -775,12 +775,12 @@ def compare_measures(d, s):
         rates, rate = precursor_rate(mine, s), clustered_interval(_leads(mine), d.tasks)
         both = emerges & np.isfinite(mine.onset)
         spans = [lead_interval(grids[r].tolist(), mine.onset[r, k], mine.emergence[r, k]) for r, k in zip(*both.nonzero())]
+        lead = [float(np.median(ends)) for ends in zip(*spans)] or [None, None]
         out.append({"measure": name, "runs": len(grids), "snapshots": min(map(len, grids)), "events": int(emerges.sum()),
                     "first": int((mine.onset < mine.emergence)[emerges].sum()), "same": int((mine.onset == mine.emergence)[emerges].sum()),
                     "later_or_never": int((mine.onset > mine.emergence)[emerges].sum()), "rate": rate[0], "low": rate[1], "high": rate[2],
                     "null": float(rates[1:].mean()), "p": p_value(rates), "rankme_rate": float(precursor_rate(rankme, s)[0]),
-                    "lead_low": None, "lead_high": None,
-                    **{key: float(np.median(ends)) for key, ends in zip(("lead_low", "lead_high"), zip(*spans))},
+                    "lead_low": lead[0], "lead_high": lead[1],
                     "classes": class_rates(mine, s, classes[[d.runs.index(run) for run in mine.runs]])})
     return out
 
@@ -996,7 +996,8 @@ def study(runs, choices=Choices(), universe=None, count=2001):
         values = claim.statistic(d, s)
         _, low, high = claim.interval(d) if claim.interval and not math.isnan(values[0]) else (None, None, None)
         rows.append({"claim": claim.key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4,
-                     "value": float(values[0]), "low": low, "high": high, "null": float(np.mean(values[1:])) if len(values) > 1 and claim.null else None, "exchanged": claim.null or None,
+                     "value": float(values[0]), "low": low, "high": high,
+                     "null": float(np.mean(values[1:])) if len(values) > 1 and claim.null else None, "exchanged": claim.null or None,
                      "p": p_value(values, claim.extremity) if claim.null else None,
                      **(robustness(claim, universe[0], universe[1][claim.key]) if universe and claim.key in universe[1] else {})})
     for row, claim, p in zip(rows, CLAIMS, holm([row["p"] for row in rows])):

@@ -1120,7 +1120,8 @@ def said_of(findings):
     for row in findings["measures"]:
         lead = "" if row["lead_low"] is None else f", median lead {row['lead_low']:.0f} to {row['lead_high']:.0f} steps"
         yield (f"{row['measure']}, on its own {row['snapshots']} snapshots: first {row['first']}, same {row['same']}, later or never "
-               f"{row['later_or_never']} of {row['events']}{lead}; chance {row['null']:.0%}, p = {row['p']:.2g}.  RankMe on the same snapshots: first in {row['rankme_rate']:.0%}."
+               f"{row['later_or_never']} of {row['events']}{lead}; chance {row['null']:.0%}, p = {row['p']:.2g}.  "
+               f"RankMe on the same snapshots: first in {row['rankme_rate']:.0%}."
                + "".join(f"  Of the {c['class']}: {c['rate']:.0%} (chance {c['null']:.0%})." for c in row["classes"]))
     for line in findings["missing"]:
         yield f"missing: {line}"
