@@ -671,37 +671,6 @@ def swap_rate(d, s):
     return right / n if n else np.full(1, math.nan)
 
 
-LAGS, GRID = 24, 64
-
-
-@functools.lru_cache(maxsize=1024)
-def change_lags(run, position, layer, behaviour):
-    """By how many points of a grid uniform in log(1 + step) the changes (first differences) of RankMe precede those of behaviour, where their
-    cross-correlation is largest: (L, L), [k, j] for the behaviour of level k and the RankMe of level j.  Positive: RankMe first."""
-    log = np.log1p(run.steps)
-    grid = np.linspace(0, log[-1], GRID)
-    changes = []
-    for values in (getattr(run, behaviour), run.rankme[position][:, layer]):
-        x = np.diff([np.interp(grid, log, v) for v in values], axis=1)          # (L, GRID - 1)
-        x = x - x.mean(1, keepdims=True)
-        changes.append(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
-    b, g = changes
-    n = GRID - 1
-    each = [b[:, max(lag, 0):n + min(lag, 0)] @ g[:, max(-lag, 0):n - max(lag, 0)].T for lag in range(-LAGS, LAGS + 1)]
-    return np.argmax(each, axis=0) - LAGS
-
-
-def correlation_lead(d, s):
-    """Share of the task-levels that emerge whose RankMe changes before their behaviour does, by cross-correlation of first differences."""
-    c, k, first, n = d.choices, np.arange(d.onset.shape[1]), 0.0, 0
-    real = _places(d.runs[0])
-    for run, emergence in zip(d.runs, d.emergence):
-        lags = change_lags(run, c.position, c.layer, c.behaviour)[np.ix_(real, real)]
-        emerges = np.isfinite(emergence)
-        first, n = first + (lags[k, s.tasks] > 0)[:, emerges].sum(1), n + emerges.sum()
-    return first / (n or math.nan)
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Measures that are taken at a few snapshots only
 
@@ -868,8 +837,6 @@ CLAIMS = (
           interval=_events_interval(_leads), needs="an emergence"),
     Claim("C4 risk set", "those that have recovered emerge sooner (z)", "-", "-", "-", risk_set_excess, lambda x: x > 1.645,
           TASKS, "beyond", "{:.1f}"),
-    Claim("C4 changes", "RankMe's changes precede behaviour's (cross-correlation)", "leads", "leads", "leads if hard", correlation_lead,
-          lambda x: x >= 0.75, TASKS, "beyond", needs="an emergence"),
     Claim("C5", "the LLC does not lead (share that it does)", "0/24", "0/24", "no precursor", holds=lambda x: x <= 0.25, **_rare("llc")),
     Claim("C6", "the top Hessian eigenvalue does not lead", "about 17%", "lags", "no precursor", holds=lambda x: x <= 0.25, **_rare("hessian_top")),
     Claim("C7", "order of onsets and of emergence go together (rho)", ".57-.90", ".57-.90", "-", order_correlation, lambda x: x >= 0.57,

@@ -459,16 +459,6 @@ def test_difficulty_comes_from_the_other_seeds():
     assert (emergence.difficulty(made_up_dates(rng, lambda level, e: e, 1)) == -1).all()
 
 
-def test_cross_correlation_finds_a_planted_lag():
-    run = made_up_run()
-    log = np.log1p(run.steps)
-    for k in range(len(run.levels)):
-        run.accuracy[k] = 1 / (1 + np.exp(-8 * (log - 5)))
-        run.rankme["first"][k] = 1 + 9 / (1 + np.exp(-8 * (log - 5 + 0.5 * k)))                    # earlier by 0, .5, 1 in log(1 + step)
-    lags = np.diag(emergence.change_lags(run, "first", -2, "accuracy")) * log[-1] / (emergence.GRID - 1)
-    assert lags == pytest.approx([0, 0.5, 1], abs=0.12)
-
-
 def test_rare_measures_are_dated_on_their_own_grid():
     """The LLC rises with emergence, the Hessian a snapshot later, the gradient rank two earlier; the probe knows the answer at 100 k."""
     run = made_up_run(levels=("add-1", "add-2", "copy-1", "copy-2"))
