@@ -48,6 +48,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -486,32 +487,20 @@ def settle_config(folder, config):
 
 @contextlib.contextmanager
 def locked(folder, wait=False):
-    """Hold the folder's lock; if another process has it, wait for it, or raise Busy.  The system lets go of it when a process ends,
-    however it ends: of a killed one the file `lock` stays, and locks nothing.  A file of its own, and open for writing, because network
-    file systems lock nothing else.  (Not on Windows, which has no fcntl.)"""
+    """Hold the folder's lock.  If another process has it: wait for it, or raise Busy.
+
+    The system lets go of a lock when its process ends, however it ends."""
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
+    lock = FileLock(folder / "lock", timeout=-1 if wait else 0)
     try:
-        import fcntl
-    except ImportError:
+        lock.acquire()
+    except Timeout:
+        raise Busy(f"{folder} is being written by another process; wait for it, or stop it") from None
+    try:
         yield
-        return
-    path = folder / "lock"
-    while True:
-        handle = open(path, "a")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            handle.close()
-            raise Busy(f"{folder} is being written by another process; wait for it, or stop it")
-        if os.fstat(handle.fileno()).st_nlink:
-            break
-        handle.close()                                                        # who had it until just now has taken the file away
-    with handle:
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    finally:
+        lock.release()
 
 
 def save(state, path):
