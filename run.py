@@ -15,7 +15,7 @@ What a sweep leaves behind:
         <size>-s<seed>/           one run: one model, trained once
             config.json           every field, chance levels, command line, versions
             metrics.jsonl         one row per snapshot, appended as training goes on
-            checkpoint.pt         where to go on after a stop, every 20 seconds; until the run is done, the one before it too
+            checkpoint.pt         where to go on after a stop, replaced every 20 seconds
             weights/              with --keep N: the weights of every N-th snapshot
             done, or failed       written last: a run that has one of them is not run again
         report.html, findings.json, events.csv, figures/*.png        derived: `analyse` makes them again
@@ -28,7 +28,6 @@ import base64
 import contextlib
 import csv
 import dataclasses
-import hashlib
 import html
 import io
 import itertools
@@ -43,6 +42,7 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,6 @@ TASK_NAMES = ("copy", "reverse", "compare", "parity", "add", "modadd", "sort", "
 SIZE_NAMES = ("nano", "micro", "small", "medium", "large", "xl")
 CONTROL_COUNT = 24
 CHECKPOINT_SECONDS = 20               # how much work a killed run may lose
-FORMAT = 2                            # of run directories.  1 (config.json does not say): no checksums; can be analysed, not gone on with
 RANK = int(os.environ.get("RANK", 0)) # which worker under torchrun this process is; where there is no torchrun, the only one
 
 out = Console(highlight=False, quiet=RANK > 0)                                # one of several workers speaks for all
@@ -401,13 +400,6 @@ def reading(complaint):
         raise Failed(f"{complaint} ({type(error).__name__}: {str(error)[:200]}); move the run's directory away, and run it again")
 
 
-def refuse_links(folder):
-    """What a sweep reads and writes lies in its own directory.  (That itself may be a link, to a larger disk for instance.)"""
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            raise Failed(f"{path} is a symbolic link; expected a file or folder of the sweep's own: put there what it leads to")
-
-
 def read_json(path):
     """-> dict"""
     with reading(f"{path} cannot be read as JSON that `sweep` wrote"):
@@ -461,28 +453,18 @@ def run_config(train, measure):
                     "answer_tokens": {name: answer_tokens(name) for name in train.levels}})
 
 
-def read_config(path):
-    """A config.json of any format so far; those of the first do not say."""
-    config = {"format": 1, **read_json(path)}
-    if config["format"] not in range(1, FORMAT + 1):
-        raise Failed(f"{path} is of format {config['format']!r}, and this version reads up to {FORMAT}: use the one that made it, "
-                     "or choose another directory")
-    return config
-
-
 def settle_config(folder, config):
     """Write config.json, or, where there is one, hold the new config against it: a folder keeps the config that it was begun with."""
     path = folder / "config.json"
     if not path.exists():
         if (folder / "metrics.jsonl").exists():
             raise Failed(f"{folder} has a metrics.jsonl, but no config.json: put it back, or move the directory away")
-        write_json(path, {"format": FORMAT, **config, "environment": environment()})
-    old = read_config(path)
+        write_json(path, {**config, "environment": environment()})
+    old = read_json(path)
     different = [f"{k} was {str(old.get(k))[:60]}, now {str(config.get(k))[:60]}" for k in {**old, **config}
                  if k not in ("format", "environment") and old.get(k) != config.get(k)]
     if different:
         raise BadInput(f"{folder} holds a run with another config ({'; '.join(different)}); choose another --out, or repeat the old command")
-    return old["format"]
 
 
 @contextlib.contextmanager
@@ -503,44 +485,51 @@ def locked(folder, wait=False):
         lock.release()
 
 
-def save(state, path):
-    """torch.save, and a SHA-256 of all of it in the comment that a zip file may end with: torch.load reads it as any other."""
-    import torch
+def save(path, state):
+    """torch.save, all of it or nothing."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getbuffer()                                              # its last two bytes: the length of the comment
-    write_atomically(path, content[:-2], b"\x20\0" + hashlib.sha256(content).digest())
-
-
-def load(path):
-    """What `save` wrote, to the bit; else Failed."""
     import torch
-    with reading(f"{path} is not a checkpoint that `sweep` wrote, or no longer as it was"):
-        content = path.read_bytes()
-        if hashlib.sha256(content[:-34] + b"\0\0").digest() != content[-32:]:
-            raise ValueError("wrong checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)        # weights_only: a checkpoint cannot run code
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(folder):
-    """The last checkpoint of a run; {} if there is none.  From a damaged one it goes back to the one before, and keeps the damaged one."""
-    last, previous = folder / "checkpoint.pt", folder / "checkpoint-previous.pt"
-    if not previous.exists():
-        return load(last) if last.exists() else {}
-    with contextlib.suppress(Failed):
-        if last.exists():
-            return load(last)
-    state = load(previous)
-    if last.exists():
-        os.replace(last, folder / "checkpoint-damaged.pt")
-    return state
+def load_saved(path):
+    """What `save` wrote, on the CPU.  None where there is none, or where it is damaged.
+
+    A file of torch is a zip with a checksum of each part: damage shows before anything is loaded.
+    Raises Failed for a sound zip that holds something else than tensors and plain values."""
+    import torch
+    if path.is_dir():
+        raise Failed(f"{path} is a folder; expected a checkpoint: move it away")
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip() is not None:
+                return None
+    except Exception:                                           # no zip, or cut short: many kinds
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)      # runs no code from it
+    except Exception as error:
+        raise Failed(f"{path} is not a checkpoint that `sweep` wrote ({type(error).__name__}); "
+                     "move it away, and the same command begins again") from None
 
 
-def save_checkpoint(folder, state):
-    """The one before is kept: should this one turn out to be damaged, the run goes on from there."""
-    if (folder / "checkpoint.pt").exists():
-        os.replace(folder / "checkpoint.pt", folder / "checkpoint-previous.pt")
-    save(state, folder / "checkpoint.pt")
+def where_to_go_on(folder, config):
+    """-> (the last checkpoint, the rows up to it).  Without a sound one, a run begins again."""
+    path, rows, why = folder / "checkpoint.pt", read_rows(folder / "metrics.jsonl"), None
+    saved = load_saved(path)
+    if saved is None and path.exists():
+        why = f"{path} is damaged"
+    elif saved is not None and (not isinstance(saved, dict) or saved.get("config") != config):
+        raise Failed(f"{path} is not a checkpoint of this run; move it away, and the same command "
+                     "begins again")
+    elif saved is not None and saved["rows"] > len(rows):
+        why = f"{folder}/metrics.jsonl has fewer rows than its checkpoint knows of"
+    if why:
+        print(f"{why}: the run begins again, and comes to the same numbers", file=sys.stderr)
+    if why or saved is None:
+        saved = {"train": None, "state": {}, "rows": 0, "wall": {"train": 0.0, "measure": 0.0}}
+    return saved, rows[:saved["rows"]]
 
 
 def failure(folder):
@@ -555,27 +544,17 @@ def execute(folder, train, measure):
     """Carry out one run in its directory, from wherever it was left."""
     import models, torch
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_links(folder.parent)
     with locked(folder):
         config = run_config(train, measure)
-        version = settle_config(folder, config)
+        settle_config(folder, config)
         if (folder / "done").exists():
             return
         if failure(folder):
             raise Failed(f"{failure(folder)}; what it had recorded is kept: choose other settings, and another --out")
-        if version < FORMAT:
-            raise Failed(f"{folder} was begun by an older version (format {version}, now {FORMAT}): finish it with that one, or move it away, "
-                         "and run it again")
         rows_path = folder / "metrics.jsonl"
-        begun = {"train": None, "wall": {"train": 0.0, "measure": 0.0}, "state": {}, "config": config} | load_checkpoint(folder)
-        resume, wall, found = begun["train"], begun["wall"], read_rows(rows_path)
-        rows = [row for row in found if resume and row["step"] <= resume["step"]]
-        lines = [json.dumps(row) + "\n" for row in rows]
-        digest = hashlib.sha256("".join(lines).encode())
-        if begun["config"] != config or (digest.hexdigest() != begun["rows"] if resume else len(found) > 1):      # one may be without a checkpoint
-            raise Failed(f"{folder}: its metrics.jsonl and checkpoint.pt do not belong together; put back what was there, "
-                         "or move the directory away, and run it again")
-        write_atomically(rows_path, *lines)
+        begun, rows = where_to_go_on(folder, config)
+        resume, wall = begun["train"], begun["wall"]
+        write_atomically(rows_path, "".join(json.dumps(row) + "\n" for row in rows))
         torch.set_num_threads(train.threads)
         probes, last = Probes(train, measure), time.monotonic()
         probes.state, last_saved = begun["state"], last if resume else -math.inf
@@ -592,28 +571,24 @@ def execute(folder, train, measure):
                     last = time.monotonic()
                     row |= {"wall_train_s": round(wall["train"], 2), "wall_measure_s": round(wall["measure"], 2)}
                     line = (json.dumps(rounded(row)) + "\n").encode()
-                    digest.update(line)
                     file.write(line)
                     file.flush()
                     rows.append(row)
                     if measure.keep and count % measure.keep == 0:
                         (folder / "weights").mkdir(exist_ok=True)
-                        save(snapshot.model.state_dict(), folder / "weights" / f"step-{snapshot.step:06d}.pt")
+                        save(folder / "weights" / f"step-{snapshot.step:06d}.pt", snapshot.model.state_dict())
                     if last - last_saved > CHECKPOINT_SECONDS or snapshot.step == train.steps:
                         os.fsync(file.fileno())                               # a checkpoint never knows of more rows than the disk
                         if not rows_path.exists():
-                            raise Failed(f"{rows_path} was deleted under the run; the same command begins again, "
-                                         "if all of the run's directory is gone")
-                        save_checkpoint(folder, {"train": snapshot.state(), "wall": wall, "state": probes.state, "config": config,
-                                                 "rows": digest.hexdigest()})
+                            raise Failed(f"{rows_path} was deleted under the run; the same command begins it again")
+                        save(folder / "checkpoint.pt", {"train": snapshot.state(), "wall": wall, "state": probes.state,
+                                                        "config": config, "rows": len(rows)})
                         last_saved = time.monotonic()
             except (FloatingPointError, ValueError) as error:                 # from training; from a measure that met a NaN
                 write_json(folder / "failed", {"step": rows[-1]["step"] if rows else 0, "reason": str(error)})
                 raise Failed(f"{folder.parent}/{failure(folder)}; the rows and the checkpoint up to there are kept: try a smaller learning rate "
                              "(--set lr=...) and another --out")
-        (folder / "checkpoint-previous.pt").unlink(missing_ok=True)
-        write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"], "sha256": {
-            "config.json": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(), "metrics.jsonl": digest.hexdigest()}})
+        write_json(folder / "done", {"wall_train_s": wall["train"], "wall_measure_s": wall["measure"]})
 
 
 def check_run(folder, config):
@@ -622,18 +597,13 @@ def check_run(folder, config):
         raise TypeError("a wrong value in its config.json")
     if folder.name != f"{config['size']}-s{config['seed']}":                  # names of figures are made of these
         raise ValueError(f"its config.json is that of {config['size']}-s{config['seed']}")
-    done = read_json(folder / "done") if (folder / "done").exists() else {}
-    for name in done.get("sha256", {}):
-        if hashlib.sha256((folder / Path(name).name).read_bytes()).hexdigest() != done["sha256"][name]:
-            raise ValueError(f"{name} is not as the run left it; if that is meant, delete the file `done`")
 
 
 def load_sweep(folder):
     """-> (finished runs as (config, rows), what is missing in words)."""
-    refuse_links(folder)
     runs, missing = [], []
     for one in sorted({path.parent for path in folder.glob("*/*") if path.name in ("config.json", "metrics.jsonl", "done")}):
-        config, rows = read_config(one / "config.json"), read_rows(one / "metrics.jsonl")
+        config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
         with reading(f"{one} is not a run that `sweep` wrote"):
             last, steps = rows[-1]["step"] if rows else 0, config["steps"]
             if failure(one):
@@ -1209,9 +1179,9 @@ def snapshot_at(folder, train, made, step):
     """The model of a run at any of its steps: from its checkpoint or kept weights, else by training again, to the same bits."""
     import torch, models
     kept = folder / "weights" / f"step-{step:06d}.pt"
-    state = load(kept) if kept.exists() else None
-    if state is None and (saved := load_checkpoint(folder).get("train", {})).get("step") == step:
-        state = saved["model"]
+    state, saved = load_saved(kept), load_saved(folder / "checkpoint.pt")
+    if state is None and saved and saved["train"]["step"] == step:
+        state = saved["train"]["model"]
     if state is not None:
         model = models.new_model(train)
         model.load_state_dict(state)

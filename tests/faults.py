@@ -115,9 +115,9 @@ def call(capsys, *arguments):
 
 
 def without_clock(value):
-    """What two runs of the same config have in common: all but clock times, checksums of what holds clock times, and the record of the command."""
+    """What two runs of the same config have in common: all but clock times and the record of the command."""
     if isinstance(value, dict):
-        return {k: without_clock(v) for k, v in value.items() if not str(k).startswith("wall") and k not in ("environment", "rows", "sha256")}
+        return {k: without_clock(v) for k, v in value.items() if not str(k).startswith("wall") and k != "environment"}
     if isinstance(value, list):
         return [without_clock(v) for v in value]
     return (str(value.dtype), value.tolist()) if isinstance(value, torch.Tensor) else value
@@ -127,7 +127,7 @@ def contents(folder):
     """{relative path: what is in it, without clock times} of everything in a sweep's directory, but for `lock`, which a killed process
     leaves behind, and which then locks nothing."""
     def read(path):
-        if path.suffix == ".pt" and path.name != "checkpoint-damaged.pt":
+        if path.suffix == ".pt":
             return without_clock(torch.load(path, weights_only=True))
         if path.suffix == ".json" or path.name == "done":
             return without_clock(json.loads(path.read_text()))

@@ -262,7 +262,7 @@ def test_a_malicious_checkpoint_is_not_executed(finished, tmp_path, capsys, monk
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "pwned"),)
-    run.save({"train": Bomb()}, path / "checkpoint.pt")
+    run.save(path / "checkpoint.pt", {"train": Bomb()})
     monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
     status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
     assert status == 1 and "is not a checkpoint that `sweep` wrote" in err and not (tmp_path / "pwned").exists()
@@ -302,7 +302,7 @@ def test_measure_trains_again_to_the_same_bits(finished, tmp_path):
     assert all(torch.equal(x, again[key]) for key, x in weights(finished[0] / "nano-s0").items())
     assert 5 not in models.snapshot_steps(40, 10) and run.snapshot_at(folder, train, made, 5).step == 5
     (folder / "weights").mkdir()
-    run.save({key: x + 1 for key, x in again.items()}, folder / "weights/step-000005.pt")
+    run.save(folder / "weights/step-000005.pt", {key: x + 1 for key, x in again.items()})
     kept = run.snapshot_at(folder, train, made, 5).model.state_dict()
     assert all(torch.equal(x + 1, kept[key]) for key, x in again.items())
 

@@ -53,7 +53,7 @@ def test_torchrun_makes_the_files_of_one_worker(alone, tmp_path):
 
 def test_a_failed_run_is_said_once_and_the_others_are_done(tmp_path, alone):
     (tmp_path / "parity/nano-s2").mkdir(parents=True)
-    (tmp_path / "parity/nano-s2/checkpoint.pt").write_bytes(b"foreign")
+    run.save(tmp_path / "parity/nano-s2/checkpoint.pt", {"foreign": 1})
     done = subprocess.run([sys.executable, RUN, "sweep", *FOUR, "--workers", "2", "--out", tmp_path], capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1 and done.stderr.count("is not a checkpoint") == 1, done.stderr
     assert [p.parent.name for p in sorted(tmp_path.glob("parity/*/done"))] == ["nano-s0", "nano-s1", "nano-s3"]
