@@ -21,7 +21,7 @@ What a sweep leaves behind:
         report.html, findings.json, events.csv, figures/*.png        derived: `analyse` makes them again
 
 The same command again resumes: finished runs are skipped, a stopped one goes on from its checkpoint, to the same bits as
-if it had not been stopped.  Several workers share a sweep out, here or under torchrun, to the same bits as one; the file `lock`
+if it had not been stopped.  Any number of processes that are given the same command share a sweep out, to the same bits as one; the file `lock`
 in a run says that one of them is at it.  A reader who wants the science can skip this file.
 """
 import base64
@@ -32,7 +32,7 @@ import html
 import io
 import itertools
 import json
-import logging
+import multiprocessing
 import math
 import os
 import platform
@@ -60,9 +60,8 @@ TASK_NAMES = ("copy", "reverse", "compare", "parity", "add", "modadd", "sort", "
 SIZE_NAMES = ("nano", "micro", "small", "medium", "large", "xl")
 CONTROL_COUNT = 24
 CHECKPOINT_SECONDS = 20               # how much work a killed run may lose
-RANK = int(os.environ.get("RANK", 0)) # which worker under torchrun this process is; where there is no torchrun, the only one
 
-out = Console(highlight=False, quiet=RANK > 0)                                # one of several workers speaks for all
+out = Console(highlight=False)
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="When a neural network suddenly gains a capability, what changed inside it first?")
 
@@ -645,22 +644,36 @@ def take_up(plan, alone=False):
     return list(failures.values())
 
 
-def launch(workers, *job):
-    """take_up(*job) in several processes of this machine.  torch's elastic launcher, which is torchrun's, starts them again when
-    one is killed, and stops them when this process is stopped, however that happens."""
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    logging.disable(logging.ERROR)                                            # it would say at length what is said below
-    config = LaunchConfig(1, 1, workers, run_id="sweep", rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=3)
-    try:
-        return elastic_launch(config, take_up)(*job)[0]                       # every worker meets every failure
-    except SignalException:
-        raise KeyboardInterrupt
-    except ChildFailedError:
-        raise Failed("the workers were killed four times; the same command goes on from the last checkpoints (short of memory? --workers 1)")
-    finally:
-        logging.disable(logging.NOTSET)
+def worker_process(rank, plan, queue):
+    """take_up in a process that ends with the one that started it, however that ends."""
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is for the parent
+    threading.Thread(target=watch, daemon=True).start()
+    os.environ["LOCAL_RANK"] = str(rank)
+    queue.put(take_up(plan))
+
+
+def launch(count, plan):
+    """take_up in `count` processes of this machine, started again where all were killed."""
+    context = multiprocessing.get_context("spawn")
+    for _ in range(4):
+        queue = context.SimpleQueue()
+        processes = [context.Process(target=worker_process, args=(rank, plan, queue))
+                     for rank in range(count)]
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+        finally:                                                # stopped: by Ctrl-C, for instance
+            for process in processes:
+                process.kill()
+        if any(process.exitcode == 0 for process in processes):
+            return queue.get()                                  # each of them meets every failure
+    raise Failed("the workers were killed four times; the same command goes on from the last "
+                 "checkpoints (short of memory? --workers 1)")
 
 
 @contextlib.contextmanager
@@ -870,11 +883,10 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
     waiting = [job for job in plan if not (job[0] / "done").exists()]
     launched = "TORCHELASTIC_RUN_ID" in os.environ                            # by torchrun: then this process is one of its workers
     room = 1 if os.name == "nt" else torch.cuda.device_count() if device == "cuda" else cores() // base.threads
-    workers = int(os.environ["WORLD_SIZE"]) if launched else max(1, min(workers or room, len(waiting)))
-    if RANK == 0:
-        out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, "
-                  f"{base.dtype} on {device} (workers: {workers}, threads of each: {base.threads}), measuring {', '.join(('accuracy', *wanted))}")
-        show_cost(plan, waiting, workers)
+    workers = 1 if launched else max(1, min(workers or room, len(waiting)))
+    out.print(f"[bold]{folder}[/bold]: {len(levels)} task-levels, {base.steps:,} steps of {base.per_level * len(levels)} examples, "
+              f"{base.dtype} on {device} (workers: {workers}, threads of each: {base.threads}), measuring {', '.join(('accuracy', *wanted))}")
+    show_cost(plan, waiting, workers)
     if dry_run:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -883,8 +895,6 @@ def sweep(task: str = typer.Option(..., help=f"one or more of {', '.join(TASK_NA
             failures = launch(workers, waiting)
         else:
             failures = take_up(waiting, alone=not launched)
-    if RANK:
-        return
     if any((path / "done").exists() for path, *_ in plan):
         with locked(folder, wait=True):
             report(folder, [path.name for path, *_ in plan if not (path / "done").exists()])
@@ -1540,8 +1550,7 @@ def main():
         status = 130 if isinstance(error, Stopped) else 2 if isinstance(error, (BadInput, ValueError)) or hasattr(error, "format_message") else 1
         message = in_words(error) + f"; see python run.py {' '.join(arguments[:1])} --help" * hasattr(error, "format_message")
     message = "".join(c if c.isprintable() else " " for c in message)         # names and values come from files
-    if RANK == 0 or status != 2:                                              # bad arguments are the same for all workers
-        print(f"run.py: {message}", file=sys.stderr)
+    print(f"run.py: {message}", file=sys.stderr)
     sys.exit(status)
 
 

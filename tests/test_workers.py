@@ -42,13 +42,13 @@ def alone(tmp_path_factory):
 def test_two_workers_make_the_files_of_one(alone, tmp_path):
     folder, done = sweep(tmp_path, "--workers", "2")
     assert_same(folder, alone)
-    assert "workers: 2" in done.stdout and done.stdout.count("done: training") == 4 and not done.stderr, "said once, by one"
+    assert "workers: 2" in done.stdout and done.stdout.count("done: training") == 4 and not done.stderr, done.stderr
 
 
 def test_torchrun_makes_the_files_of_one_worker(alone, tmp_path):
     folder, done = sweep(tmp_path, launcher=TORCHRUN)
     assert_same(folder, alone)
-    assert done.stdout.count("4 runs to do") == 1 and done.stdout.count("Risk-set test") == 1, "one worker speaks for all"
+    assert done.stdout.count("4 runs to do") == 2, "each of them goes through the same list"
 
 
 def test_a_failed_run_is_said_once_and_the_others_are_done(tmp_path, alone):
