@@ -1,8 +1,7 @@
 """When a capability emerges, what came before it, and how sure one can be.
 
-Input are curves: a number per snapshot of training, for accuracy, for RankMe, for anything else that was measured.  Output
-are events (a step, or None for "never"), tests, claims with verdicts, and figures.  This file never sees a model, so everything in it
-can be tried on a curve that one draws by hand:
+The input is curves: a number per snapshot of training.  The output is dates (a step, or None for
+"never") and tests of what they say.  Try it on curves drawn by hand, or your own (`from_table`):
 
     >>> steps    = [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
     >>> accuracy = [0,  0,  0,  0,  0,  0, .2, .7, .9,  1]
@@ -12,187 +11,171 @@ can be tried on a curve that one draws by hand:
     >>> lead_time(50, 70)
     20
 
-The story that the paper tells (Billa 2026, arXiv 2602.15997) has three moments, and this file dates them:
+The paper (Billa 2026, arXiv 2602.15997) tells a story of three moments.  This file dates them:
 
-    collapse      training begins, and the hidden states of all inputs fall together: RankMe drops to a *floor*
-    onset         the representation recovers: RankMe rises from its floor, for good
-    emergence     the model answers better than chance, clearly and for good
+    collapse      training begins, and RankMe of the hidden states falls to a *floor*
+    onset         the representation recovers: RankMe rises clearly above its floor
+    emergence     the model answers clearly better than chance
 
-If onset comes before emergence, geometry "leads", by `lead_time` steps.  Three questions decide what such a lead is worth, and they are
-the sections of this file after the dates:
+If the onset comes first, geometry "leads".  The onset of *another* task might have come first as
+well: so this file also says what chance gives.  What can go wrong:
 
-    chance        would the onset of *another* task have come first as well?  (risk-set test, tasks exchanged, sham tasks)
-    claims        what the paper says, number by number, beside what these runs say: the table CLAIMS
-    choices       every date depends on choices (how clear is "clearly"?).  Does a claim hold under most of them?  (`multiverse`)
+    An onset that is early for every task comes before everything, and says nothing.
+    A sharp rise may be the metric's own: compare "log_prob" (Schaeffer 2023, arXiv 2304.15004).
+    A measure that is looked at rarely looks late.
 
-What can go wrong: an onset that comes early for every task precedes whatever comes later, and "first in 100%" says nothing; a sharp rise may
-be the metric's (so `behaviour="log_prob"`); looked at rarely, a measure looks late.  Read more: Schaeffer et al. 2023 (arXiv 2304.15004), on
-emergence and the choice of metric; Cox 1972, on risk sets; Steegen et al. 2016, on multiverse analysis.
+This file knows nothing of models, of run directories, of figures, and of what the paper claims.
 
-Letters:  R runs, L levels (task-levels) of a run, S snapshots, M data sets: the one that was observed, then M - 1 shuffled ones.
+Letters for shapes:  R runs, L task-levels of a run, S snapshots, G snapshots of a rare measure,
+M data sets (the observed one, then M - 1 in which something was exchanged at random).
 """
 import functools
-import itertools
 import math
+import re
 import statistics
-from dataclasses import dataclass
-from typing import Callable, NamedTuple
+import warnings
+from dataclasses import dataclass, replace
+from typing import Iterable, NamedTuple, Sequence
 
 import numpy as np
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.lib.stride_tricks import sliding_window_view
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What the dates depend on.  The paper's own choices are public only in outline ("a low threshold that persists")."""
-    threshold: float = 0.3        # share of the way from chance to perfect that counts as emerged: low, as the paper has it,
-                                  # and above every plateau that a half-learned answer gives here (a parity guess, a sign)
-    persistence: int = 3          # snapshots in a row that must agree, for emergence and for onset: one may be luck
-    behaviour: str = "accuracy"   # "accuracy", or "log_prob": the share of the answer's entropy that is explained
-    rise: float = 0.2             # RankMe counts as recovering when it is 20% above its floor: with 200 probes, the curve
-                                  # wanders by some 10% along a flat floor
-    position: str = "first"       # whose hidden state: where the "first" answer token is predicted (nothing of the answer is
-                                  # known there), all "answer" tokens, or the "last" token of the line (all is known)
-    layer: int = -2               # the residual stream after the last block; -1 is after the final LayerNorm, 0 the embedding
-    smoothing: int = 3            # running median of so many snapshots, so that a floor is not a single odd value
-    warmup: bool = True           # do snapshots within the learning rate's warm-up count?
-
-
-# What other researchers might as well have chosen: `multiverse` goes through all combinations, 864 of them.
-ALTERNATIVES = {"threshold": (0.1, 0.3, 0.5), "persistence": (3, 5), "behaviour": ("accuracy", "log_prob"), "rise": (0.1, 0.2, 0.5),
-                "position": ("first", "answer", "last"), "layer": (-2, -1), "smoothing": (3, 7), "warmup": (True, False)}
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Dates.  The first functions take any number of curves at once, (..., S), and answer with indices, -1 for "never".
-
-def _check(steps, values, name):
-    if len(steps) != len(values):
-        raise ValueError(f"{name}: {len(steps)} steps but {len(values)} values")
-    if any(b <= a for a, b in zip(steps, steps[1:])):
-        raise ValueError(f"{name}: the steps must increase")
-    return np.array([math.nan if v is None else v for v in values], dtype=float)
-
+# ------------------------------------------------------------------------------------------------
+# Dates on one curve.  `emergence_index` and `recovery` take any number of curves at once, (..., S),
+# and answer with indices, -1 for "never".
 
 def _first_run(flags, persistence):
-    """Where the first `persistence` True in a row begin."""
+    """Where the first `persistence` True in a row begin; -1 where there are none."""
     if flags.shape[-1] < persistence:
         return np.full(flags.shape[:-1], -1)
-    runs = sliding_window_view(flags, persistence, axis=-1).all(-1)
-    return np.where(runs.any(-1), runs.argmax(-1), -1)
+    in_a_row = sliding_window_view(flags, persistence, axis=-1).all(-1)
+    return np.where(in_a_row.any(-1), in_a_row.argmax(-1), -1)
 
 
 def emergence_index(values, chance, examples, threshold, persistence):
-    """Index of the first of `persistence` snapshots in a row that are clearly above chance; -1 if there is none.
-        (values - chance) / (1 - chance) >= max(threshold, 3 sqrt(chance / (1 - chance) / examples)) - 1e-12
-    values: (..., S), NaN where nothing was measured, which counts as "no".  chance: in [0, 1), a number or (..., 1).
-    examples: None leaves the second bar out.  1e-12 is for rounding: a value that is on the bar counts.  Returns (...) integers.
+    """Index of the first of `persistence` snapshots in a row clearly above chance; -1 for never.
+
+        (values - chance) / (1 - chance) >= bar - 1e-12
+        bar = max(threshold, 3 sqrt(chance / (1 - chance) / examples))
+
+    values: (..., S); NaN, not measured, counts as "no".  chance: in [0, 1), a number or (..., 1).
+    examples: how many the values were measured on; None: the bar is the threshold alone.
+    1e-12 is for rounding: a value that is on the bar counts.  Returns integers, (...).
     Exercise: emergence.emergence_index (set 4, 10 points)
     Hint: _first_run(flags, persistence) does the counting in a row.
 
-    >>> emergence_index(np.array([[.5, .6, .9, .9], [.5, .9, .6, .9]]), 0.5, None, 0.3, 2).tolist()
+    >>> curves = np.array([[.5, .6, .9, .9], [.5, .9, .6, .9]])
+    >>> emergence_index(curves, 0.5, None, 0.3, 2).tolist()
     [2, -1]
     """
-    bar = np.maximum(threshold, 3 * np.sqrt(chance / (1 - chance) / examples)) if examples else threshold
+    bar = threshold
+    if examples:
+        bar = np.maximum(threshold, 3 * np.sqrt(chance / (1 - chance) / examples))
     return _first_run((values - chance) / (1 - chance) >= bar - 1e-12, persistence)
 
 
-def recovery(smooth, rise, persistence):
-    """The floor of a smoothed curve, and where the curve leaves it for good.
-        floor = min_t x_t, first reached at index low       onset: first of `persistence` indices t > low in a row with x_t >= (1 + rise) floor
-    smooth: (..., S), NaN where there is no value (no curve has NaN only).  Returns (floor, low, onset), each (...); onset -1 for "never".
-    Exercise: emergence.recovery (set 4, 10 points)
-    Hint: NaN is neither a minimum nor a recovery; and a curve may stand above its floor before it gets there, which is not one either.
+def emergence_step(steps: Sequence, accuracy: Sequence, chance: float = 0.0,
+                   threshold: float = 0.3, persistence: int = 3,
+                   examples: int | None = None) -> int | None:
+    """The step from which a model is clearly above chance, by `emergence_index`; None for never.
 
-    >>> [x.tolist() for x in recovery(np.array([[8., 2., 2., 5., 6.], [8., 6., 4., 3., 2.]]), 0.2, 2)]
+    accuracy: a number in [0, 1] per step, None where it was not measured.
+    Raises ValueError if lengths differ, steps do not increase, or chance is not in [0, 1)."""
+    values = _as_curve(steps, accuracy, "emergence_step")
+    if not 0 <= chance < 1:
+        raise ValueError(f"emergence_step: chance {chance}: expected at least 0 and below 1")
+    index = emergence_index(values, chance, examples, threshold, persistence)
+    return None if index < 0 else steps[index]
+
+
+def _as_curve(steps, values, name):
+    if len(steps) != len(values):
+        raise ValueError(f"{name}: {len(steps)} steps but {len(values)} values")
+    if any(later <= earlier for earlier, later in zip(steps, steps[1:])):
+        raise ValueError(f"{name}: the steps must increase")
+    return np.array(values, dtype=float)                                    # None becomes NaN
+
+
+def recovery(smooth, rise, persistence):
+    """The floor of a smoothed curve, and where the curve leaves it.
+
+        floor = min_t x_t, first reached at index low
+        onset = first of `persistence` indices t > low in a row with x_t >= (1 + rise) floor
+
+    smooth: (..., S), NaN where there is no value; no curve has NaN only.
+    Returns (floor, low, onset), each (...); onset is -1 for "never".
+    Exercise: emergence.recovery (set 4, 10 points)
+    Hint: NaN is neither a minimum nor a recovery; and a curve may stand above its floor before it
+    gets there, which is not one either.
+
+    >>> curves = np.array([[8., 2., 2., 5., 6.], [8., 6., 4., 3., 2.]])
+    >>> [x.tolist() for x in recovery(curves, 0.2, 2)]
     [[2.0, 2.0], [1, 4], [3, -1]]
     """
     low = np.where(np.isnan(smooth), np.inf, smooth).argmin(-1)
-    floor = np.take_along_axis(smooth, low[..., None], -1)
+    floor = np.take_along_axis(smooth, low[..., None], -1)                  # (..., 1)
     later = np.arange(smooth.shape[-1]) > low[..., None]
-    return floor[..., 0], low, _first_run(later & (smooth >= (1 + rise) * floor), persistence)
-
-
-def emergence_step(steps, accuracy, chance=0.0, threshold=0.3, persistence=3, examples=None):
-    """The first of `persistence` snapshots in a row whose accuracy is clearly above chance; None if there is none.
-
-        (accuracy - chance) / (1 - chance) >= max(threshold, 3 standard errors)
-        standard error of chance itself = sqrt(chance / (1 - chance) / examples), on the same scale
-
-    steps: increasing; accuracy: one number per step in [0, 1] (None or NaN: not measured, counts as "no").
-    examples: how many the accuracy was measured on; None leaves the second bar out.
-    A rise at the very end, with fewer than `persistence` snapshots left, has not been seen to last: None.
-    Raises ValueError if lengths differ, steps do not increase, or chance is not in [0, 1).
-    """
-    values = _check(steps, accuracy, "emergence_step")
-    if not 0 <= chance < 1:
-        raise ValueError(f"emergence_step: chance {chance}: expected a number of at least 0 and below 1")
-    i = emergence_index(values, chance, examples, threshold, persistence)
-    return None if i < 0 else steps[i]
+    onset = _first_run(later & (smooth >= (1 + rise) * floor), persistence)
+    return floor[..., 0], low, onset
 
 
 def running_median(values, window):
-    """Median of the `window` values around each, along the last axis (fewer at the ends); NaN where all of them are.
+    """Median of the `window` values around each, along the last axis; fewer at the ends.
+
+    NaN does not count; the median is NaN where all of them are.
 
     >>> running_median([1, 9, 1, 1], 3).tolist()
     [5.0, 1.0, 1.0, 1.0]
     """
     half, values = window // 2, np.asarray(values, dtype=float)
-    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(half, half)], constant_values=math.nan)
-    windows = np.sort(sliding_window_view(padded, 2 * half + 1, axis=-1), axis=-1)                  # NaN last
-    n = (~np.isnan(windows)).sum(-1, keepdims=True)
-    middle = [np.take_along_axis(windows, i, -1)[..., 0] for i in (np.maximum(n - 1, 0) // 2, n // 2 % windows.shape[-1])]
-    return (middle[0] + middle[1]) / 2
+    margins = [(0, 0)] * (values.ndim - 1) + [(half, half)]
+    padded = np.pad(values, margins, constant_values=math.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)                     # windows of NaN only
+        return np.nanmedian(sliding_window_view(padded, 2 * half + 1, axis=-1), axis=-1)
 
 
 class Collapse(NamedTuple):
     floor: float                  # the lowest value of the smoothed curve
     floor_step: int               # where it was first reached
-    onset_step: int | None        # where the curve has left it for good: recovery begins.  None: it does not
+    onset_step: int | None        # where recovery begins; None: it does not
 
 
-def collapse(steps, rank, smoothing=3, rise=0.2, persistence=3):
+def collapse(steps: Sequence, rank: Sequence, smoothing: int = 3, rise: float = 0.2,
+             persistence: int = 3) -> Collapse:
     """Where a curve of effective ranks has its floor, and where it starts to recover.
 
-    The floor is the minimum of the running median.  The onset is the first of `persistence` snapshots in a row, after the
-    floor, that lie at least `rise` (a fraction of the floor) above it.
-    Raises ValueError if lengths differ, steps do not increase, or there is no value at all.
-    """
-    smooth = running_median(_check(steps, rank, "collapse"), smoothing)
+    It is the `recovery` of the running median over `smoothing` snapshots.
+    Raises ValueError if lengths differ, steps do not increase, or there is no value at all."""
+    smooth = running_median(_as_curve(steps, rank, "collapse"), smoothing)
     if np.isnan(smooth).all():
         raise ValueError("collapse: the curve has no values")
-    floor, low, i = recovery(smooth, rise, persistence)
-    return Collapse(float(floor), steps[low], None if i < 0 else steps[i])
+    floor, low, onset = recovery(smooth, rise, persistence)
+    return Collapse(float(floor), steps[low], None if onset < 0 else steps[onset])
 
 
-def lead_time(geometry_step, emergence_step):
-    """By how many steps geometry came first (positive), or behaviour did (negative).  None unless both happened."""
-    if geometry_step is None or emergence_step is None:
+def lead_time(geometry_step: int | None, emergence_step: int | None) -> int | None:
+    """Steps by which geometry came first, negative if behaviour did; None unless both happened."""
+    if np.isinf(_as_times((geometry_step, emergence_step))).any():
         return None
     return emergence_step - geometry_step
 
 
-def lead_interval(steps, geometry_step, emergence_step):
-    """A date is known only to lie behind the snapshot before it; so a lead is an interval (low, high), both ends excluded.
-
-    >>> lead_interval([0, 10, 20, 30], 10, 30)
-    (10, 30)
-    """
-    if geometry_step is None or emergence_step is None:
-        return None
-    before = {s: p for p, s in zip([steps[0], *steps], steps)}
-    return before[emergence_step] - geometry_step, emergence_step - before[geometry_step]
+def _as_times(dates):
+    """Steps, None or NaN for "never" -> floats, infinity for "never"."""
+    times = np.array(dates, dtype=float)                                    # None becomes NaN
+    return np.where(np.isnan(times), np.inf, times)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Statistics of several events
 
-def rate_with_interval(k, n, z=1.959964):
-    """k of n, with Wilson's interval, 95% by default: (rate, low, high).  It takes the n for independent, which the levels of one
-    model are not: read it as a lower bound on the doubt, and see `clustered_interval`.  n = 0 gives (nan, 0, 1).
+def rate_with_interval(k: float, n: float, z: float = 1.959964) -> tuple[float, float, float]:
+    """k of n, with Wilson's interval, 95% by default: (rate, low, high).
+
+    It takes the n for independent; the levels of one model are not: see `clustered_interval`.
+    n = 0 gives (nan, 0, 1).  Raises ValueError unless 0 <= k <= n.
 
     >>> [round(x, 3) for x in rate_with_interval(24, 24)]
     [1.0, 0.862, 1.0]
@@ -201,135 +184,131 @@ def rate_with_interval(k, n, z=1.959964):
         raise ValueError(f"rate_with_interval: {k} of {n} is not a rate")
     if n == 0:
         return math.nan, 0.0, 1.0
-    p = k / n
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    rate = k / n
+    centre = rate + z * z / (2 * n)
+    spread = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return p, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    return rate, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def _student(df):
-    """97.5% quantile of Student's t (Cornish and Fisher's expansion, good to 1% from 3 degrees of freedom)."""
+def _student_quantile(df):
+    """97.5% quantile of Student's t: Cornish and Fisher's expansion, good to 1% from df = 3 on."""
+    if round(df) < 3:
+        return {1: 12.706, 2: 4.303}[round(df)]
     z = 1.959964
-    return {1: 12.706, 2: 4.303}.get(round(df)) or (z + (z ** 3 + z) / (4 * df) + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / (96 * df ** 2)
-                                                    + (3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z) / (384 * df ** 3))
+    return (z + (z ** 3 + z) / (4 * df) + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / (96 * df ** 2)
+            + (3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z) / (384 * df ** 3))
 
 
-def clustered_interval(values, tasks, rate=True):
-    """Mean of an (R, L) table of events with its 95% interval, which knows that events of one task, and of one run, are alike.
+def clustered_interval(values, tasks, rate=True) -> tuple[float, float, float]:
+    """Mean of a table of events with its 95% interval: (mean, low, high); nan for an empty table.
 
-        variance = (variance if tasks are drawn anew) + (if runs are drawn anew) - (if single events are)
-        and no less than the larger of the first two
+    It knows that the events of one task are alike, and those of one run:
 
-    It is what a bootstrap over tasks x runs estimates, in closed form; each term is sum over clusters of
-    (sum of deviations in the cluster)^2 / n^2 * G / (G - 1), with G clusters.  NaN entries are left out.
-    tasks: (L,) labels.  rate: the entries are 0 or 1, and Wilson's formula is used, with the number of independent events that has the
-    same variance; all alike, that number is taken to be that of the tasks, or of the runs if there are more.
-    Returns (mean, low, high); nan for an empty table.
-    Source: Cameron, Gelbach & Miller 2011; Student's t with Satterthwaite's degrees of freedom, for the variance is itself an estimate.
-    That of n independent events, the least that a rate of n can have, is not one, and gets the normal's quantile.
-    """
-    values = np.asarray(values, dtype=float)
-    there = ~np.isnan(values)
-    n = there.sum()
+        variance = T + R - C, and no less than the larger of T and R
+        T, R: if tasks, or runs, are drawn anew; C: if the cells task x run are
+        each is  sum over clusters (sum of deviations in the cluster / n)^2 * g / (g - 1)
+        for g clusters; C is without the last factor
+
+    It is what a bootstrap over tasks x runs estimates, in closed form.
+    values: (R, L); NaN entries are left out.  tasks: (L,) labels.
+    rate: the entries are 0 or 1.  Then it is Wilson's interval for as many independent events as
+    have the same variance: at most n; if all entries are alike, the larger number of clusters.
+    Source: Cameron, Gelbach & Miller 2011; Student's t with Satterthwaite's degrees of freedom."""
+    present = ~np.isnan(values)
+    n = present.sum()
     if n == 0:
         return math.nan, math.nan, math.nan
-    mean = values[there].mean()
-    deviation = np.where(there, values - mean, 0) / n
-    labels = np.unique(np.asarray(tasks), return_inverse=True)[1]
-    by_task = np.zeros((len(values), labels.max() + 1))
-    np.add.at(by_task.T, labels, deviation.T)
-    count = [len(np.unique(labels[there.any(0)])), int(there.any(1).sum())]
-    terms = [(x ** 2).sum() * g / (g - 1) if g > 1 else 0.0 for x, g in zip((by_task.sum(0), by_task.sum(1)), count)]
-    variance = max(sum(terms) - (by_task ** 2).sum(), *terms) if min(count) > 1 else sum(terms)
-    df = sum(terms) ** 2 / sum(t ** 2 / (g - 1) for t, g in zip(terms, count) if g > 1) if variance > 0 else max(count)
-    t = _student(max(df, 1))
+
+    # sums of the deviations in each cell, and how many tasks and runs there are
+    mean = float(values[present].mean())
+    deviations = np.where(present, values - mean, 0) / n                    # (R, L)
+    labels = np.unique(tasks, return_inverse=True)[1]
+    cells = np.zeros((len(values), labels.max() + 1))                       # (R, tasks)
+    np.add.at(cells.T, labels, deviations.T)
+    clusters = [len(np.unique(labels[present.any(0)])), int(present.any(1).sum())]
+
+    # the variance; with one cluster only, its term says nothing
+    sums = [cells.sum(0), cells.sum(1)]
+    terms = [(x ** 2).sum() * g / (g - 1) if g > 1 else 0.0 for x, g in zip(sums, clusters)]
+    variance = sum(terms)
+    if min(clusters) > 1:
+        variance = max(variance - (cells ** 2).sum(), *terms)
+    df = max(clusters)
+    if variance > 0:
+        df = sum(terms) ** 2 / sum(x ** 2 / (g - 1) for x, g in zip(terms, clusters) if g > 1)
+    t = _student_quantile(df)
     if not rate:
-        return float(mean), float(mean - t * math.sqrt(variance)), float(mean + t * math.sqrt(variance))
-    independent = mean * (1 - mean) / variance if variance > 1e-12 else max(count)
-    return rate_with_interval(mean * n, n) if independent >= n else rate_with_interval(mean * independent, independent, t)
+        half = t * math.sqrt(variance)
+        return mean, float(mean - half), float(mean + half)
+
+    # a rate; the variance of n independent events is no estimate: it gets the normal's quantile
+    independent = mean * (1 - mean) / variance if variance > 1e-12 else max(clusters)
+    if independent >= n:
+        return rate_with_interval(mean * n, n)
+    return rate_with_interval(mean * independent, independent, t)
 
 
-def _order(x):
-    """-1, 0, 1: how elements i and j of the last axis are ordered, (..., i, j); nan for two that never came (inf), which have no order."""
+def order_signs(x):
+    """Signs of x_i - x_j along the last axis, (..., i, j); NaN where both never came (inf)."""
     with np.errstate(invalid="ignore"):
         return np.sign(x[..., :, None] - x[..., None, :])
 
 
-def concordance(a, b):
-    """Share of pairs (i, j) that a and b put in the same order; 0.5 is what unrelated orders give, nan if no pair counts.
+def concordance(a: Sequence, b: Sequence) -> float:
+    """Share of pairs (i, j) that a and b put in the same order; unrelated orders give 0.5.
 
-    A tie in either counts one half.  None means "never", later than every step; a pair with a None in one of the sequences counts only
-    if the other element of that sequence is a step (two that never happened have no order).
-    Raises ValueError if the lengths differ.
+    A tie in either counts one half.  None means "never", later than every step; two that never came
+    have no order.  Returns nan if no pair counts.  Raises ValueError if the lengths differ.
 
     >>> concordance([1, 2, 3, None], [10, 30, 20, 40])
     0.8333333333333334
     """
     if len(a) != len(b):
         raise ValueError(f"concordance: {len(a)} and {len(b)} values")
-    alike = (_order(_times(a)) * _order(_times(b)))[np.triu_indices(len(a), 1)]                     # 1 alike, -1 not, 0 a tie
-    return float((1 + alike[~np.isnan(alike)]).mean() / 2) if not np.isnan(alike).all() else math.nan
-
-
-def ranks(values):
-    """1 for the smallest along the last axis, and so on; ties get the mean of their ranks.
-
-    >>> ranks([30, 10, 20, 10]).tolist()
-    [4.0, 1.5, 3.0, 1.5]
-    """
-    x = np.asarray(values, dtype=float)
-    return (x[..., None] > x[..., None, :]).sum(-1) + ((x[..., None] == x[..., None, :]).sum(-1) + 1) / 2
-
-
-def spearman(a, b):
-    """Correlation of two sets of `ranks` along the last axis, -1 to 1; nan where one of them is constant."""
-    a, b = (r - r.mean(-1, keepdims=True) for r in (a, b))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(-1) / np.sqrt((a ** 2).sum(-1) * (b ** 2).sum(-1))
+    alike = order_signs(_as_times(a)) * order_signs(_as_times(b))           # 1: alike; 0: a tie
+    alike = alike[np.triu_indices(len(a), 1)]
+    alike = alike[~np.isnan(alike)]
+    return float((1 + alike).mean() / 2) if len(alike) else math.nan
 
 
 def holm(p_values):
-    """p-values of several tests, adjusted so that the chance of even one false alarm stays at the level (Holm 1979).
-        sorted, the k-th smallest of n (k = 1 ... n) becomes the largest of min(1, (n - j + 1) p_j) over j <= k
-    Returns a list in the order given.  None, a test that could not be made, stays None and does not count.
+    """p-values of several tests, adjusted: the chance of even one false alarm stays at the level.
+
+        sorted, the k-th smallest of n becomes the largest of min(1, (n - j + 1) p_j) over j <= k
+
+    k and j count from 1.  Returns a list in the order given; p_values stay as they are.
+    None, a test that could not be made, stays None and does not count.  Source: Holm 1979.
     Exercise: emergence.holm (set 4, 5 points)
     Hint: go through them from the smallest up, and remember the largest so far.
 
     >>> holm([0.01, 0.04, None, 0.03])
     [0.03, 0.06, None, 0.06]
     """
-    order = sorted((i for i, p in enumerate(p_values) if p is not None), key=lambda i: p_values[i])
+    known = [i for i, p in enumerate(p_values) if p is not None]
+    order = sorted(known, key=p_values.__getitem__)
     out, worst = [None] * len(p_values), 0.0
     for k, i in enumerate(order):
-        out[i] = worst = max(worst, min(1.0, (len(order) - k) * p_values[i]))
+        worst = max(worst, min(1.0, (len(order) - k) * p_values[i]))
+        out[i] = worst
     return out
 
 
-def _times(dates):
-    """Steps, None for "never" -> floats, infinity for "never"."""
-    return np.array([math.inf if v is None else v for v in dates], dtype=float)
+def risk_set_test(onsets: Sequence, emergences: Sequence) -> tuple[float, float]:
+    """Do levels whose geometry has recovered emerge sooner than the others?  -> (z, information)
 
+    At each emergence time t, the risk set R holds the levels that have not emerged before t; x = 1
+    for those with an onset before t; m is the mean of x over R; d levels emerge at t:
 
-def _risk_set(onset, emergence):
-    """-> at each emergence time, a column each: x (L, T), risk set (L, T), those that emerge (L, T)."""
-    t = np.unique(emergence[np.isfinite(emergence)])
-    return onset[:, None] < t, emergence[:, None] >= t, emergence[:, None] == t
+        U = sum_t [sum of x over those d  -  d m]
+        V = sum_t d m (1 - m) (|R| - d) / (|R| - 1)            z = U / sqrt(V)
 
-
-def risk_set_test(onsets, emergences):
-    """Do levels whose geometry has already recovered emerge sooner than those whose geometry has not?  -> (z, information)
-
-    At each emergence time t, the risk set R are the levels that have not emerged before t; x = 1 for those with an
-    onset before t; m is the mean of x over R; d levels emerge at t:
-
-        U = sum_t [sum of x over those d  -  d m]        V = sum_t d m (1 - m) (|R| - d) / (|R| - 1)        z = U / sqrt(V)
-
-    If onsets have nothing to do with emergence, z is standard normal.  Unlike a count of "onset came first", this is not
-    fooled by onsets that are early for every level alike: there m is 1, and nothing is learned.  V, the information, says how
-    much was: below 5 the verdict is "cannot tell".  None means censored: it has not happened by the end of the run.
-    Returns z = nan where V = 0.  Source: the log-rank (Mantel-Haenszel) test with a covariate that changes in time.
-    Differs from the paper: it has no null at all.  Raises ValueError if the lengths differ.
-    """
+    If onsets have nothing to do with emergence, z is standard normal.  V, the information, says how
+    much is learned: nothing where onsets are early for all levels alike, for then m is 1.
+    None means censored: it has not happened by the end of the run.  z is nan where V = 0.
+    Raises ValueError if the lengths differ.
+    Source: the log-rank (Mantel-Haenszel) test with a covariate that changes in time (Cox 1972).
+    Differs from the paper: it has no null at all."""
     U, V = risk_set_sums(onsets, emergences)
     return (U / math.sqrt(V) if V > 0 else math.nan), V
 
@@ -338,228 +317,430 @@ def risk_set_sums(onsets, emergences):
     """(U, V) of `risk_set_test`: over several runs, or strata, they add up."""
     if len(onsets) != len(emergences):
         raise ValueError(f"risk_set_test: {len(onsets)} onsets but {len(emergences)} emergences")
-    x, risk, event = _risk_set(_times(onsets), _times(emergences))
-    size, d = risk.sum(0), event.sum(0)
-    m = (x & risk).sum(0) / size
-    U = (x & event).sum(0) - d * m
+    x, at_risk, emerges = risk_sets(_as_times(onsets), _as_times(emergences))
+    size, d = at_risk.sum(0), emerges.sum(0)                                # (T,)
+    m = (x & at_risk).sum(0) / size
+    U = (x & emerges).sum(0) - d * m
     V = d * m * (1 - m) * (size - d) / np.maximum(size - 1, 1)
     return float(U.sum()), float(V.sum())
 
 
-class Range(NamedTuple):
-    median: float
-    low: float
-    high: float
+def risk_sets(onset, emergence):
+    """A column for each of T emergence times: x, is it in the risk set, does it emerge; (L, T)."""
+    t = np.unique(emergence[np.isfinite(emergence)])
+    return onset[:, None] < t, emergence[:, None] >= t, emergence[:, None] == t
 
 
-def seed_range(values):
-    """Median and range over seeds; None where none of them has a value.
+# ------------------------------------------------------------------------------------------------
+# From a table of measurements, which any training loop can write, to runs
 
-    The range of n seeds is an interval for the median over all seeds with confidence 1 - 2^(1-n), whatever the
-    distribution: 75% for three seeds, 94% for five.
-    """
-    values = [v for v in values if v is not None and not math.isnan(v)]
-    return Range(statistics.median(values), min(values), max(values)) if values else None
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# From a run to its events
-
-def curve(rows, level, *path):
-    """One quantity of one task-level along a run: (steps, values), only where it was measured.
-
-    path: keys and indices into the level's entry, such as "rankme", "first", -2.
-    """
-    steps, values = [], []
-    for row in rows:
-        value = row["levels"].get(level, {})
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None if value is None else value[key]
-        if value is not None:
-            steps.append(row["step"])
-            values.append(value)
-    return steps, values
+COLUMNS = ("run", "level", "step", "quantity", "value")
+DEFAULTS = {"size": "", "parameters": math.nan, "width": math.inf, "warmup": 0,
+            "train_fraction": 1.0, "eval_examples": None, "chance": {}, "chance_log_prob": {},
+            "answer_tokens": {}, "numbers": {}}
 
 
-@dataclass(eq=False)                  # compared, and cached, by identity
+@dataclass(eq=False)              # compared, and cached, by identity
 class Run:
     """The curves of one run as arrays; NaN where nothing was measured."""
-    config: dict                      # config.json
-    rows: list                        # of metrics.jsonl
-    steps: np.ndarray                 # (S,)
-    accuracy: np.ndarray              # (L, S), on unseen operands where some are never trained on: knowing the others by heart is no capability
-    log_prob: np.ndarray              # (L, S): share of the answers' entropy that the model explains, 1 - log p / log p of the best blind guess
-    rankme: dict                      # position -> (L, layers, S)
+    name: str
+    config: dict                  # config.json, completed by DEFAULTS
+    levels: list                  # (L,) names such as "add-1"; controls begin with "sham-"
+    steps: np.ndarray             # (S,) all steps at which anything was measured
+    curves: dict                  # {quantity: (L, S)}
+
+    def table(self, quantity):
+        """One quantity of all levels, (L, S)."""
+        unmeasured = np.full((len(self.levels), len(self.steps)), math.nan)
+        return self.curves.get(quantity, unmeasured)
+
+    def curve(self, level, quantity):
+        """One quantity of one level, only where it was measured: (steps, values)."""
+        values = self.table(quantity)[self.levels.index(level)]
+        measured = ~np.isnan(values)
+        return self.steps[measured], values[measured]
+
+    def per_level(self, key, default):
+        """An entry of the config that has a number for each level, (L, 1)."""
+        return np.array([[self.config[key].get(level, default)] for level in self.levels])
+
+    @functools.cached_property
+    def accuracy(self):
+        """(L, S).  On unseen operands where there are some: knowing by heart is no capability."""
+        return self.table("accuracy_test" if self.config["train_fraction"] < 1 else "accuracy")
+
+    @functools.cached_property
+    def rankme(self):
+        """{position: (L, layers, S)}, from the quantities "rankme.<position>.<layer>"."""
+        found = {}
+        for quantity, values in self.curves.items():
+            place = re.fullmatch(r"rankme\.(.*)\.(\d+)", quantity)
+            if place:
+                position, layer = place.groups()
+                found.setdefault(position, {})[int(layer)] = values
+        return {position: np.stack([layers[layer] for layer in sorted(layers)], axis=1)
+                for position, layers in found.items()}
+
+    def rankme_layers(self, position):
+        """(L, layers, S).  RankMe at one position; a layer of NaN where it was not measured."""
+        unmeasured = np.full((len(self.levels), 1, len(self.steps)), math.nan)
+        return self.rankme.get(position, unmeasured)
+
+    def rankme_at(self, position, layer):
+        """(L, S).  RankMe at one position and layer; NaN where it was not measured."""
+        layers = self.rankme_layers(position)
+        return layers[:, max(layer, -layers.shape[1])]                      # there may be only one
 
     @property
-    def levels(self):
-        return self.config["levels"]
-
-    @property
-    def name(self):
-        return f"{self.config['size']}-s{self.config['seed']}"
+    def measures(self):
+        """Names of the measures that were taken at a few snapshots only."""
+        return [name for name in self.config["numbers"] if not np.isnan(self.table(name)).all()]
 
 
-def _places(run, shams=False):
-    """Where the task-levels of a run stand among its levels; or the shams."""
-    return [k for k, level in enumerate(run.levels) if level.startswith("sham-") == shams]
+def from_table(rows: Iterable, configs: dict | None = None) -> list[Run]:
+    """A table of measurements, one number per row -> runs, in order of appearance.
+
+    rows: dicts with the keys run, level, step, quantity, value, or tuples in that order; of two for
+      the same place the last counts.  Numbers may be text; None, "" and NaN: not measured.
+      Understood are the quantities accuracy, accuracy_train, accuracy_test, log_prob, distinct
+      (how many inputs differ), rankme.<position>.<layer>, and the measures that a config names
+      under "numbers"; all others are kept as curves.
+    configs: {run: its config.json as a dict}.  What is absent is as in DEFAULTS; a level's chance
+      is 0, its answer_tokens 1; the seed is the run's place.  levels: in order of appearance; where
+      a config names them, others are left out.
+    Raises ValueError for a table without rows, a missing key, a step or value that is no number.
+
+    >>> table = [("mine", "add-1", step, "accuracy", step / 100) for step in range(100)]
+    >>> float(event_table(from_table(table)).emergence[0, 0])
+    30.0
+    """
+    found = {}                    # {run: {(level, quantity): (steps, values)}}
+    for number, row in enumerate(rows, start=1):
+        try:
+            cells = [row[name] for name in COLUMNS] if isinstance(row, dict) else row
+            run, level, step, quantity, value = cells
+            series = found.setdefault(run, {})
+            steps, values = series.setdefault((level, quantity), ([], []))
+            steps.append(float(step))
+            values.append(math.nan if value is None or value == "" else float(value))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"from_table: row {number} is {row!r:.200}, expected: "
+                             f"{', '.join(COLUMNS)}, with numbers as step and value") from None
+    if not found:
+        raise ValueError("from_table: the table has no rows")
+    configs = configs or {}
+    return [_run(name, series, {"seed": seed} | DEFAULTS | configs.get(name, {}))
+            for seed, (name, series) in enumerate(found.items())]
 
 
-def _real(run):
-    return [run.levels[k] for k in _places(run)]
+def _run(name, series, config):
+    """series: {(level, quantity): (steps, values)}."""
+    steps = np.unique(np.concatenate([taken for taken, _ in series.values()]))
+    if not np.isfinite(steps).all():
+        raise ValueError(f"from_table: run {name!r} has a step that is no number")
+    levels = list(config.get("levels") or dict.fromkeys(level for level, _ in series))
+    curves = {}
+    for (level, quantity), (taken, values) in series.items():
+        if level in levels:
+            unmeasured = np.full((len(levels), len(steps)), math.nan)
+            table = curves.setdefault(quantity, unmeasured)
+            table[levels.index(level), np.searchsorted(steps, taken)] = values
+    if (steps == np.floor(steps)).all():
+        steps = steps.astype(int)
+    return Run(name, config, levels, steps, curves)
 
 
-def tabulate(config, rows):
-    """config.json and the rows of metrics.jsonl -> Run."""
-    def table(*path):                                                           # (L, S, ...)
-        value = lambda row, level: functools.reduce(lambda x, key: x[key], path, row["levels"][level])
-        return np.array([[value(row, level) for row in rows] for level in config["levels"]], dtype=float)
-    blind = np.array([config["chance_log_prob"][level] for level in config["levels"]])
-    return Run(config, rows, np.array([row["step"] for row in rows]), table("accuracy_test" if config["train_fraction"] < 1 else "accuracy"),
-               1 - table("log_prob") / blind[:, None], {position: table("rankme", position).swapaxes(1, 2) for position in ALTERNATIVES["position"]})
+# ------------------------------------------------------------------------------------------------
+# From runs to their events
+
+@dataclass(frozen=True, eq=False)
+class EventTable:
+    """The events of all runs.  Arrays are (R, L); a step that never came is infinity."""
+    runs: list                    # (R,)
+    levels: tuple                 # (L,)
+    dated_by: dict                # the keywords of event_table
+    onset: np.ndarray             # step at which RankMe begins to recover
+    emergence: np.ndarray         # step at which behaviour emerges
+    floor: np.ndarray             # the lowest RankMe; NaN where it was not measured
+    floor_step: np.ndarray
+    start: np.ndarray             # RankMe of the untrained model
+    ceiling: np.ndarray           # RankMe is at most that
+    down_floor: np.ndarray        # share of layer pairs whose deeper one has the lower floor
+    down_time: np.ndarray         # ... whose deeper one reaches its floor first
+
+    @functools.cached_property
+    def tasks(self):
+        """(L,) names of the levels without their numbers."""
+        return tuple(split_level(level)[0] for level in self.levels)
+
+    @functools.cached_property
+    def shams(self):
+        """(L,) bool: is it a control, whose answers are shuffled so that no model can learn it?"""
+        return np.array([level.startswith("sham-") for level in self.levels])
+
+    @functools.cached_property
+    def rows(self):
+        """(L,) the rows of these levels in the curves of any of the runs."""
+        return [self.runs[0].levels.index(level) for level in self.levels]
+
+    def only(self, shams: bool = False) -> "EventTable":
+        """The columns of the levels that can be learned, or those of the shams."""
+        chosen = np.flatnonzero(self.shams == shams)
+        columns = {name: getattr(self, name).take(chosen, axis=1) for name in ARRAYS}
+        return replace(self, levels=tuple(self.levels[k] for k in chosen), **columns)
 
 
-def _since(run, warmup):
-    """Index of the first snapshot that counts."""
-    return 0 if warmup else min(int(np.searchsorted(run.steps, run.config["warmup"])), len(run.steps) - 1)
+ARRAYS = ("onset", "emergence", "floor", "floor_step", "start", "ceiling", "down_floor",
+          "down_time")
 
 
-def _steps_at(run, index, start):
-    """Indices into the snapshots from `start` on -> steps, infinity for never."""
-    return np.where(index < 0, np.inf, run.steps[index + start])
+def split_level(level):
+    """A level's name -> (task, number as text); the number is "" where the name has none.
+
+    >>> split_level("modadd-2"), split_level("chess")
+    (('modadd', '2'), ('chess', ''))
+    """
+    task, _, number = level.rpartition("-")
+    return (task, number) if task and number.isdigit() else (level, "")
+
+
+def event_table(runs, threshold=0.3, persistence=3, behaviour="accuracy", rise=0.2,
+                position="first", layer=-2, smoothing=3, warmup=True) -> EventTable:
+    """Date the events of all runs, each curve on the snapshots at which it was measured.
+
+    threshold: share of the way from chance to perfect that counts as emerged.
+    persistence: snapshots in a row that must agree, for emergence and for onset.
+    behaviour: "accuracy", or "log_prob": 1 - log p of the answer / log p of the best blind answer.
+    rise: RankMe counts as recovering when it is that fraction above its floor.
+    position: whose hidden state: where the "first" answer token is predicted (nothing of the answer
+      is known there), all "answer" tokens, or the "last" token of the line (all of it is known).
+    layer: 0 is the embedding, -2 the last block, -1 the final LayerNorm.
+    smoothing: RankMe's running median is over so many snapshots.
+    warmup: do snapshots within the learning rate's warm-up count?
+    Raises ValueError if the runs do not have the same levels."""
+    dated_by = dict(threshold=threshold, persistence=persistence, behaviour=behaviour, rise=rise,
+                    position=position, layer=layer, smoothing=smoothing, warmup=warmup)
+    rows = []
+    for run in runs:
+        if run.levels != runs[0].levels:
+            raise ValueError(f"event_table: {runs[0].name} and {run.name} have different levels")
+        geometry = _geometry(run, position, layer, smoothing, rise, persistence, warmup)
+        emergence = _emergence(run, behaviour, threshold, persistence, warmup)
+        rows.append(geometry | {"emergence": emergence})
+    tables = {name: np.array([row[name] for row in rows]) for name in ARRAYS}
+    return EventTable(list(runs), tuple(runs[0].levels), dated_by, **tables)
+
+
+def _measured(run, values, warmup=True):
+    """The snapshots at which any of the curves (..., S) was measured: steps, values.
+
+    Without warmup only those that come after it; the last one always counts."""
+    measured = ~np.isnan(values).all(axis=tuple(range(values.ndim - 1)))    # (S,)
+    if not measured.any():
+        return run.steps, values                                            # NaN all along
+    if not warmup:
+        last = run.steps[measured][-1]
+        measured &= run.steps >= min(run.config["warmup"], last)
+    return run.steps[measured], values[..., measured]
+
+
+def steps_at(steps, index):
+    """Indices of snapshots -> steps; infinity, for "never", where an index is -1 or too large."""
+    return np.append(steps, np.inf)[index]
+
+
+@functools.lru_cache(maxsize=20000)       # the multiverse of claims.py asks again and again
+def _emergence(run, behaviour, threshold, persistence, warmup):
+    """(L,) steps at which a behaviour emerges: "accuracy", "log_prob", or a column of the table."""
+    values = run.accuracy if behaviour == "accuracy" else run.table(behaviour)
+    chance = run.per_level("chance", 0.0)                                   # (L, 1)
+    if behaviour == "log_prob":           # the share of the answer's entropy that is explained
+        values, chance = 1 - values / run.per_level("chance_log_prob", math.nan), 0.0
+    steps, values = _measured(run, values, warmup)
+    examples = run.config["eval_examples"]
+    return steps_at(steps, emergence_index(values, chance, examples, threshold, persistence))
 
 
 @functools.lru_cache(maxsize=20000)
-def _geometry(run, position, smoothing, rise, persistence, warmup):
-    """-> floor, floor_step, onset, each (L, layers); how far the floors, and their steps, are top-down, (L,)."""
-    start = _since(run, warmup)
-    floor, low, onset = recovery(_smooth(run, position, smoothing, warmup), rise, persistence)
-    floor_step = _steps_at(run, low, start)
-    return floor, floor_step, _steps_at(run, onset, start), top_down(floor), top_down(floor_step)
+def _geometry(run, position, layer, smoothing, rise, persistence, warmup):
+    """What RankMe says in one run: {name of an array of EventTable: (L,)}."""
+    steps, smooth = _smooth_rankme(run, position, smoothing, warmup)        # (L, layers, S)
+    known = ~np.isnan(smooth).all(-1)                                       # (L, layers)
+    floor, floor_step, onset = (np.full(known.shape, x) for x in (np.nan, np.inf, np.inf))
+    floor[known], low, rises = recovery(smooth[known], rise, persistence)
+    floor_step[known], onset[known] = steps_at(steps, low), steps_at(steps, rises)
+
+    # RankMe is at most the number of distinct states, and at most the width
+    distinct = _measured(run, run.table("distinct"))[1][:, 0]
+    if position == "answer":
+        distinct = distinct * run.per_level("answer_tokens", 1)[:, 0]
+
+    chosen = max(layer, -floor.shape[1])                                    # there may be only one
+    return {"floor": floor[:, chosen], "floor_step": floor_step[:, chosen],
+            "onset": onset[:, chosen], "ceiling": np.fmin(distinct, run.config["width"]),
+            "start": _measured(run, run.rankme_at(position, layer))[1][:, 0],
+            "down_floor": top_down(floor), "down_time": top_down(floor_step)}
 
 
 @functools.lru_cache(maxsize=200)
-def _smooth(run, position, smoothing, warmup):
-    return running_median(run.rankme[position][..., _since(run, warmup):], smoothing)
-
-
-@functools.lru_cache(maxsize=20000)
-def _behaviour(run, behaviour, threshold, persistence, warmup):
-    """-> emergence (L,)."""
-    chance = np.array([run.config["chance"][level] if behaviour == "accuracy" else 0.0 for level in run.levels])[:, None]
-    start = _since(run, warmup)
-    return _steps_at(run, emergence_index(getattr(run, behaviour)[:, start:], chance, run.config["eval_examples"], threshold, persistence), start)
+def _smooth_rankme(run, position, smoothing, warmup):
+    steps, values = _measured(run, run.rankme_layers(position), warmup)
+    return steps, running_median(values, smoothing)                         # (L, layers, S)
 
 
 def top_down(layer_values):
-    """Do deeper layers have smaller values?  Share of layer pairs (last axis) for which they do: 1 top-down, 0 bottom-up, 0.5 no order.
-    The embedding (first entry) and the final LayerNorm (last) are no layers of their own, and left out."""
+    """Do deeper layers have smaller values?  (..., layers) -> (...)
+
+    Share of layer pairs for which they do: 1 top-down, 0 bottom-up, 0.5 no order.  The embedding
+    (first entry) and the final LayerNorm (last) do not count; nan for fewer than two others."""
     blocks = np.asarray(layer_values, dtype=float)[..., 1:-1]
     i, j = np.triu_indices(blocks.shape[-1], 1)
-    return ((1 + _order(blocks)[..., i, j]) / 2).mean(-1)
+    if len(i) == 0:
+        return np.full(blocks.shape[:-1], math.nan)
+    return ((1 + order_signs(blocks)[..., i, j]) / 2).mean(-1)
 
 
-def ceilings(run, position):
-    """(L,): RankMe cannot exceed the number of distinct states, nor the width."""
-    config, first = run.config, run.rows[0]["levels"]
-    places = config["answer_tokens"] if position == "answer" else dict.fromkeys(run.levels, 1)
-    return np.array([min(first[level]["distinct"] * places[level], config["width"]) for level in run.levels])
+def medians(events: EventTable) -> list[dict]:
+    """One dict per size and level, the smallest size first: medians over seeds with the range.
+
+    The range of n seeds is an interval for the median over all seeds with confidence 1 - 2^(1-n),
+    whatever the distribution: 75% for three seeds, 94% for five.
+    "emerged" counts the seeds with an emergence, "rankme_first" those with an onset before it."""
+    sizes = {}
+    for r, run in enumerate(events.runs):
+        key = np.nan_to_num(run.config["parameters"]), run.config["size"]
+        sizes.setdefault(key, []).append(r)
+    return [_level_medians(events, sizes[key], k)
+            for key in sorted(sizes) for k in range(len(events.levels))]
 
 
-def events(run, choices=Choices()):
-    """Everything that happened in one run: a list of dicts, one per task-level.  Steps that are None never came within it."""
-    c, out, config = choices, [], run.config
-    floors, floor_steps, onsets, down_floor, down_time = _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup)
-    emerged = {b: _behaviour(run, b, c.threshold, c.persistence, c.warmup) for b in ALTERNATIVES["behaviour"]}
-    step, limit = lambda x: None if math.isinf(x) else int(x), ceilings(run, c.position)
-    for k, level in enumerate(run.levels):
-        onset, emergence = step(onsets[k, c.layer]), step(emerged[c.behaviour][k])
-        seen = curve(run.rows, level, "accuracy_train") if config["train_fraction"] < 1 else ([], [])
-        ceiling = int(limit[k])
-        interval = lead_interval(run.steps.tolist(), onset, emergence)
-        task, _, number = level.rpartition("-")
-        out.append({
-            "size": config["size"], "parameters": config["parameters"], "seed": config["seed"], "level": level,
-            "task": task, "difficulty": int(number), "control": level.startswith("sham-"),
-            "floor": float(floors[k, c.layer]), "ceiling": ceiling, "floor_share": float(floors[k, c.layer]) / ceiling,
-            "floor_step": int(floor_steps[k, c.layer]), "start": float(run.rankme[c.position][k, c.layer, 0]), "onset": onset, "emergence": emergence,
-            "emergence_accuracy": step(emerged["accuracy"][k]), "emergence_log_prob": step(emerged["log_prob"][k]),
-            "memorised": emergence_step(*seen, config["chance"][level], c.threshold, c.persistence, config["eval_examples"]),
-            "lead": lead_time(onset, emergence), "lead_low": interval and interval[0], "lead_high": interval and interval[1],
-            "top_down_floor": float(down_floor[k]), "top_down_time": float(down_time[k]),
-            "final_accuracy": float(curve(run.rows[-1:], level, "accuracy")[1][-1]), "last_step": int(run.steps[-1]),
-        })
-    return out
+def _level_medians(events, rows, k):
+    """rows: indices of the runs.  k: index of the level."""
+    runs, level = [events.runs[r] for r in rows], events.levels[k]
+    onset, emergence = events.onset[rows, k], events.emergence[rows, k]
+    columns = {
+        "floor": events.floor[rows, k],
+        "floor_share": events.floor[rows, k] / events.ceiling[rows, k],
+        "floor_step": [_plain(x) for x in events.floor_step[rows, k]],
+        "onset": [_plain(x) for x in onset],
+        "emergence": [_plain(x) for x in emergence],
+        "lead": [lead_time(_plain(a), _plain(b)) for a, b in zip(onset, emergence)],
+        "top_down_floor": events.down_floor[rows, k],
+        "top_down_time": events.down_time[rows, k],
+        "final_accuracy": [x for run in runs for x in run.curve(level, "accuracy")[1][-1:]]}
+    return {"size": runs[0].config["size"], "parameters": runs[0].config["parameters"],
+            "level": level, "control": bool(events.shams[k]), "seeds": len(rows),
+            "emerged": int(np.isfinite(emergence).sum()),
+            "rankme_first": int((onset < emergence)[np.isfinite(emergence)].sum()),
+            "ceiling": _plain(events.ceiling[rows[0], k]),
+            **{name: seed_range(values) for name, values in columns.items()}}
 
 
-def summarise(event_list):
-    """Events of several seeds -> one dict per size and task-level, in their order: medians with the range over seeds.
+def seed_range(values):
+    """{"median", "low", "high"} of those that are numbers; None where none is."""
+    values = [value for value in values if value is not None and not math.isnan(value)]
+    if not values:
+        return None
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
-    "rankme_first" counts the seeds in which the onset came before emergence, "emerged" those in which there was one at all.
+
+def _plain(x):
+    """A number as JSON has it: None for never, an int for a whole one."""
+    if not math.isfinite(x):
+        return None
+    return int(x) if x == int(x) else float(x)
+
+
+# ------------------------------------------------------------------------------------------------
+# Measures that are taken at a few snapshots only; and all events as rows of a table
+
+def rise_index(values):
+    """Where curves (..., G) have begun to rise: one rule for measures of any unit.
+
+    Index of the first of two snapshots in a row, behind the lowest value, that have gone a fifth of
+    the way from there to the highest value after it; -1 for never.
+
+    >>> int(rise_index(np.array([9., 1., 1., 1.5, 4., 5., 9.])))
+    4
     """
-    groups = {}
-    for e in event_list:
-        groups.setdefault((e["parameters"], e["size"], e["level"]), []).append(e)
+    low = np.where(np.isnan(values), np.inf, values).argmin(-1)[..., None]
+    lowest = np.take_along_axis(values, low, -1)                            # (..., 1)
+    later = np.arange(values.shape[-1]) > low
+    top = np.where(later & ~np.isnan(values), values, lowest).max(-1, keepdims=True)
+    risen = values >= lowest + 0.2 * (top - lowest)
+    return _first_run(later & risen & (top > lowest), 2)
+
+
+def rare_onset(events, run, measure):
+    """Where a rare measure of one run rises: its snapshots, (G,), and steps, (L,).
+
+    The rule is `rise_index`; negative LLCs, at points that are no minimum, are left out.
+    A linear probe must be `threshold` of the way from what is blind to 1, twice in a row.  Blind
+    are the probe of the untrained model, and that of shuffled labels."""
+    grid, values = _measured(run, run.table(measure)[events.rows])          # (G,), (L, G)
+    if measure == "linear_probe":
+        shuffled = run.table("linear_probe_shuffled")[events.rows][:, np.isin(run.steps, grid)]
+        blind = np.maximum(values[:, :1], shuffled)
+        share = (values - blind) / np.maximum(1 - blind, 1e-9)
+        return grid, steps_at(grid, _first_run(share >= events.dated_by["threshold"], 2))
+    if measure == "llc":
+        values = np.where(values < 0, math.nan, values)
+    return grid, steps_at(grid, rise_index(values))
+
+
+def event_rows(events: EventTable) -> list[dict]:
+    """A dict for each event: run, size, seed, task, level, sham, quantity, event, step.
+
+    event: "onset", of RankMe and of every measure that was taken; or "emergence", of accuracy, of
+    log_prob, and of accuracy_train where that is another.  step: None for never."""
     out = []
-    for (parameters, size, level), es in sorted(groups.items(), key=lambda item: item[0][0]):
-        row = {"size": size, "parameters": parameters, "level": level, "control": es[0]["control"], "seeds": len(es),
-               "emerged": sum(e["emergence"] is not None for e in es),
-               "rankme_first": sum(e["lead"] is not None and e["lead"] > 0 for e in es), "ceiling": es[0]["ceiling"]}
-        for key in ("floor", "floor_share", "floor_step", "onset", "emergence", "lead", "top_down_floor", "top_down_time", "final_accuracy"):
-            spread = seed_range([e[key] for e in es])
-            row[key] = spread and spread._asdict()
-        out.append(row)
+    by = [events.dated_by[choice] for choice in ("threshold", "persistence", "warmup")]
+    for r, run in enumerate(events.runs):
+        behaviours = ["accuracy", "log_prob"]
+        if run.config["train_fraction"] < 1:
+            behaviours.append("accuracy_train")
+        found = [("rankme", "onset", events.onset[r])]
+        found += [(name, "emergence", _emergence(run, name, *by)[events.rows])
+                  for name in behaviours]
+        found += [(name, "onset", rare_onset(events, run, name)[1]) for name in run.measures]
+
+        about = {"run": run.name, "size": run.config["size"], "seed": run.config["seed"]}
+        for k, level in enumerate(events.levels):
+            about |= {"task": events.tasks[k], "level": level, "sham": bool(events.shams[k])}
+            out += [about | {"quantity": quantity, "event": event, "step": _plain(steps[k])}
+                    for quantity, event, steps in found]
     return out
 
 
-class Dates(NamedTuple):
-    """The events of all runs as arrays (R, L), infinity for "never"; the shams are left out, or, if asked for, the only ones in it."""
-    onset: np.ndarray
-    emergence: np.ndarray
-    floor: np.ndarray
-    start: np.ndarray                 # RankMe of the untrained model
-    down_floor: np.ndarray            # share of layer pairs whose deeper one has the lower floor
-    down_time: np.ndarray             # ... reaches it first
-    tasks: tuple                      # (L,) names of the tasks
-    parameters: np.ndarray            # (R,)
-    runs: list
-    choices: Choices
+# ------------------------------------------------------------------------------------------------
+# What chance gives.  A statistic takes an EventTable and Permutations and returns (M,) numbers: of
+# the data as they are, then of M - 1 data sets in which what it is about was exchanged.
+
+class Permutations(NamedTuple):
+    tasks: np.ndarray             # (M, L): whose geometry each task-level gets
+    runs: np.ndarray              # (M, R): runs exchanged, and so the sizes
+    upside_down: np.ndarray       # (M, R) bool: the layers of a run in reverse order
 
 
-def dates(runs, choices=Choices(), shams=False):
-    """All runs have the same task-levels (one sweep); snapshots and numbers of layers may differ."""
-    c, columns = choices, []
-    chosen = _places(runs[0], shams)
-    for run in runs:
-        floor, _, onset, *down = (x[chosen] for x in _geometry(run, c.position, c.smoothing, c.rise, c.persistence, c.warmup))
-        columns.append((onset[:, c.layer], _behaviour(run, c.behaviour, c.threshold, c.persistence, c.warmup)[chosen], floor[:, c.layer],
-                        run.rankme[c.position][chosen, c.layer, 0], *down))
-    return Dates(*(np.array(column) for column in zip(*columns)), tuple(runs[0].levels[k].rpartition("-")[0] for k in chosen),
-                 np.array([run.config["parameters"] for run in runs]), runs, c)
+def shuffles(levels, num_runs, count, seed=0) -> Permutations:
+    """Draw `count` data sets; the first is the data as they are.
 
-
-# ---------------------------------------------------------------------------------------------------------------
-# What chance gives.  A statistic takes Dates and Shuffles and returns (M,) numbers: of the data as they are, then of
-# M - 1 data sets in which what the claim is about has been shuffled.
-
-class Shuffles(NamedTuple):
-    tasks: np.ndarray                 # (M, L): whose geometry each task-level gets: tasks exchanged within a level, alike in all runs
-    runs: np.ndarray                  # (M, R): runs exchanged, and so the sizes
-    upside_down: np.ndarray           # (M, R) bool: the layers of a run in reverse order
-
-
-def shuffles(levels, num_runs, count, seed=0):
-    """`count` data sets, the first as it is.  Levels of one task are ordered by difficulty and not exchangeable; tasks within a level are,
-    if geometry and behaviour have nothing to do with each other.  One permutation serves all runs, for seeds repeat what tasks do.
-    levels: names such as "add-1".  Every row of tasks (a level's number stays what it is) and of runs is a random permutation of indices, all of
-    them equally likely; each layer order is reversed with probability 1/2.  Returns Shuffles; the same seed gives the same.
+    tasks: tasks of one level are exchanged.  They are exchangeable if geometry and behaviour have
+      nothing to do with each other; levels of one task are not, for they are ordered by difficulty.
+      One permutation serves all runs, for seeds repeat what tasks do.
+    runs, upside_down: runs are exchanged; each layer order is reversed with probability 1/2.
+    levels: names such as "add-1", with the level's number behind the last dash.
+    Every row of tasks and of runs is a random permutation of indices, all of them equally likely;
+    the same seed gives the same.
     Exercise: emergence.shuffles (set 4, 10 points)
     Hint: np.random.default_rng(seed); rng.permuted(x, axis=1) shuffles each row of x by itself.
 
-    >>> shuffles(("add-1", "add-2", "copy-1"), 2, 50).tasks[:, 1].tolist() == [1] * 50       # the only one of its level
+    >>> drawn = shuffles(("add-1", "add-2", "copy-1"), num_runs=2, count=50)
+    >>> drawn.tasks[:, 1].tolist() == [1] * 50            # the only task of its level
     True
     """
-    rng, number = np.random.default_rng(seed), np.array([level.rpartition("-")[2] for level in levels])
+    rng = np.random.default_rng(seed)
+    number = np.array([split_level(level)[1] for level in levels])
     tasks = np.tile(np.arange(len(levels)), (count, 1))
     for k in np.unique(number):
         (where,) = (number == k).nonzero()
@@ -568,662 +749,43 @@ def shuffles(levels, num_runs, count, seed=0):
     runs[1:] = rng.permuted(runs[1:], axis=1)
     upside_down = rng.random((count, num_runs)) < 0.5
     upside_down[0] = False
-    return Shuffles(tasks, runs, upside_down)
+    return Permutations(tasks, runs, upside_down)
 
 
-def collapse_rate(d, s):
-    """Share of task-levels whose RankMe loses at least half of what it has above 1, the least there can be."""
-    return _collapsed(d).mean(keepdims=True).ravel()
+def precursor_rate(events, permutations):
+    """Of the task-levels that emerge, the share whose onset came before, in each data set m:
 
+        rate_m = #{(r, k): onset[r, tasks[m, k]] < emergence[r, k] < inf}
+                 / #{(r, k): emergence[r, k] < inf}
 
-def _collapsed(d):
-    return (d.floor - 1 <= (d.start - 1) / 2).astype(float)
-
-
-def _by_size(d):
-    return [d.parameters == p for p in np.unique(d.parameters)]
-
-
-def floor_ratio(d, s):
-    """Floor at the largest size over floor at the smallest: geometric mean over task-levels.  Null: sizes exchanged between runs."""
-    sizes = _by_size(d)
-    if len(sizes) < 2:
-        return np.full(1, math.nan)
-    level = np.log(d.floor).mean(1)[s.runs]                                     # (M, R)
-    return np.exp(level[:, sizes[-1]].mean(1) - level[:, sizes[0]].mean(1))
-
-
-def _top_down_cells(down, d, s):
-    """Share of task x size cells that are top-down, on average over levels and seeds.  Null: layers in reverse, run by run."""
-    by_task = np.array([down[:, [t == task for t in d.tasks]].mean(1) for task in dict.fromkeys(d.tasks)]).T       # (R, tasks)
-    by_task = np.where(s.upside_down[:, :, None], 1 - by_task, by_task)         # (M, R, tasks)
-    return np.mean([by_task[:, size].mean(1) > 0.5 for size in _by_size(d)], axis=(0, 2))
-
-
-def precursor_rate(d, s):
-    """Of the task-levels that emerge, the share whose onset came before: over all runs, for each of the M data sets.
-        rate_m = #{(r, k): onset[r, s.tasks[m, k]] < emergence[r, k] < inf} / #{(r, k): emergence[r, k] < inf}
-    d: Dates, infinity for "never"; an onset at the very step of emergence is not before it.  Returns (M,), nan where nothing emerges.
+    over all runs r and levels k.  tasks: permutations.tasks, (M, L).  events.onset and .emergence:
+    (R, L), infinity for "never".  An onset at the very step of emergence is not before it.
+    Returns (M,), nan where nothing emerges.
     Exercise: emergence.precursor_rate (set 4, 10 points)
-    Hint: d.onset[:, s.tasks] has the shape (R, M, L).
+    Hint: events.onset[:, permutations.tasks] has the shape (R, M, L).
     """
-    emerges = np.isfinite(d.emergence)
-    first = (d.onset[:, s.tasks] < d.emergence[:, None]) & emerges[:, None]     # (R, M, L)
+    emerges = np.isfinite(events.emergence)
+    onset = events.onset[:, permutations.tasks]                             # (R, M, L)
+    first = (onset < events.emergence[:, None]) & emerges[:, None]
     return first.sum((0, 2)) / (emerges.sum() or math.nan)
 
 
-def _leads(d):
-    """(R, L): 1 if geometry came first, 0 if not, NaN for what did not emerge."""
-    return np.where(np.isfinite(d.emergence), d.onset < d.emergence, math.nan)
+def p_value(values, distance_from_null=np.asarray):
+    """How often chance is at least as far out as what was observed.
 
+        p = #{m: distance_from_null(values_m) >= distance_from_null(values_0) - 1e-9} / M
 
-def risk_set_excess(d, s):
-    """U of the risk-set test over all runs, in standard deviations of its own permutation distribution, and centred there: so it neither
-    counts what the levels have in common nor takes the seeds, in which tasks repeat themselves, for independent."""
-    U = np.zeros(len(s.tasks))
-    for onset, emergence in zip(d.onset, d.emergence):
-        x, risk, event = _risk_set(onset, emergence)
-        pairs = (event - event.sum(0) / risk.sum(0) * risk) @ x.T.astype(float)               # (L, L): [k, whose onset k is given]
-        U += pairs[np.arange(len(onset)), s.tasks].sum(1)
-    spread = U.std()
-    return (U - U.mean()) / spread if spread > 1e-9 else np.zeros_like(U)
-
-
-def order_correlation(d, s):
-    """Spearman's rho between the order of onsets and the order of emergence, mean over runs; what never came comes last."""
-    rho = [spearman(ranks(onset)[s.tasks], ranks(emergence)) for onset, emergence in zip(d.onset, d.emergence)]
-    return np.mean([r for r in rho if not np.isnan(r[0])] or [np.full(len(s.tasks), math.nan)], axis=0)
-
-
-def difficulty(d):
-    """(R, L): 0 easy, 1, 2 hard: terciles of the median emergence over the *other* runs of the size; -1 where there is none.
-    Classes of a run's own dates would make precursors: what emerges late has had time for an onset."""
-    out = np.full(d.emergence.shape, -1)
-    for r in range(len(out)):
-        others = (d.parameters == d.parameters[r]) & (np.arange(len(out)) != r)
-        if others.any():
-            out[r] = np.minimum((ranks(np.median(d.emergence[others], axis=0)) - 1) * 3 // out.shape[1], 2)
-    return out
-
-
-def within_class(d, s):
-    """Concordance of onsets with emergence among task-levels of one difficulty class."""
-    classes, pairs = difficulty(d), np.triu_indices(d.onset.shape[1], 1)
-    alike, n = 0.0, 0.0
-    for onset, emergence, c in zip(d.onset, d.emergence, classes):
-        order, true = _order(onset), _order(emergence)
-        i, j = (p[(c[pairs[0]] == c[pairs[1]]) & (c[pairs[0]] >= 0) & ~np.isnan(true[pairs])] for p in pairs)
-        place = s.tasks[:, i] * len(c) + s.tasks[:, j]                          # (M, pairs): in the flattened table
-        known = (~np.isnan(order)).take(place).sum(1)
-        alike, n = alike + (known + np.nan_to_num(order).take(place) @ true[i, j]) / 2, n + known           # a tie counts one half
-    return np.where(n > 0, alike / np.maximum(n, 1), math.nan) if np.any(n) else np.full(1, math.nan)
-
-
-def swap_rate(d, s):
-    """Pairs of task-levels that emerge in one order at one size and in the other order at another size: the share whose onsets have the
-    order of emergence at both.  Medians over seeds.  An order drawn by lot gets a quarter right."""
-    onset, emergence = ([_order(np.median(x[size], axis=0)) for size in _by_size(d)] for x in (d.onset, d.emergence))
-    right, n = 0.0, 0
-    for a, b in itertools.combinations(range(len(emergence)), 2):
-        i, j = np.triu(emergence[a] * emergence[b] == -1).nonzero()             # the pairs that sizes a and b put in opposite orders
-        alike = [order[s.tasks[:, i], s.tasks[:, j]] == true[i, j] for order, true in ((onset[a], emergence[a]), (onset[b], emergence[b]))]
-        right, n = right + (alike[0] & alike[1]).sum(1), n + len(i)
-    return right / n if n else np.full(1, math.nan)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Measures that are taken at a few snapshots only
-
-RARE = {"gradient_rank": ("gradient_rank",), "fisher_rank": ("fisher_rank",), "hessian_top": ("hessian_top", "eigenvalue"), "llc": ("llc", "mean"),
-        "linear_probe": ("linear_probe", -2)}                                   # name -> where its number stands in a row
-
-
-def rise_index(values, share=0.2):
-    """Where a measure has begun to rise: index of the first of two snapshots in a row, behind its lowest value, that have gone 20% of the way
-    from there to the highest value after it; -1 for never.  One rule for measures of any unit.
-
-    >>> int(rise_index(np.array([9., 1., 1., 1.5, 4., 5., 9.])))
-    4
-    """
-    low = int(np.nanargmin(values))
-    top = np.nanmax(values[low:])
-    return _first_run((np.arange(len(values)) > low) & (values >= values[low] + share * (top - values[low])) & (top > values[low]), 2)
-
-
-def rare_dates(d, name):
-    """Dates of one rare measure on its own grid of snapshots: -> (Dates of the runs that have it, the same for RankMe, their grids).
-
-    A quantity that is looked at rarely looks late, so emergence is put on the same grid: the first of its snapshots that is not before it.
-    RankMe is dated there by the rule of the others, `rise_index`.  LLC: negative values, at points that are no minimum, are left out.
-    The linear probe has emerged when it is above the untrained model's and above its own on shuffled labels by `threshold` of the way to 1.
-    """
-    c, chosen, mine, rankme, emergence, grids = d.choices, [], [], [], [], []
-    for r, run in enumerate(d.runs):
-        real = _places(run)
-        curves = [curve(run.rows, run.levels[k], *RARE[name]) for k in real]
-        if len(curves[0][0]) < 3:
-            continue
-        grid = np.array(curves[0][0])
-        at = np.searchsorted(run.steps, grid)
-        dated = lambda i: np.inf if i < 0 else grid[i]
-        columns = []
-        for k, (steps, values) in zip(real, curves):
-            values = np.array(values, dtype=float)
-            if name == "linear_probe":
-                base = np.maximum(values[0], curve(run.rows, run.levels[k], "linear_probe_shuffled")[1])
-                i = _first_run((values - base) / np.maximum(1 - base, 1e-9) >= c.threshold, 2)
-            else:
-                values[(values < 0) & (name == "llc")] = math.nan
-                i = rise_index(values) if (~np.isnan(values)).sum() > 2 else -1
-            when = np.searchsorted(grid, d.emergence[r, real.index(k)])
-            columns.append((dated(i), dated(rise_index(run.rankme[c.position][k, c.layer, at])), dated(when if when < len(grid) else -1)))
-        for table, column in zip((mine, rankme, emergence), zip(*columns)):
-            table.append(column)
-        chosen.append(r)
-        grids.append(grid)
-    part = d._replace(emergence=np.array(emergence), parameters=d.parameters[chosen], runs=[d.runs[r] for r in chosen])
-    return part._replace(onset=np.array(mine)), part._replace(onset=np.array(rankme)), grids
-
-
-def rare_rate(name):
-    """Statistic: share of the task-levels that emerge in which this measure rose at an earlier snapshot of its grid."""
-    def statistic(d, s):
-        mine = rare_dates(d, name)[0]
-        return precursor_rate(mine, s) if len(mine.runs) else np.full(1, math.nan)
-    return statistic
-
-
-def compare_measures(d, s):
-    """Lead and lag of every measure that was taken, with RankMe on the same grid beside it: a list of dicts."""
-    out, classes = [], difficulty(d)
-    for name in RARE:
-        mine, rankme, grids = rare_dates(d, name)
-        emerges = np.isfinite(mine.emergence) if grids else np.zeros(0, bool)
-        if not emerges.any():
-            continue
-        rates, rate = precursor_rate(mine, s), clustered_interval(_leads(mine), d.tasks)
-        both = emerges & np.isfinite(mine.onset)
-        spans = [lead_interval(grids[r].tolist(), mine.onset[r, k], mine.emergence[r, k]) for r, k in zip(*both.nonzero())]
-        lead = [float(np.median(ends)) for ends in zip(*spans)] or [None, None]
-        out.append({"measure": name, "runs": len(grids), "snapshots": min(map(len, grids)), "events": int(emerges.sum()),
-                    "first": int((mine.onset < mine.emergence)[emerges].sum()), "same": int((mine.onset == mine.emergence)[emerges].sum()),
-                    "later_or_never": int((mine.onset > mine.emergence)[emerges].sum()), "rate": rate[0], "low": rate[1], "high": rate[2],
-                    "null": float(rates[1:].mean()), "p": p_value(rates), "rankme_rate": float(precursor_rate(rankme, s)[0]),
-                    "lead_low": lead[0], "lead_high": lead[1],
-                    "classes": class_rates(mine, s, classes[[d.runs.index(run) for run in mine.runs]])})
-    return out
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The claims of the paper
-
-TASKS, LAYERS, SIZES = "tasks exchanged within a level", "layers in reverse", "sizes exchanged"
-FLOOR = ("position", "layer", "smoothing", "warmup")                            # the choices that a floor depends on
-
-
-@dataclass(frozen=True)
-class Claim:
-    key: str
-    text: str
-    v1: str                           # what the versions of the paper report
-    v3: str
-    v4: str
-    statistic: Callable               # (Dates, Shuffles) -> (M,)
-    holds: Callable                   # these numbers -> booleans: is it as the paper says?
-    null: str = ""                    # what the Shuffles exchange
-    kind: str = "describe"            # or "beyond": worth something only if chance gives less; or "chance": it says that prediction fails
-    form: str = "{:.0%}"
-    needs: str = ""                   # what a sweep must have for it
-    interval: Callable = None         # Dates -> (mean, low, high)
-    extremity: Callable = np.asarray  # what is compared with the null: large is far from chance
-    reads: tuple = tuple(ALTERNATIVES)                                          # the choices that it depends on
-
-
-def _over_runs(statistic):
-    """Interval of a correlation that each run has one of; none is beyond -1 and 1."""
-    def interval(d):
-        one = Shuffles(np.arange(d.onset.shape[1])[None], np.zeros((1, 1), int), np.zeros((1, 1), bool))
-        each = [statistic(d._replace(onset=d.onset[r:r + 1], emergence=d.emergence[r:r + 1]), one)[0] for r in range(len(d.runs))]
-        if len(each) < 2:
-            return each[0], math.nan, math.nan
-        return tuple(np.clip(clustered_interval(np.array(each)[:, None], ("",), rate=False), -1, 1))
-    return interval
-
-
-def _ratio_interval(d):
-    sizes = _by_size(d)
-    if len(sizes) < 2:
-        return math.nan, math.nan, math.nan
-    level = np.log(d.floor[sizes[-1]]).mean(0) - np.log(d.floor[sizes[0]]).mean(0)
-    return tuple(np.exp(clustered_interval(level[None], d.tasks, rate=False)))
-
-
-def task_share(d, s):
-    """Share of the variance of log floors, within a level, that lies between tasks: do the three levels of a task have floors alike?"""
-    x = np.log(d.floor).mean(0)
-    label = np.array([level.rpartition("-")[2] for level in _real(d.runs[0])])
-    for k in np.unique(label):
-        x[label == k] -= x[label == k].mean()
-    x = x[s.tasks]                                                              # (M, L)
-    if len(set(d.tasks)) < 2:
-        return np.full(1, math.nan)
-    between = sum(x[:, [t == task for t in d.tasks]].mean(1) ** 2 * d.tasks.count(task) for task in set(d.tasks))
-    return between / np.maximum((x ** 2).sum(1), 1e-12)
-
-
-def _events_interval(table):
-    return lambda d: clustered_interval(table(d), d.tasks)
-
-
-def _rare(name):
-    return dict(statistic=rare_rate(name), null=TASKS, needs=f"--measures {name}",
-                interval=lambda d: clustered_interval(_leads(rare_dates(d, name)[0]), d.tasks))
-
-
-# The thresholds in `holds` are the lowest value that a version of the paper reports, or what its words mean at the least.
-CLAIMS = (
-    Claim("C1", "RankMe collapses, losing half of what it has above 1", "all tasks", "all tasks", "all tasks", collapse_rate,
-          lambda x: x >= 0.9, interval=_events_interval(_collapsed), reads=FLOOR),
-    Claim("C1 floor", "the floor depends on the task (share of its variance)", "yes", "yes", "yes", task_share, lambda x: x >= 0.5, TASKS, "beyond",
-          needs="two tasks", reads=FLOOR),
-    Claim("C2", "the floor does not depend on scale (largest / smallest)", "same at all", "same at all", "task-specific", floor_ratio,
-          lambda x: (x > 0.8) & (x < 1.25), SIZES, form="{:.2f}", needs="two sizes", interval=_ratio_interval, extremity=lambda x: np.abs(np.log(x)),
-          reads=FLOOR),
-    Claim("C3 depth", "deeper layers have lower floors (task x size)", "32/32", "28/32", "top-down",
-          lambda d, s: _top_down_cells(d.down_floor, d, s), lambda x: x >= 0.87, LAYERS, "beyond", reads=FLOOR),
-    Claim("C3 time", "deeper layers reach their floors first (task x size)", "32/32", "28/32", "top-down",
-          lambda d, s: _top_down_cells(d.down_time, d, s), lambda x: x >= 0.87, LAYERS, "beyond", reads=FLOOR),
-    Claim("C4", "RankMe recovers before emergence", "75-100%", "100%", "hard tasks only", precursor_rate, lambda x: x >= 0.75, TASKS, "beyond",
-          interval=_events_interval(_leads), needs="an emergence"),
-    Claim("C4 risk set", "those that have recovered emerge sooner (z)", "-", "-", "-", risk_set_excess, lambda x: x > 1.645,
-          TASKS, "beyond", "{:.1f}"),
-    Claim("C5", "the LLC does not lead (share that it does)", "0/24", "0/24", "no precursor", holds=lambda x: x <= 0.25, **_rare("llc")),
-    Claim("C6", "the top Hessian eigenvalue does not lead", "about 17%", "lags", "no precursor", holds=lambda x: x <= 0.25, **_rare("hessian_top")),
-    Claim("C7", "order of onsets and of emergence go together (rho)", ".57-.90", ".57-.90", "-", order_correlation, lambda x: x >= 0.57,
-          TASKS, "beyond", "{:.2f}", "an emergence", _over_runs(order_correlation)),
-    Claim("C7 fine", "but not within a difficulty class (concordance)", "27%", "52-69%", "-", within_class, lambda x: x <= 0.69, TASKS, "chance",
-          needs="two seeds of a size, and several task-levels in a class"),
-    Claim("C8", "where sizes reverse an order, prediction fails (swap test)", "26%", "26%", "-", swap_rate, lambda x: x <= 0.5, TASKS, "chance",
-          needs="two sizes that reverse an order"),
-    Claim("C10", "a linear probe finds the answer before behaviour does", "-", "-", "yes", holds=lambda x: x >= 0.5, kind="beyond",
-          **_rare("linear_probe")),
-)
-RARELY = ("C5", "C6", "C10")          # taken at too few snapshots for the multiverse to vary anything
-
-
-def p_value(values, extremity=np.asarray):
-    """How often chance is at least as far out as what was observed, which counts as one of the data sets.
-        p = #{m: extremity(values_m) >= extremity(values_0) - 1e-9} / M
-    values: (M,), of the observed data, then of M - 1 shuffled ones (NaN there: not far out).  None for M < 2, or if the observed one is NaN.
+    values: (M,), of the observed data, m = 0, then of M - 1 shuffled data sets (NaN there: not far
+    out).  What was observed counts too.
+    Returns None for M < 2, or if the observed value is NaN.
     Exercise: emergence.p_value (set 4, 5 points)
-    Hint: so it is never 0, but 1 / M at the least: the data as they are belong to what could have happened.
+    Hint: so it is never 0, but 1 / M at the least: the data as they are belong to what could have
+    happened.
 
     >>> p_value(np.array([2.0, 1.0, 3.0, 2.0]))
     0.75
     """
     if len(values) < 2 or math.isnan(values[0]):
         return None
-    x = extremity(values)
+    x = distance_from_null(values)
     return float((x >= x[0] - 1e-9).mean())
-
-
-def judge(claim, d, value, p, information):
-    """The verdict in plain words.  p: Holm's, over all claims."""
-    as_claimed, tasks = bool(claim.holds(value)), len(set(d.tasks))
-    if math.isnan(value):
-        return f"cannot tell: needs {claim.needs}"
-    if claim.null == TASKS and tasks < 2:
-        return "cannot tell: a single task has no other to be exchanged with"
-    if claim.null == LAYERS and len(d.runs) < 5:
-        return f"{'as claimed' if as_claimed else 'not as claimed'}; {len(d.runs)} of the 5 runs that it takes to tell it from chance"
-    if claim.key == "C4 risk set" and information < 5:
-        return f"cannot tell: information {information:.1f}, below 5"
-    if claim.kind == "describe":
-        return "holds" if as_claimed else "does not hold"
-    if claim.kind == "chance":
-        return "holds: no better than chance" if p >= 0.05 else "does not hold: better than chance"
-    if as_claimed:
-        return "holds, and beyond chance" if p < 0.05 else "as claimed, but chance gives it too"
-    return "weaker than claimed, but beyond chance" if p < 0.05 else "does not hold"
-
-
-def lead_check(d, shams):
-    """The risk-set test over all runs, each a stratum of its own, with its formula's z and information; and the false alarms of the shams.
-    (z takes the runs for independent; the tasks in them are the same, so the verdict is left to the permutations of `risk_set_excess`.)"""
-    U, V = (sum(column) for column in zip(*(risk_set_sums(*pair) for pair in zip(d.onset, d.emergence))))
-    warmup = np.array([[run.config["warmup"]] for run in d.runs])               # (R, 1)
-    return {"z": U / math.sqrt(V) if V > 0 else math.nan, "information": V, "shams": shams.onset.size,
-            "sham_onsets": int(np.isfinite(shams.onset).sum()), "sham_emergences": int(np.isfinite(shams.emergence).sum()),
-            "warmup": float(np.median(warmup)), "median_onset": float(np.median(d.onset)), "onsets_in_warmup": float(np.mean(d.onset < warmup))}
-
-
-def class_rates(d, s, classes):
-    """Precursor rate by difficulty class, (R, L), each beside the null of that class."""
-    out = []
-    for k, name in enumerate(("easy", "middle", "hard")):
-        among = d._replace(emergence=np.where(classes == k, d.emergence, np.inf))
-        if np.isfinite(among.emergence).any():
-            rates, (rate, low, high) = precursor_rate(among, s), clustered_interval(_leads(among), d.tasks)
-            out.append({"class": name, "events": int(np.isfinite(among.emergence).sum()), "rate": rate, "low": low, "high": high,
-                        "null": float(rates[1:].mean()), "p": p_value(rates)})
-    return out
-
-
-def floors_across_sizes(d):
-    """How much floors vary: coefficient of variation over sizes (of one task-level), over seeds (of one size), over tasks (of one level); and the
-    ratio of C2 with each floor as a share of its ceiling."""
-    cv = lambda x: float(np.mean(x.std(0) / x.mean(0))) if len(x) > 1 else None
-    sizes = np.array([d.floor[size].mean(0) for size in _by_size(d)])           # (K, L)
-    seeds = [cv(d.floor[size]) for size in _by_size(d) if size.sum() > 1]
-    levels = np.array([level.rpartition("-")[2] for level in _real(d.runs[0])])
-    limit = np.array([ceilings(run, d.choices.position)[_places(run)] for run in d.runs])
-    share = _ratio_interval(d._replace(floor=d.floor / limit))[0]
-    return {"over_sizes": cv(sizes), "over_seeds": float(np.mean(seeds)) if seeds else None,
-            "over_tasks": float(np.mean([cv(sizes[:, levels == k].T) or 0 for k in np.unique(levels)])) if len(set(d.tasks)) > 1 else None,
-            "ratio_of_shares": None if math.isnan(share) else float(share)}
-
-
-def multiverse(runs, count=501, seed=0):
-    """Every claim under every combination of ALTERNATIVES, on the data and on count - 1 shuffled data sets (specification-curve inference,
-    Simonsohn, Simmons & Nelson 2020).
-
-    -> (specifications, values): a list of Choices, and claim -> (specifications, M) numbers, for the claims that vary.
-    """
-    specifications = [Choices(**dict(zip(ALTERNATIVES, values))) for values in itertools.product(*ALTERNATIVES.values())]
-    s, found, values = shuffles(_real(runs[0]), len(runs), count, seed), {}, {claim.key: [] for claim in CLAIMS if claim.key not in RARELY}
-    for choices in specifications:
-        d = dates(runs, choices)
-        for claim in CLAIMS:
-            if claim.key in values:
-                what = (claim.key, *(getattr(choices, axis) for axis in claim.reads))
-                if what not in found:
-                    found[what] = np.broadcast_to(claim.statistic(d, s), count)
-                values[claim.key].append(found[what])
-    return specifications, {key: np.array(v) for key, v in values.items()}
-
-
-def robustness(claim, specifications, values):
-    """Under which share of the choices a claim holds; how often shuffled data reach that share; which choice decides."""
-    holds = np.where(np.isnan(values), False, claim.holds(values))              # (specifications, M)
-    share = holds.mean(0)
-    options = {axis: {str(option): float(holds[[getattr(c, axis) == option for c in specifications], 0].mean()) for option in choices}
-               for axis, choices in ALTERNATIVES.items()}
-    swing = {axis: max(shares.values()) - min(shares.values()) for axis, shares in options.items()}
-    if np.isnan(values[:, 0]).all():
-        return {}
-    return {"share": float(share[0]), "p_multiverse": p_value(share) if claim.null and claim.kind == "beyond" else None, "options": options,
-            "decides": max(swing, key=swing.get) if max(swing.values()) > 0.1 else None}
-
-
-def study(runs, choices=Choices(), universe=None, count=2001):
-    """Everything that the runs of one sweep have to say: a dict for findings.json.  universe: what `multiverse` returned, or None."""
-    d, shams = dates(runs, choices), dates(runs, choices, shams=True)
-    s, check, rows = shuffles(_real(runs[0]), len(runs), count), lead_check(d, shams), []
-    for claim in CLAIMS:
-        values = claim.statistic(d, s)
-        _, low, high = claim.interval(d) if claim.interval and not math.isnan(values[0]) else (None, None, None)
-        rows.append({"claim": claim.key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4,
-                     "value": float(values[0]), "low": low, "high": high,
-                     "null": float(np.mean(values[1:])) if len(values) > 1 and claim.null else None, "exchanged": claim.null or None,
-                     "p": p_value(values, claim.extremity) if claim.null else None,
-                     **(robustness(claim, universe[0], universe[1][claim.key]) if universe and claim.key in universe[1] else {})})
-    for row, claim, p in zip(rows, CLAIMS, holm([row["p"] for row in rows])):
-        depends = f"; depends on {row['decides']}" if row.get("decides") and 0.1 < row["share"] < 0.9 else ""
-        row |= {"p_holm": p, "verdict": judge(claim, d, row["value"], p, check["information"]) + depends}
-    return {"claims": rows, "lead_check": check, "classes": class_rates(d, s, difficulty(d)), "measures": compare_measures(d, s),
-            "floor_variation": floors_across_sizes(d),
-            **{f"top_down_{key}": clustered_interval(table, d.tasks) for key, table in (("floor", d.down_floor), ("time", d.down_time))},
-            "specifications": len(universe[0]) if universe else 0}
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Figures.  Each takes the runs and what `study` and `multiverse` returned, and gives {name: Figure}.  Colours are those of Okabe and Ito,
-# which colour-blind readers can tell apart; what matters differs in line style or marker too, so that it survives a black-and-white printer.
-
-ACCURACY, RANKME, CONTROL = "#D55E00", "#0072B2", "0.6"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-MARKERS = ("o", "s", "^")
-
-
-def _grid(runs):
-    """What the panels of a figure are: [(figure's name, [(row's name, runs of that row, levels of that row)])].
-
-    One task: one figure, a row per size.  Several tasks: one figure per size, a row per task."""
-    sizes = dict.fromkeys(run.config["size"] for run in sorted(runs, key=lambda run: run.config["parameters"]))
-    tasks = {}
-    for level in _real(runs[0]):
-        tasks.setdefault(level.rpartition("-")[0], []).append(level)
-    of_size = lambda name: [run for run in runs if run.config["size"] == name]
-    if len(tasks) == 1:
-        (levels,) = tasks.values()
-        return [("", [(name, of_size(name), levels) for name in sizes])]
-    return [(f"-{name}", [(task, of_size(name), levels) for task, levels in tasks.items()]) for name in sizes]
-
-
-def _sheet(columns, rows, width, height, top, left=0.5, right=0.1):
-    """A figure of so many panels of width x height inches, room for labels round them: (Figure, margins for add_gridspec).  By hand, for
-    matplotlib's layout engines take as long for 50 panels as drawing them."""
-    w, h = columns * width + left + right, rows * height + 0.4 + top
-    return Figure(figsize=(w, h)), dict(left=left / w, right=1 - right / w, bottom=0.4 / h, top=1 - top / h)
-
-
-def _panel(ax, title, level):
-    ax.set_title(level if title in level else f"{title}   {level}", fontsize=8, pad=3)
-
-
-def _steps_axis(ax, last):
-    ax.set_xscale("symlog", linthresh=10, linscale=0.6)                     # step 0 has a place, the first steps have room
-    ax.set_xlim(0, last)
-    ticks = [0] + [10 ** k for k in range(1, 7) if 10 ** k <= last]
-    ax.set_xticks(ticks, [f"{t:,}" for t in ticks], minor=False)
-    ax.minorticks_off()
-    ax.tick_params(labelsize=7)
-
-
-def _rank_axis(ax, top):
-    ax.set_yscale("log", base=2)
-    ticks = [2 ** k for k in range(11) if 2 ** k <= top]
-    ax.set_yticks(ticks, map(str, ticks))
-    ax.set_ylim(0.9, 1.4 * top)
-
-
-def _common(curves):
-    """[(steps, values)] -> the steps that all have, and the values there (curves, S, ...)."""
-    steps = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
-    return steps, np.array([np.asarray(v, dtype=float)[np.isin(s, steps)] for s, v in curves])
-
-
-def _band(ax, curves, colour, **style):
-    """Median and range over seeds."""
-    steps, values = _common(curves)
-    if len(values) > 1:
-        ax.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.25, linewidth=0)
-    ax.plot(steps, np.median(values, 0), color=colour, **{"linewidth": 1.3, **style})
-
-
-def figure_curves(runs, choices=Choices(), **_):
-    """Accuracy and RankMe against steps, one panel for each task-level.
-
-    Median over seeds as a line, range as a band; emergence a solid vertical line, recovery onset a dashed one, both at
-    the median over the seeds that have them; controls in grey."""
-    figures, memorising = {}, any(run.config["train_fraction"] < 1 for run in runs)
-    rankme = lambda run, level: (run.steps, run.rankme[choices.position][run.levels.index(level), choices.layer])
-    accuracy = lambda run, level: (run.steps, run.accuracy[run.levels.index(level)])
-    for name, grid in _grid(runs):
-        columns = max(len(levels) for _, _, levels in grid)
-        figure, margins = _sheet(columns, len(grid), 2.45, 1.75, top=0.5)
-        panels = figure.add_gridspec(len(grid), columns, wspace=0.13, hspace=0.32, **margins)
-        for i, (title, group, levels) in enumerate(grid):
-            dated = {s["level"]: s for s in summarise([e for run in group for e in events(run, choices)])}
-            controls = [level for level in dated if dated[level]["control"]]
-            for j, level in enumerate(levels):
-                upper, lower = panels[i, j].subgridspec(2, 1, hspace=0).subplots(sharex=True)
-                for ax, values in ((upper, accuracy), (lower, rankme)):
-                    for sham in controls:
-                        _band(ax, [values(run, sham) for run in group], CONTROL, linewidth=0.7)
-                    _band(ax, [values(run, level) for run in group], ACCURACY if ax is upper else RANKME)
-                    for key, colour, dashes in (("emergence", ACCURACY, "-"), ("onset", RANKME, "--")):
-                        if dated[level][key]:
-                            ax.axvline(dated[level][key]["median"], color=colour, linestyle=dashes, linewidth=0.9, alpha=0.9)
-                    ax.spines[["top", "right"]].set_visible(False)
-                if memorising:
-                    _band(upper, [curve(run.rows, level, "accuracy_train") for run in group], ACCURACY, linestyle=":")
-                _steps_axis(lower, max(run.steps[-1] for run in group))
-                upper.tick_params(labelsize=7, labelbottom=False)
-                upper.set_ylim(-0.03, 1.03)
-                upper.set_yticks([0, 1])
-                _rank_axis(lower, max(np.nanmax(rankme(run, x)[1]) for run in group for x in (level, *controls)))
-                _panel(upper, title, level)
-                if j == 0:
-                    upper.set_ylabel("accuracy", fontsize=7)
-                    lower.set_ylabel("RankMe", fontsize=7)
-                if i == len(grid) - 1:
-                    lower.set_xlabel("training step", fontsize=8)
-        key = [Line2D([], [], color=ACCURACY, linestyle="-", label="accuracy on unseen operands; emergence" if memorising else "accuracy; emergence"),
-               Line2D([], [], color=RANKME, linestyle="--", label="RankMe (solid); its recovery onset (dashed)")]
-        if memorising:
-            key.insert(1, Line2D([], [], color=ACCURACY, linestyle=":", label="on seen ones"))
-        if controls:
-            key.append(Line2D([], [], color=CONTROL, label="sham controls"))
-        figure.legend(handles=key, loc="upper center", ncols=len(key), fontsize=8, frameon=False)
-        figures[f"curves{name}"] = figure
-    return figures
-
-
-def figure_layers(runs, choices=Choices(), **_):
-    """RankMe of every layer (upwards) against steps (to the right), median over seeds."""
-    figures = {}
-    for name, grid in _grid(runs):
-        columns = max(len(levels) for _, _, levels in grid)
-        figure, margins = _sheet(columns, len(grid), 2.3, 1.15, top=0.25, left=0.75, right=0.75)
-        axes = figure.subplots(len(grid), columns, squeeze=False, gridspec_kw=dict(wspace=0.1, hspace=0.5, **margins))
-        for i, (title, group, levels) in enumerate(grid):
-            dated = {s["level"]: s for s in summarise([e for run in group for e in events(run, choices)])}
-            for j, level in enumerate(levels):
-                ax = axes[i][j]
-                steps, values = _common([(run.steps, run.rankme[choices.position][run.levels.index(level)].T) for run in group])
-                values = np.median(values, axis=0)                              # (S, layers)
-                layers = values.shape[1]
-                edges = np.append(steps, steps[-1] + 1), np.arange(layers + 1) - 0.5
-                mesh = ax.pcolormesh(*edges, values.T, cmap="viridis", norm=LogNorm(1, 32), rasterized=True)
-                if dated[level]["emergence"]:
-                    ax.axvline(dated[level]["emergence"]["median"], color="white", linewidth=1)
-                _steps_axis(ax, steps[-1])
-                labels = ["embedding", *map(str, range(1, layers - 1)), "final norm"]
-                some = [0, *range(1, layers - 1, max(1, (layers - 2) // 4)), layers - 1]
-                ax.set_yticks(some, [labels[k] for k in some] if j == 0 else [], fontsize=6)
-                _panel(ax, title, level)
-                if i == len(grid) - 1:
-                    ax.set_xlabel("training step", fontsize=8)
-        beside = figure.add_axes((margins["right"] + 0.012, margins["bottom"], 0.012, margins["top"] - margins["bottom"]))
-        bar = figure.colorbar(mesh, cax=beside, ticks=[1, 2, 4, 8, 16, 32])
-        bar.ax.set_yticklabels(["1", "2", "4", "8", "16", "32"], fontsize=7)
-        bar.ax.minorticks_off()
-        bar.set_label("RankMe\n(white: emergence)", fontsize=8)
-        figures[f"layers{name}"] = figure
-    return figures
-
-
-def figure_floors(runs, choices=Choices(), **_):
-    """The floor of RankMe against the number of parameters, a line for each task-level, bars for the range over seeds."""
-    dated = summarise([e for run in runs for e in events(run, choices)])
-    levels = list(dict.fromkeys(s["level"] for s in dated if not s["control"]))
-    tasks = list(dict.fromkeys(level.rpartition("-")[0] for level in levels))
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    ax = figure.subplots()
-    for k, level in enumerate(levels):
-        task, _, number = level.rpartition("-")
-        points = [s for s in dated if s["level"] == level]
-        x = np.array([s["parameters"] for s in points]) * (1 + 0.012 * (k - len(levels) / 2))     # side by side, not hidden
-        y = np.array([s["floor"]["median"] for s in points])
-        bars = [y - [s["floor"]["low"] for s in points], [s["floor"]["high"] for s in points] - y]
-        colour = PALETTE[(k if len(tasks) == 1 else tasks.index(task)) % len(PALETTE)]
-        ax.errorbar(x, y, bars, color=colour, marker=MARKERS[int(number) - 1], linestyle=("-", "--", ":")[int(number) - 1],
-                    markersize=4, linewidth=1, capsize=2, label=level)
-    ax.set_xscale("log")
-    _rank_axis(ax, max(4.5, max(s["floor"]["high"] for s in dated)))
-    sizes = sorted({(s["parameters"], s["size"]) for s in dated})
-    ax.set_xticks([p for p, _ in sizes], [f"{name}\n{p / 1e6:.1f}M" for p, name in sizes])
-    ax.minorticks_off()
-    ax.set_xlim(sizes[0][0] / 2, sizes[-1][0] * 2)
-    ax.set_ylabel(f"floor of RankMe ({choices.position} answer token)")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=6 if len(levels) > 6 else 8, ncols=1 + len(levels) // 13, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return {"floors": figure}
-
-
-def figure_measures(runs, choices=Choices(), **_):
-    """Every measure along the training of each task-level that emerges, with emergence at 1 on the step axis, and each curve scaled to its
-    own range: median and middle half over all of them."""
-    d, x = dates(runs, choices), np.linspace(-2, 1, 61)                         # log10 of step / emergence
-    scaled = {name: [] for name in ("accuracy", "rankme", *RARE)}
-    for run, emergences in zip(runs, d.emergence):
-        for level, emergence in zip(_real(run), emergences):
-            if not 0 < emergence < math.inf:
-                continue
-            k = run.levels.index(level)
-            curves = {"accuracy": (run.steps, run.accuracy[k]), "rankme": (run.steps, run.rankme[choices.position][k, choices.layer]),
-                      **{name: curve(run.rows, level, *path) for name, path in RARE.items()}}
-            for name, (steps, values) in curves.items():
-                steps, values = (np.array(v, dtype=float)[1:] for v in (steps, values))             # step 0 has no logarithm
-                if len(values) > 2 and np.ptp(values) > 0:
-                    at = np.log10(steps / emergence)
-                    scaled[name].append(np.interp(x, at, (values - values.min()) / np.ptp(values), left=math.nan, right=math.nan))
-    shown = [name for name in scaled if scaled[name]]
-    if not shown:
-        return {}
-    columns = min(4, len(shown))
-    figure = Figure(figsize=(2.1 * columns + 0.4, 1.75 * -(-len(shown) // columns) + 0.3), layout="constrained")
-    axes = figure.subplots(-(-len(shown) // columns), columns, squeeze=False, sharex=True, sharey=True)
-    for ax, name in itertools.zip_longest(axes.flat, shown):
-        if name is None:
-            ax.remove()
-            continue
-        seen = np.array(scaled[name])
-        there = (~np.isnan(seen)).sum(0) >= max(1, len(seen) // 3)              # a median of few is none
-        low, middle, high = np.nanquantile(seen[:, there], (0.25, 0.5, 0.75), axis=0)
-        colour = ACCURACY if name == "accuracy" else RANKME
-        ax.fill_between(10 ** x[there], low, high, color=colour, alpha=0.25, linewidth=0)
-        ax.plot(10 ** x[there], middle, color=colour, linewidth=1.3)
-        ax.axvline(1, color=ACCURACY, linewidth=0.9)
-        ax.set_xscale("log")
-        ax.set_xticks([0.01, 0.1, 1, 10], [".01", ".1", "1", "10"], fontsize=7)
-        ax.set_yticks([0, 1], ["lowest", "highest"], fontsize=7)
-        ax.set_title(f"{name.replace('_', ' ')} ({len(seen)} curves)", fontsize=8, pad=3)
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("training step / step of emergence", fontsize=8)
-    return {"measures": figure}
-
-
-def figure_choices(runs, findings=None, universe=None, **_):
-    """The multiverse.  Left: the precursor rate (C4) under every combination of choices, sorted, above what shuffled tasks give under the
-    same choices.  Right: under which share of the combinations each claim holds, option by option: a row with unequal cells decides."""
-    if not universe or np.isnan(universe[1]["C4"]).all():
-        return {}
-    rates, claims = universe[1]["C4"], [row for row in findings["claims"] if "options" in row and not math.isnan(row["value"])]
-    options = [(axis, str(option)) for axis, some in ALTERNATIVES.items() for option in some]
-    figure = Figure(figsize=(9.5, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    order = np.lexsort((np.median(rates[:, 1:], axis=1), rates[:, 0]))
-    low, middle, high = np.quantile(rates[order, 1:], (0.025, 0.5, 0.975), axis=1)
-    left.fill_between(range(len(order)), low, high, color=CONTROL, alpha=0.4, linewidth=0, label="tasks exchanged: middle 95%")
-    left.plot(middle, color="0.4", linewidth=0.8, linestyle="--", label="tasks exchanged: median")
-    left.plot(rates[order, 0], color=RANKME, linewidth=1.6, label="observed")
-    left.axhline(0.75, color=ACCURACY, linewidth=0.9, linestyle=":", label="lowest rate in the paper")
-    left.set(xlabel=f"{len(order)} combinations of choices, sorted", ylabel="share of emergences with RankMe first", ylim=(-0.02, 1.02))
-    left.legend(fontsize=7, frameon=False, loc="lower right")
-    left.spines[["top", "right"]].set_visible(False)
-    cells = np.array([[row["options"][axis][option] for row in claims] for axis, option in options])
-    right.imshow(cells, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
-    for (i, j), value in np.ndenumerate(cells):
-        right.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color="white" if value > 0.8 else "black")
-    right.set_xticks(range(len(claims)), [row["claim"].replace(" ", "\n") for row in claims], fontsize=7)
-    right.set_yticks(range(len(options)), [f"{axis} {option}" for axis, option in options], fontsize=7)
-    for first in (i for i, (axis, option) in enumerate(options) if option == str(ALTERNATIVES[axis][0]) and i):
-        right.axhline(first - 0.5, color="black", linewidth=0.6)
-    right.set_title("% of the combinations with this option under which a claim holds", fontsize=8)
-    right.tick_params(length=0)
-    return {"choices": figure}
-
-
-FIGURES = {"curves": figure_curves, "layers": figure_layers, "floors": figure_floors, "measures": figure_measures, "choices": figure_choices}

@@ -1,12 +1,21 @@
-"""How fast this machine does what a sweep does, against the floor and against nanoGPT.  `python run.py bench` prints it.
+"""How fast this machine does what a sweep does.  `python run.py bench` prints it.
 
-Everything that is divided by something else is timed beside it: in one process, in turns, the fastest of some rounds.
+A time says little by itself.  So everything here is a ratio of two times, taken in one process, in
+turns, each the fastest of some rounds:
 
-    peak               the fastest product of two square matrices, in FLOP/s: the floor under everything else
-    training step      6 x parameters x tokens operations (forward, backward), as a share of that peak
-    unit               one float32 training step of a GPT of 2 x 128 with fused attention on 256 x 24 tokens: each measure's
-                       cost is given in units, so that figures carry over between machines
+    peak            the fastest product of two square matrices, in FLOP/s: the floor under all else
+    training step   6 x parameters x tokens operations (forward, backward), as a share of that peak
+    unit            one float32 training step of a GPT of 2 x 128 with fused attention on 256 x 24
+                    tokens.  The cost of each measure is given in units, so that figures carry over
+                    between machines.
+
+With a checkout of nanoGPT, the same training step is also compared with nanoGPT's.
+
+This file measures time and memory alone.  It says nothing about what is learned.
+
+Letters for shapes: B rows, T tokens of a row, N lines, M scored places, D width, P parameters.
 """
+import functools
 import importlib.util
 import os
 import sys
@@ -22,15 +31,10 @@ import measures
 import models
 import tasks
 
-SHAPES = [("nano", models.SIZES["nano"], 128, 10), ("nano", models.SIZES["nano"], 256, 24),
-          ("4 x 256", models.GPTConfig(4, 4, 256), 128, 24), ("6 x 384", models.GPTConfig(6, 6, 384), 128, 24)]
-LONGEST = 25                          # seconds that one size may take; a larger one is left out, and said to be
-BEST = {                              # the best of public code, in units, on the machine of the day it was measured
-    "llc, a chain and draw": "0.98 canonical-interp", "hessian_top, in all": "32 hessian-eigenthings", "hessian_top, a product": "1.98 central difference",
-    "gradient_gram of 64": "0.47 torch.func", "rankme of 1000 x 128": "0.007 svdvals"}
+LONGEST = 25                          # seconds that one size may take; a larger one is left out
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Clocks
 
 def wait(device):
@@ -39,8 +43,10 @@ def wait(device):
 
 
 def interleaved(jobs, rounds, device="cpu"):
-    """{name: function} -> {name: seconds}: one round runs every job once, so that whatever else the machine does falls on all of them;
-    the fastest of the rounds, the first being a warm-up.  (A step cannot be faster than it is; that it was slower, others may cause.)"""
+    """{name: function} -> {name: seconds}, the fastest of `rounds`.
+
+    One round runs every job once, so that what else the machine does falls on all of them.  The
+    first round is a warm-up.  The fastest counts: others can make a step slower, but not faster."""
     times = {name: [] for name in jobs}
     for _ in range(rounds + 1):
         for name, job in jobs.items():
@@ -49,46 +55,84 @@ def interleaved(jobs, rounds, device="cpu"):
             job()
             wait(device)
             times[name].append(time.perf_counter() - start)
-    return {name: min(t[1:]) for name, t in times.items()}
+    return {name: min(seconds[1:]) for name, seconds in times.items()}
 
 
 def raise_peaks(peaks, device):
-    """The fastest product of two square matrices so far, in FLOP/s, in both dtypes: taken again and again between the other figures."""
+    """Time matrix products in both dtypes, and keep the fastest so far, in FLOP/s.
+
+    It is called again and again between the other figures, for a machine is not always alike."""
     n = 1536 if device == "cpu" else 8192
-    for name in ("float32", "bfloat16"):
-        a, b = (torch.randn(n, n, device=device).to(getattr(torch, name)) for _ in range(2))
-        peaks[name] = max(peaks.get(name, 0), 2 * n ** 3 / interleaved({0: lambda: a @ b}, 8, device)[0])
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        job = functools.partial(torch.matmul, a, b)
+        seconds = interleaved({"product": job}, 8, device)["product"]
+        name = str(dtype).removeprefix("torch.")
+        peaks[name] = max(peaks.get(name, 0), 2 * n ** 3 / seconds)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+def free_memory(device):
+    """Bytes; infinity where the system does not say."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return float("inf")
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# --------------------------------------------------------------------------------------------------
 # Training steps: a job is a function without arguments that makes one
 
-def our_step(shape, dtype, device, scored, tokens=None, layout=None, at=None):
-    """models.training_step on a fixed batch; shape: (GPTConfig, B, T), with targets at the last `scored` places of each line."""
-    config, B, T = shape
-    train = models.TrainConfig(dtype=dtype, device=device)
-    if tokens is None:
-        tokens, at = torch.randint(tasks.VOCAB_SIZE, (B, T), device=device), torch.arange(B * T, device=device).view(B, T)[:, -scored:].flatten()
-    targets, weights = torch.zeros_like(at), torch.full(at.shape, 1 / len(at), device=device)
+class FixedData:
+    """A batch that is drawn once, with the attributes of models.TrainingData."""
 
-    class Batch:                                                              # as models.TrainingData, but drawn once
-        def __call__(self, step):
-            return tokens, targets
-    data = Batch()
-    data.layout, data.at, data.weights = layout, at, weights
+    def __init__(self, tokens, layout, positions):
+        device = positions.device
+        self.tokens, self.layout, self.positions = tokens, layout, positions
+        self.targets = torch.zeros_like(positions)                          # (M,)
+        self.weights = torch.full(positions.shape, 1 / len(positions), device=device)
+
+    def __call__(self, step):
+        return self.tokens, self.targets
+
+
+def one_line_a_row(tokens):
+    """The Layout of a grid (B, T) in which each line has a row of its own."""
+    B, T = tokens.shape
+    mask = models.attention_mask(torch.zeros(1, T, dtype=torch.long))       # one for all rows
+    offsets = torch.arange(T)[None]                                         # (1, T), likewise
+    parts = (torch.arange(B * T), offsets, mask)
+    return models.Layout(*(part.to(tokens.device) for part in parts))
+
+
+def our_step(config, dtype, device, tokens, layout, positions):
+    """models.training_step on a fixed batch, with a target at each of `positions`."""
+    train = models.TrainConfig(dtype=dtype, device=device)
+    data = FixedData(tokens, layout, positions)
     model = models.GPT(config).to(device)
     optimizer = models.new_optimizer(model, train)
-    return lambda: models.training_step(model, optimizer, data, train, 0)
+    return functools.partial(models.training_step, model, optimizer, data, train, 0)
+
+
+def our_plain_step(shape, dtype, device, scored):
+    """The same at a shape (GPTConfig, B, T), with targets at the last `scored` places of a row."""
+    config, B, T = shape
+    tokens = torch.randint(tasks.VOCAB_SIZE, (B, T), device=device)
+    positions = torch.arange(B * T, device=device).view(B, T)[:, -scored:].flatten()
+    return our_step(config, dtype, device, tokens, one_line_a_row(tokens), positions)
 
 
 def nanogpt_step(module, shape, dtype, device, scored):
     """The step of nanoGPT's train.py at the same shape: its model, its optimiser, its clipping."""
     config, B, T = shape
-    model = module.GPT(module.GPTConfig(block_size=config.block_size, vocab_size=config.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
-                                        n_embd=config.n_embd, dropout=0.0, bias=True)).to(device)
+    theirs = module.GPTConfig(
+        block_size=config.block_size, vocab_size=config.vocab_size, n_layer=config.n_layer,
+        n_head=config.n_head, n_embd=config.n_embd, dropout=0.0, bias=True)
+    model = module.GPT(theirs).to(device)
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.98), device)
     tokens = torch.randint(config.vocab_size, (B, T), device=device)
-    targets = tokens.masked_fill(torch.arange(T, device=device) < T - scored, -1)                   # -1: what nanoGPT ignores
+    unscored = torch.arange(T, device=device) < T - scored
+    targets = tokens.masked_fill(unscored, -1)                              # nanoGPT ignores -1
 
     def step():
         with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -104,162 +148,253 @@ def load_nanogpt(path):
     """model.py of a checkout of nanoGPT, as a module."""
     file = Path(path) / "model.py"
     if not file.is_file():
-        raise ValueError(f"--nanogpt {path}: there is no model.py in it; expected a checkout of nanoGPT")
+        raise ValueError(f"--nanogpt {path}: there is no model.py in it; "
+                         "expected a checkout of nanoGPT")
     spec = importlib.util.spec_from_file_location("nanogpt_model", file)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)                        # its dataclass looks itself up there
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module                         # its dataclass looks itself up there
     spec.loader.exec_module(module)
     return module
 
 
 def bench_nanogpt(module, fast, device):
-    """Our step against nanoGPT's, with targets at all places and, as in a task, at the last quarter only."""
+    """Our step against nanoGPT's: targets at all places, and, as in a task, at the last quarter."""
     rows = []
     for name, config, B, T in SHAPES:
-        shape, jobs = (config, B, T), {}
+        jobs = {}
         for scored, where in ((T, "all"), (T // 4, "quarter")):
-            jobs[f"ours, {where}"] = our_step(shape, fast, device, scored)
+            shape = (config, B, T)
+            jobs[f"ours, {where}"] = our_plain_step(shape, fast, device, scored)
             for dtype in dict.fromkeys(("float32", fast)):
-                jobs[f"nanoGPT {dtype}, {where}"] = nanogpt_step(module, shape, dtype, device, scored)
+                jobs[f"nanoGPT {dtype}, {where}"] = nanogpt_step(module, shape, dtype, device,
+                                                                 scored)
         seconds = interleaved(jobs, 5, device)
-        rows.append({"model": name, "batch": f"{B} x {T}", "ms": {k: 1e3 * s for k, s in seconds.items()},
-                     "flops": 6 * models.parameter_count(config) * B * T / seconds["ours, all"],
-                     **{f"ratio_{where}": seconds[f"nanoGPT float32, {where}"] / seconds[f"ours, {where}"] for where in ("all", "quarter")},
-                     **{f"ratio_{fast}_{where}": seconds[f"nanoGPT {fast}, {where}"] / seconds[f"ours, {where}"] for where in ("all", "quarter")}})
-    return rows
-
-
-def joint_lines(device):
-    """The lines of one batch of the joint study (24 task-levels, 4 sham controls), in a list of Batches."""
-    levels = [f"{task}-{k}" for task in tasks.TASKS for k in tasks.LEVELS] + list(tasks.CONTROLS[:4])
-    drawn = [tasks.sample(*tasks.split_name(name), 10, tasks.seeded(device, "bench", name)) for name in levels]
-    return [tasks.Batch(b.tokens[:, :-1], b.targets[:, :-1]) for b in drawn]
-
-
-def padded(batches):
-    """The same lines, each in a row of its own: tokens (N, longest), and the places that carry a target."""
-    longest = max(b.tokens.shape[1] for b in batches)
-    tokens, targets = (torch.cat([F.pad(x, (0, longest - x.shape[1]), value=fill) for x in side])
-                       for side, fill in zip(zip(*batches), (tasks.PAD, tasks.IGNORE)))
-    return tokens, (targets.flatten() != tasks.IGNORE).nonzero()[:, 0]
-
-
-def bench_sizes(fast, device, peaks, say):
-    """One step of the joint study at every size."""
-    ragged, rows = models.lay_out(joint_lines(device), device), []
-    useful = len(ragged.layout.slots)
-    for name, config in models.SIZES.items():
-        P = models.parameter_count(config)
-        guess = 12 * P * useful / peaks[fast]                                 # at half of the peak
-        rounds = min(5, int(LONGEST / guess) - 1)                             # and one more to warm up
-        row = {"size": name, "parameters": P, "tokens": useful, "operations": 6 * P * useful}
-        memory = 16 * P + 80 * config.n_layer * config.n_embd * ragged.tokens.numel()              # weights, gradient, AdamW; activations
-        if rounds < 1 or memory > free_memory(device):
-            row["left_out"] = ["left out:", f"about {2 * guess:.0f} s", f"{memory / 1e9:.0f} GB"]
-        else:
-            say(f"training step of {name}")
-            seconds = interleaved({0: our_step((config, 0, 0), fast, device, None, ragged.tokens, ragged.layout, ragged.at)}, rounds, device)[0]
-            row |= {"ms": 1e3 * seconds, "useful_tokens_per_s": useful / seconds, "flops": row["operations"] / seconds}
-            raise_peaks(peaks, device)
+        operations = 6 * models.parameter_count(config) * B * T
+        row = {"model": name, "batch": f"{B} x {T}", "ms": {k: 1e3 * s for k, s in seconds.items()},
+               "flops": operations / seconds["ours, all"]}
+        for prefix, dtype in (("ratio", "float32"), (f"ratio_{fast}", fast)):
+            for where in ("all", "quarter"):
+                ours = seconds[f"ours, {where}"]
+                row[f"{prefix}_{where}"] = seconds[f"nanoGPT {dtype}, {where}"] / ours
         rows.append(row)
     return rows
 
 
-def free_memory(device):
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}) else float("inf")
+# --------------------------------------------------------------------------------------------------
+# The joint study: all task-levels in one batch
+
+def joint_lines(device):
+    """The lines of one batch (24 task-levels, 4 sham controls), in a list of Batches."""
+    levels = [f"{task}-{k}" for task in tasks.TASKS for k in tasks.LEVELS]
+    batches = []
+    for name in [*levels, *tasks.CONTROLS[:4]]:
+        generator = tasks.seeded(device, "bench", name)
+        batch = tasks.sample(*tasks.split_name(name), 10, generator)
+        batches.append(tasks.Batch(batch.tokens[:, :-1], batch.targets[:, :-1]))
+    return batches
 
 
-def bench_joint(fast, device):
-    """What several lines to a row are worth: the joint batch as it is laid out, against the same lines padded to the longest."""
-    batches = joint_lines(device)
-    ragged, (tokens, at) = models.lay_out(batches, device), padded(batches)
-    useful, rows = len(ragged.layout.slots), []
-    for name in ("nano", "small"):
-        seconds = interleaved({"packed": our_step((models.SIZES[name], 0, 0), fast, device, None, ragged.tokens, ragged.layout, ragged.at),
-                               "padded": our_step((models.SIZES[name], 0, 0), fast, device, None, tokens, None, at)}, 9 if name == "nano" else 3, device)
-        gain, ceiling = seconds["padded"] / seconds["packed"], tokens.numel() / useful
-        rows.append({"size": name, "useful_tokens_per_s": useful / seconds["packed"], "padded_useful_tokens_per_s": useful / seconds["padded"],
-                     "gain": gain, "ceiling": ceiling, "of_ceiling": gain / ceiling, "fill": useful / ragged.tokens.numel()})
+def padded(batches):
+    """The same lines, each in a row of its own.
+
+    Returns tokens (N, longest), and the places of the flattened grid that carry a target, (M,)."""
+    longest = max(batch.tokens.shape[1] for batch in batches)
+
+    def grid(side, fill):
+        return torch.cat([F.pad(x, (0, longest - x.shape[1]), value=fill) for x in side])
+    tokens = grid([batch.tokens for batch in batches], tasks.PAD)
+    targets = grid([batch.targets for batch in batches], tasks.IGNORE)
+    return tokens, (targets.flatten() != tasks.IGNORE).nonzero()[:, 0]
+
+
+def packed_step(config, dtype, device, ragged):
+    return our_step(config, dtype, device, ragged.tokens, ragged.layout, ragged.positions)
+
+
+def padded_step(config, dtype, device, tokens, positions):
+    return our_step(config, dtype, device, tokens, one_line_a_row(tokens), positions)
+
+
+def bench_sizes(fast, device, peaks, say):
+    """One training step of the joint study at every size."""
+    ragged, rows = models.lay_out(joint_lines(device), device), []
+    useful = len(ragged.layout.slots)
+    for name, config in models.SIZES.items():
+        P = models.parameter_count(config)
+        row = {"size": name, "parameters": P, "tokens": useful, "operations": 6 * P * useful}
+        rows.append(row)
+        # Is there time for it, and memory?  Weights, gradient and AdamW, then the activations.
+        guess = 12 * P * useful / peaks[fast]                               # s, at half of the peak
+        rounds = min(5, int(LONGEST / guess) - 1)                           # and one to warm up
+        memory = 16 * P + 80 * config.n_layer * config.n_embd * ragged.tokens.numel()
+        if rounds < 1 or memory > free_memory(device):
+            row["left_out"] = ["left out:", f"about {2 * guess:.0f} s", f"{memory / 1e9:.0f} GB"]
+            continue
+        say(f"training step of {name}")
+        job = packed_step(config, fast, device, ragged)
+        seconds = interleaved({"step": job}, rounds, device)["step"]
+        row |= {"ms": 1e3 * seconds, "useful_tokens_per_s": useful / seconds,
+                "flops": row["operations"] / seconds}
+        raise_peaks(peaks, device)
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------------------
+def bench_joint(fast, device):
+    """What several lines to a row are worth, against the same lines padded to the longest."""
+    batches = joint_lines(device)
+    ragged, (tokens, positions) = models.lay_out(batches, device), padded(batches)
+    useful, rows = len(ragged.layout.slots), []
+    for name, rounds in (("nano", 9), ("small", 3)):
+        config = models.SIZES[name]
+        seconds = interleaved({
+            "packed": packed_step(config, fast, device, ragged),
+            "padded": padded_step(config, fast, device, tokens, positions)}, rounds, device)
+        gain = seconds["padded"] / seconds["packed"]
+        ceiling = tokens.numel() / useful
+        rows.append({"size": name, "useful_tokens_per_s": useful / seconds["packed"],
+                     "padded_useful_tokens_per_s": useful / seconds["padded"],
+                     "gain": gain, "ceiling": ceiling, "of_ceiling": gain / ceiling,
+                     "fill": useful / ragged.tokens.numel()})
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------
 # Measures
 
 class UnitBlock(nn.Module):
     def __init__(self, D, H):
         super().__init__()
-        self.H, self.ln_1, self.ln_2 = H, nn.LayerNorm(D), nn.LayerNorm(D)
-        self.qkv, self.proj, self.up, self.down = nn.Linear(D, 3 * D), nn.Linear(D, D), nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
+        self.H = H
+        self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.qkv, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
+        self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
 
     def forward(self, x):
         B, T, D = x.shape
-        q, k, v = self.qkv(self.ln_1(x)).view(B, T, 3, self.H, D // self.H).permute(2, 0, 3, 1, 4)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, D))
+        qkv = self.qkv(self.ln_1(x)).view(B, T, 3, self.H, D // self.H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                # each (B, H, T, d)
+        gathered = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(gathered.transpose(1, 2).reshape(B, T, D))
         return x + self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh"))
 
 
 class UnitGPT(nn.Module):
-    """The unit's model: 2 x 128, 4 heads.  It stands here, and stays as it is, so that the unit does not move when models.py does."""
+    """The unit's model: 2 x 128, 4 heads.
+
+    It stands here, and stays as it is, so that the unit does not move when models.py does."""
 
     def __init__(self, V, D=128):
         super().__init__()
         self.tokens, self.positions = nn.Embedding(V, D), nn.Embedding(32, D)
-        self.blocks, self.ln_f = nn.Sequential(*(UnitBlock(D, 4) for _ in range(2))), nn.LayerNorm(D)
+        self.blocks = nn.Sequential(UnitBlock(D, 4), UnitBlock(D, 4))
+        self.ln_f = nn.LayerNorm(D)
 
-    def forward(self, t):
-        return F.linear(self.ln_f(self.blocks(self.tokens(t) + self.positions.weight[:t.shape[1]])), self.tokens.weight)
+    def forward(self, tokens):
+        x = self.tokens(tokens) + self.positions.weight[:tokens.shape[1]]   # (B, T, D)
+        return F.linear(self.ln_f(self.blocks(x)), self.tokens.weight)
 
 
-def bench_measures(fast, device):
-    """Each measure's cost in units, on a nano that has been trained for 60 steps, so that its Hessian is that of a model on its way."""
-    config = models.TrainConfig(steps=60, warmup=20, snapshots=2, dtype=fast, device=device)
-    *_, snapshot = models.train(config)
-    model, generator = snapshot.model, torch.Generator().manual_seed(0)
-    tokens = torch.randint(tasks.VOCAB_SIZE, (512, 24), generator=generator).to(device)
-    targets = tokens.roll(-1, 1).masked_fill(torch.arange(24, device=device) < 20, tasks.IGNORE)
-    many, data, few = ((tokens[:n], targets[:n]) for n in (512, 256, 64))
-    chains = torch.get_num_threads()                                          # on a CPU each has a core
-    unit = UnitGPT(tasks.VOCAB_SIZE).to(device)
+def unit_step(tokens, targets):
+    """A job: one training step of the unit's model."""
+    unit = UnitGPT(tasks.VOCAB_SIZE).to(tokens.device)
     optimizer = torch.optim.AdamW(unit.parameters(), lr=1e-4)
-    features = torch.randn(336, 200, 128, generator=generator).to(device)     # 28 task-levels x 4 layers x 3 kinds of position
-    found = {}
 
     def step():
         optimizer.zero_grad()
-        F.cross_entropy(unit(data[0]).flatten(0, 1), data[1].flatten()).backward()
+        F.cross_entropy(unit(tokens).flatten(0, 1), targets.flatten()).backward()
         optimizer.step()
+    return step
 
-    def llc(draws, autocast=None):
-        return lambda: measures.llc(model, models.example_loss, many, batch_size=256, num_chains=chains, num_draws=draws, num_burnin_steps=1, autocast=autocast)
 
-    def top():
-        found["top"] = measures.hessian_top(model, models.example_loss, data, generator=torch.Generator().manual_seed(1))
+class MeasureJobs:
+    """What is timed, on a nano that was trained for 60 steps: its Hessian is one on its way."""
+
+    def __init__(self, fast, device):
+        config = models.TrainConfig(steps=60, warmup=20, snapshots=2, dtype=fast, device=device)
+        *_, snapshot = models.train(config)
+        self.model, generator = snapshot.model, torch.Generator().manual_seed(0)
+        tokens = torch.randint(tasks.VOCAB_SIZE, (512, 24), generator=generator).to(device)
+        unscored = torch.arange(24, device=device) < 20
+        targets = tokens.roll(-1, 1).masked_fill(unscored, tasks.IGNORE)
+        self.many = (tokens, targets)
+        self.chains = torch.get_num_threads()                               # a core for each
+        # 28 task-levels x 4 layers x 3 kinds of position
+        self.features = torch.randn(336, 200, 128, generator=generator).to(device)
+        self.top = None
+
+    def data(self, n):
+        return tuple(x[:n] for x in self.many)
+
+    def llc(self, draws, autocast=None):
+        return functools.partial(
+            measures.llc, self.model, models.example_loss, self.many, batch_size=256,
+            num_chains=self.chains, num_draws=draws, num_burnin_steps=1, autocast=autocast)
+
+    def hessian_top(self):
+        generator = torch.Generator().manual_seed(1)
+        self.top = measures.hessian_top(self.model, models.example_loss, self.data(256),
+                                        generator=generator)
+
+    def gradient_gram(self):
+        measures.gradient_gram(self.model, models.example_loss, self.data(64))
+
+    def two_ranks(self):
+        measures.gradient_rank(self.model, models.example_loss, self.data(64))
+        measures.fisher_rank(self.model, models.example_loss, self.data(64))
+
+    def rankme(self):
+        measures.rankme(self.features[:5].reshape(1000, 128))
+
+    def rankme_many(self):
+        measures.rankme_many(self.features)
+
+    def linear_probe(self):
+        labels = self.many[0].flatten()[:2000] % 10
+        measures.linear_probe(self.features[:10].reshape(2000, 128), labels)
+
+
+def bench_measures(fast, device):
+    """The cost of each measure, in units."""
+    jobs = MeasureJobs(fast, device)
     seconds = interleaved({
-        "unit": step, **{f"llc {n}{fast}": llc(n, dtype) for n in (20, 40) for fast, dtype in (("", None), (" fast", torch.bfloat16))}, "top": top,
-        "gradient_gram of 64": lambda: measures.gradient_gram(model, models.example_loss, few),
-        "gradient_rank and fisher_rank of 64": lambda: (measures.gradient_rank(model, models.example_loss, few), measures.fisher_rank(model, models.example_loss, few)),
-        "rankme of 1000 x 128": lambda: measures.rankme(features[:5].reshape(1000, 128)),
-        "rankme of 336 x 200 x 128 (a joint snapshot)": lambda: measures.rankme_many(features),
-        "linear_probe of 2000 x 128": lambda: measures.linear_probe(features[:10].reshape(2000, 128), tokens.flatten()[:2000] % 10)}, 2, device)
-    one, products = seconds["unit"], found["top"].iterations
-    costs = {"llc, a chain and draw": (seconds["llc 40"] - seconds["llc 20"]) / 20 / chains, "the same, bfloat16": (seconds["llc 40 fast"] - seconds["llc 20 fast"]) / 20 / chains,
-             "hessian_top, in all": seconds["top"], "hessian_top, a product": seconds["top"] / products,
-             **{name: s for name, s in seconds.items() if " of " in name}}
-    return {"unit_ms": 1e3 * one, "hessian_products": products,
-            "measures": [{"measure": name, "units": s / one, "best_public": BEST.get(name)} for name, s in costs.items()]}
+        "unit": unit_step(*jobs.data(256)),
+        "llc 20": jobs.llc(20), "llc 20 fast": jobs.llc(20, torch.bfloat16),
+        "llc 40": jobs.llc(40), "llc 40 fast": jobs.llc(40, torch.bfloat16),
+        "top": jobs.hessian_top,
+        "gradient_gram of 64": jobs.gradient_gram,
+        "gradient_rank and fisher_rank of 64": jobs.two_ranks,
+        "rankme of 1000 x 128": jobs.rankme,
+        "rankme of 336 x 200 x 128 (a joint snapshot)": jobs.rankme_many,
+        "linear_probe of 2000 x 128": jobs.linear_probe}, 2, device)
+    unit, products = seconds["unit"], jobs.top.iterations
+    # What 20 draws more take, with all that happens once left out.
+    costs = {"llc, a chain and draw": (seconds["llc 40"] - seconds["llc 20"]) / 20 / jobs.chains,
+             "the same, bfloat16":
+                 (seconds["llc 40 fast"] - seconds["llc 20 fast"]) / 20 / jobs.chains,
+             "hessian_top, in all": seconds["top"],
+             "hessian_top, a product": seconds["top"] / products}
+    costs |= {name: cost for name, cost in seconds.items() if " of " in name}
+    rows = [{"measure": name, "units": cost / unit, "best_public": BEST.get(name)}
+            for name, cost in costs.items()]
+    return {"unit_ms": 1e3 * unit, "hessian_products": products, "measures": rows}
 
+
+# --------------------------------------------------------------------------------------------------
+# All of it
 
 def bench(fast, device, threads, nanogpt=None, say=print):
-    """Everything -> a dictionary of numbers and rows.  fast: the dtype of training here; nanogpt: where a checkout of it lies, or None."""
+    """Everything -> a dictionary of numbers and rows.
+
+    fast: the dtype of training here.  nanogpt: where a checkout of it lies, or None.  say: called
+    with a few words before each part."""
     module = load_nanogpt(nanogpt) if nanogpt else None
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     say("matrix products")
     peaks = {}
     raise_peaks(peaks, device)
-    found = {"device": device, "threads": threads, "dtype": fast, "torch": torch.__version__, "peak_flops": peaks, "sizes": bench_sizes(fast, device, peaks, say)}
+    found = {"device": device, "threads": threads, "dtype": fast, "torch": torch.__version__,
+             "peak_flops": peaks, "sizes": bench_sizes(fast, device, peaks, say)}
     say("the joint batch, packed and padded")
     found["joint"] = bench_joint(fast, device)
     say("the measures")
@@ -275,25 +410,84 @@ def bench(fast, device, threads, nanogpt=None, say=print):
 
 def tables(found):
     """What `bench` returns, as tables of 80 columns, each with its title."""
-    def table(title, *columns, rows):
-        t = Table(*columns, title=title, title_justify="left", title_style="", box=None, pad_edge=False, header_style="dim")
-        for row in rows:
-            t.add_row(*row)
-        return t
-    peaks, fast = found["peak_flops"], found["dtype"]
-    yield table(f"Training step of the joint study ({found['sizes'][0]['tokens']:,} tokens), {fast}; matrix-product peak of this machine ({found['device']}, "
-                f"{found['threads']} threads): {peaks['float32'] / 1e9:,.0f} GFLOP/s in float32, {peaks['bfloat16'] / 1e9:,.0f} in bfloat16",
-                "size", "parameters", "GFLOP", "step", "useful tokens/s", "of the peak", rows=[
-                    (r["size"], f"{r['parameters']:,}", f"{r['operations'] / 1e9:,.0f}", *(r.get("left_out") or (
-                        f"{r['ms']:,.1f} ms", f"{r['useful_tokens_per_s']:,.0f}", f"{r['peak_share']:.2f}"))) for r in found["sizes"]])
-    yield table("The same, several lines to a row, against every line padded to the longest; ceiling: padded / useful tokens",
-                "size", "useful tokens/s", "padded", "gain", "ceiling", "of the ceiling", "fill", rows=[
-                    (r["size"], f"{r['useful_tokens_per_s']:,.0f}", f"{r['padded_useful_tokens_per_s']:,.0f}", f"{r['gain']:.2f}", f"{r['ceiling']:.2f}",
-                     f"{r['of_ceiling']:.2f}", f"{r['fill']:.2f}") for r in found["joint"]])
-    yield table(f"Each measure, in float32 training steps of a nano on 256 x 24 tokens with fused attention ({found['unit_ms']:.0f} ms here)",
-                "measure", "steps", "best public code", rows=[(m["measure"], f"{m['units']:.3f}", m["best_public"] or "") for m in found["measures"]])
+    yield table_of_sizes(found)
+    yield table_of_packing(found)
+    yield table_of_measures(found)
     if "nanogpt" in found:
-        yield table("Against nanoGPT's model and optimiser in float32; targets at all places, and (as in a task) at the last quarter",
-                    "model", "batch", "nanoGPT", "ours", "ratio", "of the peak", "quarter", rows=[
-                        (r["model"], r["batch"], f"{r['ms']['nanoGPT float32, all']:,.1f} ms", f"{r['ms']['ours, all']:,.1f} ms", f"{r['ratio_all']:.2f}",
-                         f"{r['peak_share']:.2f}", f"{r['ratio_quarter']:.2f}") for r in found["nanogpt"]])
+        yield table_of_nanogpt(found)
+
+
+def new_table(title, *columns):
+    return Table(*columns, title=title, title_justify="left", title_style="", box=None,
+                 pad_edge=False, header_style="dim")
+
+
+def table_of_sizes(found):
+    peaks = {name: f"{flops / 1e9:,.0f}" for name, flops in found["peak_flops"].items()}
+    table = new_table(
+        f"Training step of the joint study ({found['sizes'][0]['tokens']:,} tokens), "
+        f"{found['dtype']}; matrix-product peak of this machine ({found['device']}, "
+        f"{found['threads']} threads): {peaks['float32']} GFLOP/s in float32, "
+        f"{peaks['bfloat16']} in bfloat16",
+        "size", "parameters", "GFLOP", "step", "useful tokens/s", "of the peak")
+    for row in found["sizes"]:
+        cells = row.get("left_out")
+        if cells is None:
+            cells = [f"{row['ms']:,.1f} ms", f"{row['useful_tokens_per_s']:,.0f}",
+                     f"{row['peak_share']:.2f}"]
+        table.add_row(row["size"], f"{row['parameters']:,}", f"{row['operations'] / 1e9:,.0f}",
+                      *cells)
+    return table
+
+
+def table_of_packing(found):
+    table = new_table(
+        "The same, several lines to a row, against every line padded to the longest; ceiling: "
+        "padded / useful tokens",
+        "size", "useful tokens/s", "padded", "gain", "ceiling", "of the ceiling", "fill")
+    for row in found["joint"]:
+        speeds = [row["useful_tokens_per_s"], row["padded_useful_tokens_per_s"]]
+        ratios = [row[key] for key in ("gain", "ceiling", "of_ceiling", "fill")]
+        table.add_row(row["size"], *(f"{x:,.0f}" for x in speeds), *(f"{x:.2f}" for x in ratios))
+    return table
+
+
+def table_of_measures(found):
+    table = new_table(
+        "Each measure, in float32 training steps of a nano on 256 x 24 tokens with fused attention "
+        f"({found['unit_ms']:.0f} ms here)", "measure", "steps", "best public code")
+    for row in found["measures"]:
+        table.add_row(row["measure"], f"{row['units']:.3f}", row["best_public"] or "")
+    return table
+
+
+def table_of_nanogpt(found):
+    table = new_table(
+        "Against nanoGPT's model and optimiser in float32; targets at all places, and (as in a "
+        "task) at the last quarter",
+        "model", "batch", "nanoGPT", "ours", "ratio", "of the peak", "quarter")
+    for row in found["nanogpt"]:
+        times = [row["ms"]["nanoGPT float32, all"], row["ms"]["ours, all"]]
+        ratios = [row["ratio_all"], row["peak_share"], row["ratio_quarter"]]
+        table.add_row(row["model"], row["batch"], *(f"{x:,.1f} ms" for x in times),
+                      *(f"{x:.2f}" for x in ratios))
+    return table
+
+
+# --------------------------------------------------------------------------------------------------
+# Tables of what is compared
+
+SHAPES = [                                        # against nanoGPT: name, model, rows, tokens a row
+    ("nano", models.SIZES["nano"], 128, 10),
+    ("nano", models.SIZES["nano"], 256, 24),
+    ("4 x 256", models.GPTConfig(4, 4, 256), 128, 24),
+    ("6 x 384", models.GPTConfig(6, 6, 384), 128, 24),
+]
+
+BEST = {                                          # the best of public code, in units
+    "llc, a chain and draw": "0.98 canonical-interp",
+    "hessian_top, in all": "32 hessian-eigenthings",
+    "hessian_top, a product": "1.98 central difference",
+    "gradient_gram of 64": "0.47 torch.func",
+    "rankme of 1000 x 128": "0.007 svdvals",
+}

@@ -1,4 +1,7 @@
-"""Shared by all tests: the modules lie one folder up, and torch gets one thread, so that numbers do not depend on the machine's cores."""
+"""Shared by all tests: where the modules lie, one thread for torch, and a seeded generator.
+
+The number of threads decides in which order sums are taken, and so their last bits.  With one, no
+number depends on how many cores the machine has."""
 import sys
 from pathlib import Path
 
@@ -6,7 +9,6 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import emergence                                                          # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +22,3 @@ def one_thread():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
-
-
-# Hundreds of small sweeps are reported on here: 6 choices of analysis each, not 864, but where a test asks for all of them.
-ALL_CHOICES = emergence.ALTERNATIVES
-emergence.ALTERNATIVES = {axis: options if axis in ("behaviour", "position") else options[:1] for axis, options in ALL_CHOICES.items()}
-
-
-@pytest.fixture
-def all_choices(monkeypatch):
-    monkeypatch.setattr(emergence, "ALTERNATIVES", ALL_CHOICES)

@@ -1,10 +1,11 @@
-"""A hub on loopback: serves folders of checkpoints in the API that huggingface_hub speaks, so that its real client runs in tests.
+"""A hub on loopback, so that the real client of huggingface_hub runs in tests.
 
     with serve({"owner/name": {"main": {"config.json": bytes, ...}, "step0": {...}}}) as hub:
         os.environ["HF_ENDPOINT"] = hub.url
 
-It answers three things: the list of branches, the tree of one of them (with each large file's sha256), and files (HEAD and GET).
-`hub.log` lists what was asked, `hub.bodies` replaces what is sent for a file, its metadata left as they are: a fault of the transport.
+It answers three things: the list of branches, the tree of one of them (with the sha256 of each
+large file), and files (HEAD and GET).  `hub.log` lists what was asked.  `hub.bodies` replaces what
+is sent for a file, and leaves its metadata as they are: a fault of the transport.
 """
 import contextlib
 import hashlib
@@ -16,12 +17,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 def commit_of(branch, files):
     """40 hexadecimal digits that change with the content, as a commit does."""
-    return hashlib.sha1(repr((branch, sorted((k, hashlib.sha256(v).hexdigest()) for k, v in files.items()))).encode()).hexdigest()
+    content = sorted((name, hashlib.sha256(body).hexdigest()) for name, body in files.items())
+    return hashlib.sha1(repr((branch, content)).encode()).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16                # headers and body in one piece: sent apart, each reply would wait 40 ms for an acknowledgement
+    # Headers and body go in one piece: sent apart, each reply would wait 40 ms.
+    wbufsize = 1 << 16
 
     def log_message(self, *args):
         pass
@@ -35,39 +38,56 @@ class Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(body)
 
+    def reply_json(self, value):
+        self.reply(json.dumps(value).encode(), Content_Type="application/json")
+
     def missing(self, code):
-        self.reply(json.dumps({"error": code}).encode(), 404, X_Error_Code=code, X_Error_Message=code)
+        body = json.dumps({"error": code}).encode()
+        self.reply(body, 404, X_Error_Code=code, X_Error_Message=code)
 
     def do_GET(self):
         hub, path = self.server, self.path.split("?")[0]
         hub.log.append((self.command, path))
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(refs|tree)(?:/([^/]+))?", path) or \
-            re.fullmatch(r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", path)
+        found = (re.fullmatch(r"/api/models/([^/]+/[^/]+)/(refs|tree)(?:/([^/]+))?", path)
+                 or re.fullmatch(r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", path))
         if not found or found[1] not in hub.repositories:
             return self.missing("RepoNotFound")
         branches = hub.repositories[found[1]]
         commits = {name: commit_of(name, files) for name, files in branches.items()}
         if found[2] == "refs":
-            refs = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in commits.items()]
-            return self.reply(json.dumps({"branches": refs, "tags": [], "converts": []}).encode(), Content_Type="application/json")
-        branch = next((n for n, c in commits.items() if found[3] in (n, c)), None)
-        if branch is None:
+            return self.refs(commits)
+        named = [name for name, commit in commits.items() if found[3] in (name, commit)]
+        if not named:
             return self.missing("RevisionNotFound")
+        branch = named[0]
         if found[2] == "tree":
-            entries = []
-            for name, body in branches[branch].items():
-                entries.append({"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()})
-                if not name.endswith(".json"):
-                    entries[-1]["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}
-            entries.append({"type": "directory", "path": "notes", "oid": "0" * 40, "size": 0})
-            return self.reply(json.dumps(entries).encode(), Content_Type="application/json")
+            return self.tree(branches[branch])
         if found[4] not in branches[branch]:
             return self.missing("EntryNotFound")
-        body = branches[branch][found[4]]
-        headers = {"X_Repo_Commit": commits[branch], "ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X_Linked_Size": len(body)}
-        self.reply(hub.bodies.get((branch, found[4]), body) if self.command == "GET" else body, **headers)
+        self.file(branch, found[4], branches[branch][found[4]], commits[branch])
 
     do_HEAD = do_GET
+
+    def refs(self, commits):
+        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+                    for name, commit in commits.items()]
+        self.reply_json({"branches": branches, "tags": [], "converts": []})
+
+    def tree(self, files):
+        entries = []
+        for name, body in files.items():
+            sha1, sha256 = hashlib.sha1(body).hexdigest(), hashlib.sha256(body).hexdigest()
+            entry = {"type": "file", "path": name, "size": len(body), "oid": sha1}
+            if not name.endswith(".json"):
+                entry["lfs"] = {"oid": sha256, "size": len(body), "pointerSize": 134}
+            entries.append(entry)
+        entries.append({"type": "directory", "path": "notes", "oid": "0" * 40, "size": 0})
+        self.reply_json(entries)
+
+    def file(self, branch, name, body, commit):
+        sha256 = hashlib.sha256(body).hexdigest()
+        sent = self.server.bodies.get((branch, name), body) if self.command == "GET" else body
+        self.reply(sent, X_Repo_Commit=commit, ETag=f'"{sha256}"', X_Linked_Size=len(body))
 
 
 @contextlib.contextmanager
@@ -75,7 +95,8 @@ def serve(repositories):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.repositories, server.log, server.bodies = repositories, [], {}
     server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05},
+                              daemon=True)
     thread.start()
     try:
         yield server

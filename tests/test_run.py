@@ -1,381 +1,653 @@
-"""The command line from end to end: a small sweep, its files, resuming, identical bits, and every bad input."""
+"""The command line from end to end: a small sweep, its files, resuming, and every bad input.
+
+SMALL trains the smallest real model for forty steps.  It runs once, for the fixture `finished`;
+the tests work on copies of what it leaves.
+"""
+import contextlib
 import csv
+import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+import claims
 import models
+import report
 import run
+import sweep
 import tasks
+from faults import call, rows_of, same_weights, weights
 
-RUN = str(Path(run.__file__))
-SMALL = ["--measures", "rankme", "--task", "parity,copy", "--controls", "1", "--sizes", "nano", "--seeds", "1", "--steps", "40", "--set", "snapshots=10",
-         "--set", "per_level=4", "--set", "eval_examples=50", "--set", "probe_examples=20", "--set", "threads=1"]
-
-
-def call(capsys, monkeypatch, *arguments):
-    """Run the command line in this process: (exit status, what it wrote to stdout, to stderr)."""
-    monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        run.main()
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
-
-
-def rows_without_clock(path):
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("wall_")} for row in rows]
-
-
-def weights(path):
-    return torch.load(path / "checkpoint.pt", weights_only=True)["train"]["model"]
-
-
-def same_weights(a, b):
-    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+ROOT = Path(run.__file__).parent
+SMALL = ["--task", "parity,copy", "--controls", "1", "--sizes", "nano", "--seeds", "1",
+         "--steps", "40", "--measures", "rankme"]
+FEW = ("snapshots=10", "per_level=4", "eval_examples=50", "state_examples=20", "threads=1")
+for _field in FEW:
+    SMALL += ["--set", _field]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One small sweep, made once."""
-    folder = tmp_path_factory.mktemp("sweep")
-    done = subprocess.run([sys.executable, RUN, "sweep", *SMALL, "--out", folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder / "copy+parity", done.stdout
+    """One small sweep: (its directory, what it printed)."""
+    folder, screen = tmp_path_factory.mktemp("sweep"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(screen):
+        patch.setattr(sys, "argv", ["run.py", "sweep", *SMALL, "--out", str(folder)])
+        with pytest.raises(SystemExit) as stop:
+            run.main()
+    assert not stop.value.code
+    return folder / "copy+parity", screen.getvalue()
 
 
-def test_names_on_the_command_line_are_those_of_the_tables():
-    assert run.TASK_NAMES == tuple(tasks.TASKS) and run.SIZE_NAMES == tuple(models.SIZES)
-    assert run.CONTROL_COUNT == len(tasks.CONTROLS)
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The same directory once more, to be changed."""
+    shutil.copytree(finished[0], tmp_path / "copy+parity")
+    return tmp_path / "copy+parity"
 
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """No run is timed for the plan."""
+    monkeypatch.setattr(sweep, "estimate", lambda *_: (60, 60, 1))
+
+
+def unfinished(folder):
+    """The run of a sweep, as if it had been stopped.  -> its directory"""
+    (folder / "nano-s0/done").unlink()
+    return folder / "nano-s0"
+
+
+def one_sentence(err):
+    return err.startswith("run.py: ") and err.count("\n") == 1 and "Traceback" not in err
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()} - {"lock"}
+
+
+# --------------------------------------------------------------------------------------------------
+# A sweep and its files
 
 def test_a_sweep_leaves_what_the_docstring_draws(finished):
     folder, screen = finished
-    assert {p.name for p in folder.iterdir()} - {"lock"} == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
-    one = folder / "nano-s0"
-    assert {p.name for p in one.iterdir()} - {"lock"} == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"}
-    config = json.loads((one / "config.json").read_text())
-    assert config["levels"] == [*(f"{t}-{k}" for t in ("copy", "parity") for k in (1, 2, 3)), "sham-modadd-2"]
-    assert config["steps"] == 40 and config["chance"]["parity-1"] == 0.5 and config["environment"]["torch"] == torch.__version__
-    rows = rows_without_clock(one / "metrics.jsonl")
-    assert [r["step"] for r in rows] == models.snapshot_steps(40, 10) and rows[0]["loss"] is None and rows[-1]["loss"] > 0
-    level = rows[-1]["levels"]["parity-1"]
-    assert level["distinct"] == 8 and set(level["rankme"]) == {"first", "answer", "last"}
-    assert all(len(layers) == 4 and all(1 <= r <= 20.1 for r in layers) for layers in level["rankme"].values())
-    assert level["rankme"]["first"] == level["rankme"]["answer"], "an answer of one token"
-    with open(folder / "events.csv") as file:
-        events = list(csv.DictReader(file))
-    assert len(events) == 7 and sum(e["control"] == "True" for e in events) == 1
-    assert {p.name for p in (folder / "figures").iterdir()} == {"curves-nano.png", "layers-nano.png", "floors.png"}
+    assert names(folder) == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
+    assert names(folder / "nano-s0") == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"}
+    assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "floors.png"}
     assert "findings.json" in screen and "parity-3" in screen
 
 
-def test_recorded_numbers_against_the_model_itself(finished):
-    """The last row's accuracy, log-probability and RankMe once more, line by line, without packing or batching."""
-    import measures
+def test_a_config_and_its_rows(finished):
     one = finished[0] / "nano-s0"
-    config, row = json.loads((one / "config.json").read_text()), rows_without_clock(one / "metrics.jsonl")[-1]
-    model = models.GPT(models.SIZES["nano"])
-    model.load_state_dict(weights(one))
-    for name in config["levels"]:
-        pair, seen = tasks.split_name(name), row["levels"][name]
-        batch = tasks.sample(*pair, 50, tasks.seeded("cpu", "eval", *pair, "all"))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=config["dtype"] == "bfloat16"):
-            log_p = model(batch.tokens).float().log_softmax(-1)
-        scored = batch.targets != tasks.IGNORE
-        picked = log_p.gather(2, batch.targets.clamp(min=0)[:, :, None])[:, :, 0]
-        right = ((log_p.argmax(-1) == batch.targets) | ~scored).all(1)
-        assert seen["accuracy"] == pytest.approx(right.float().mean().item(), abs=0.021)       # one line of 50: a tie in bfloat16
-        assert seen["log_prob"] == pytest.approx((picked * scored).sum(1).mean().item(), abs=0.05)
-        probe, distinct = tasks.probe_set(*pair, 20, tasks.seeded("cpu", "probe", *pair))
-        assert seen["distinct"] == distinct
-        with torch.no_grad():
-            states = model.hidden_states(probe.tokens)
-        at = (probe.targets[0] != tasks.IGNORE).nonzero()[:, 0]
-        for layer, state in enumerate([*states, model.ln_f(states[-1])]):
-            assert seen["rankme"]["first"][layer] == pytest.approx(measures.rankme(state[:, at[0]]), rel=1e-3)
-            assert seen["rankme"]["answer"][layer] == pytest.approx(measures.rankme(state[:, at].flatten(0, 1)), rel=1e-3)
-            assert seen["rankme"]["last"][layer] == pytest.approx(measures.rankme(state[:, -1]), rel=1e-3)
+    config = json.loads((one / "config.json").read_text())
+    levels = [f"{task}-{k}" for task in ("copy", "parity") for k in (1, 2, 3)]
+    assert config["levels"] == [*levels, "sham-modadd-2"]
+    assert config["steps"] == 40 and config["chance"]["parity-1"] == 0.5
+    assert config["environment"]["torch"] == torch.__version__
+    rows = rows_of(one)
+    assert [row["step"] for row in rows] == models.snapshot_steps(40, 10)
+    assert rows[0]["loss"] is None and rows[-1]["loss"] > 0
+    level = rows[-1]["levels"]["parity-1"]
+    assert level["distinct"] == 8 and set(level["rankme"]) == {"first", "answer", "last"}
+    for layers in level["rankme"].values():
+        assert len(layers) == 4 and all(1 <= rank <= 20.1 for rank in layers)
 
 
-def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(finished, tmp_path, capsys, monkeypatch):
+def test_events_have_a_row_for_each_event_of_each_level(finished):
+    with open(finished[0] / "events.csv") as file:
+        events = list(csv.DictReader(file))
+    kinds = {(event["quantity"], event["event"]) for event in events}
+    assert kinds == {("rankme", "onset"), ("accuracy", "emergence"), ("log_prob", "emergence")}
+    assert len(events) == 7 * 3 and sum(event["sham"] == "True" for event in events) == 3
+
+
+def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
+        finished, tmp_path, capsys, untimed):
     for name, extra in (("twice", []), ("unmeasured", ["--measures", "none"])):
-        assert call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path / name, *extra)[0] == 0
-        assert same_weights(tmp_path / name / "copy+parity/nano-s0", finished[0] / "nano-s0"), name
-    twice = rows_without_clock(tmp_path / "twice/copy+parity/nano-s0/metrics.jsonl")
-    assert twice == rows_without_clock(finished[0] / "nano-s0/metrics.jsonl")
+        status, screen, err = call(capsys, "sweep", *SMALL, "--out", tmp_path / name, *extra)
+        assert status == 0, err
+        one = tmp_path / name / "copy+parity/nano-s0"
+        assert same_weights(one, finished[0] / "nano-s0"), name
+        assert ("RankMe was not measured" in screen) == (name == "unmeasured")
+    assert rows_of(tmp_path / "twice/copy+parity/nano-s0") == rows_of(finished[0] / "nano-s0")
 
 
-def die_at_the_seventh_snapshot(monkeypatch):
-    """Let the next run end there without warning, all its checkpoints written; -> the function that takes the fault out again."""
-    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
-    real, count = run.measure_row, iter(range(100))
+def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, capsys, monkeypatch, untimed):
+    """Killed at its seventh snapshot, in the middle of writing a row; then the same command."""
+    real, left = sweep.measure_behaviour, [None] * 6
 
     def killed(*arguments):
-        if next(count) == 6:
+        if not left:
             raise MemoryError("planted")
+        left.pop()
         return real(*arguments)
-    monkeypatch.setattr(run, "measure_row", killed)
-    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
-    return lambda: monkeypatch.setattr(run, "measure_row", real)
-
-
-def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, capsys, monkeypatch):
-    """Killed without warning in the middle of writing a row; then the same command again."""
-    mend = die_at_the_seventh_snapshot(monkeypatch)
-    status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(sweep, "measure_behaviour", killed)
+        status, _, err = call(capsys, "sweep", *SMALL, "--out", tmp_path)
     assert status == 1 and "planted" in err
-    path = tmp_path / "copy+parity/nano-s0"
-    assert not (path / "done").exists() and len(rows_without_clock(path / "metrics.jsonl")) == 6
-    with open(path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 17, "lev')                                # the half-written line of a process that died
-    mend()
-    assert call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)[0] == 0
-    assert rows_without_clock(path / "metrics.jsonl") == rows_without_clock(finished[0] / "nano-s0/metrics.jsonl")
-    assert same_weights(path, finished[0] / "nano-s0")
+    one = tmp_path / "copy+parity/nano-s0"
+    assert not (one / "done").exists() and len(rows_of(one)) == 6
+    with open(one / "metrics.jsonl", "a") as file:
+        file.write('{"step": 17, "lev')
+    assert call(capsys, "sweep", *SMALL, "--out", tmp_path)[0] == 0
+    assert rows_of(one) == rows_of(finished[0] / "nano-s0")
+    assert same_weights(one, finished[0] / "nano-s0")
 
 
-COSTLY = ["--measures", "all", "--set", "costly_snapshots=4", "--set", "dear_snapshots=2", "--set", "gradient_examples=42", "--set", "hessian_examples=42", "--set", "llc_examples=4",
-          "--set", "llc_draws=5", "--set", "llc_burnin=2", "--set", "linear_examples=40"]
-
-
-def test_all_measures_on_schedule_change_no_weight_and_resume_to_the_same_bits(finished, tmp_path, capsys, monkeypatch):
-    """The Hessian starts from the eigenvector of the snapshot before: so that, too, must survive a kill."""
-    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
-    assert call(capsys, monkeypatch, "sweep", *SMALL, *COSTLY, "--out", tmp_path / "a")[0] == 0
-    path = tmp_path / "a/copy+parity/nano-s0"
-    assert same_weights(path, finished[0] / "nano-s0")
-    rows = rows_without_clock(path / "metrics.jsonl")
-    costly, dear = (run.due([row["step"] for row in rows], n) for n in (4, 2))
-    assert len(costly) == 4 and {0, 40} <= costly and dear == {0, 40}
-    for row in rows:
-        for level in row["levels"].values():
-            assert ({"gradient_rank", "fisher_rank", "hessian_top"} <= set(level)) == (row["step"] in costly)
-            assert ({"llc", "linear_probe"} <= set(level)) == (row["step"] in dear)
-    last = rows[-1]["levels"]
-    assert all(1 <= level["fisher_rank"] <= 6 and len(level["linear_probe"]) == 4 for level in last.values())
-    joint = {level["llc"]["joint"] for level in last.values()}
-    assert len(joint) == 1 and sum(level["llc"]["mean"] for level in last.values()) / len(last) == pytest.approx(joint.pop(), rel=1e-4)
-
-    mend = die_at_the_seventh_snapshot(monkeypatch)
-    assert call(capsys, monkeypatch, "sweep", *SMALL, *COSTLY, "--out", tmp_path / "b")[0] == 1
-    mend()
-    assert call(capsys, monkeypatch, "sweep", *SMALL, *COSTLY, "--out", tmp_path / "b")[0] == 0
-    assert rows_without_clock(tmp_path / "b/copy+parity/nano-s0/metrics.jsonl") == rows
-
-
-def test_by_default_all_measures_are_planned_for_the_first_run_alone(tmp_path, capsys, monkeypatch):
-    """RankMe at every snapshot of every run; the costly ones on a schedule whose coarser half is part of the finer."""
-    monkeypatch.setattr(run, "estimate", lambda *_: (60, 60, 201))
-    status, screen, _ = call(capsys, monkeypatch, "sweep", "--task", "modadd", "--seeds", "2", "--dry-run", "--out", tmp_path)
+def test_by_default_all_measures_are_planned_for_the_first_run_alone(tmp_path, capsys, untimed):
+    status, screen, _ = call(capsys, "sweep", "--task", "modadd", "--seeds", "2", "--dry-run",
+                             "--out", tmp_path)
     also = [line for line in screen.replace("\n  ", " ").splitlines() if "also:" in line]
     assert status == 0 and len(also) == 1 and also[0].startswith("nano-s0 also: gradient_rank")
-    planned = run.schedule(models.TrainConfig(), run.MeasureConfig(measures=tuple(run.MEASURES)))
-    assert list(planned) == list(run.MEASURES) and planned["llc"] < planned["hessian_top"] < planned["rankme"]
-    assert [len(planned[name]) for name in ("rankme", "hessian_top", "llc")] == [201, 21, 11]
 
 
-def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(finished, capsys, monkeypatch, all_choices):
-    folder, _ = finished
-    before = {p: p.stat().st_mtime_ns for p in (folder / "nano-s0").iterdir()}
-    findings, events = (folder / "findings.json").read_text(), (folder / "events.csv").read_text()
-    status, screen, _ = call(capsys, monkeypatch, "sweep", *SMALL, "--out", folder.parent)
+def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(copied, capsys):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in (copied / "nano-s0").iterdir()}
+    before = times()
+    derived = ("findings.json", "events.csv")
+    expected = [(copied / name).read_text() for name in derived]
+    status, screen, _ = call(capsys, "sweep", *SMALL, "--out", copied.parent)
     assert status == 0 and "0 runs to do, 1 done already" in screen
-    (folder / "findings.json").unlink()
-    assert call(capsys, monkeypatch, "analyse", folder)[0] == 0
-    assert before == {p: p.stat().st_mtime_ns for p in (folder / "nano-s0").iterdir()}
-    assert (folder / "findings.json").read_text() == findings and (folder / "events.csv").read_text() == events
+    assert [(copied / name).read_text() for name in derived] == expected
+
+    (copied / "findings.json").unlink()
+    assert call(capsys, "analyse", copied)[0] == 0
+    assert [(copied / name).read_text() for name in derived] == expected
+    assert times() == before
 
 
-def test_a_finished_run_of_another_config_is_not_taken_for_this_one(finished, capsys, monkeypatch):
-    before = {p: p.stat().st_mtime_ns for p in finished[0].rglob("*")}
-    status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--set", "lr=0.5", "--out", finished[0].parent)
-    assert status == 2 and "lr was 0.002, now 0.5" in err
-    assert before == {p: p.stat().st_mtime_ns for p in finished[0].rglob("*")}
+def test_another_config_or_the_version_before_is_not_taken_for_this_one(copied, capsys, untimed):
+    def everything():
+        return {path: path.read_bytes() for path in copied.rglob("*")
+                if path.is_file() and path.name != "lock"}
+    before = everything()
+    status, _, err = call(capsys, "sweep", *SMALL, "--set", "lr=0.5", "--out", copied.parent)
+    assert status == 2 and one_sentence(err) and "lr was 0.002, now 0.5" in err
+    assert everything() == before
+
+    path = copied / "nano-s0/config.json"
+    old = json.loads(path.read_text())
+    del old["numbers"]
+    path.write_text(json.dumps(old))
+    before = everything()
+    for command in (["sweep", *SMALL, "--out", copied.parent], ["analyse", copied],
+                    ["measure", copied / "nano-s0", "--measure", "rankme"]):
+        status, _, err = call(capsys, *command)
+        assert status in (1, 2) and one_sentence(err) and "nano-s0" in err, (command, err)
+    assert everything() == before
 
 
-def test_dry_run_does_nothing(tmp_path, capsys, monkeypatch):
-    status, screen, _ = call(capsys, monkeypatch, "sweep", *SMALL, "--dry-run", "--out", tmp_path / "x")
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    status, screen, _ = call(capsys, "sweep", *SMALL, "--dry-run", "--out", tmp_path / "x")
     assert status == 0 and "1 runs to do" in screen and not (tmp_path / "x").exists()
 
 
-def test_seen_and_unseen_operands_are_columns_of_their_own(tmp_path, capsys, monkeypatch):
-    arguments = ["modadd" if a == "parity,copy" else a for a in SMALL]
-    assert call(capsys, monkeypatch, "sweep", *arguments, "--train-fraction", "0.4", "--out", tmp_path, "--keep", "3")[0] == 0
-    path = tmp_path / "modadd-fraction0.4/nano-s0"
-    level = rows_without_clock(path / "metrics.jsonl")[-1]["levels"]["modadd-1"]
+def test_held_back_operands_have_a_folder_and_columns_of_their_own(tmp_path, capsys, untimed):
+    arguments = ["modadd" if word == "parity,copy" else word for word in SMALL]
+    status, _, err = call(capsys, "sweep", *arguments, "--train-fraction", "0.4", "--keep", "3",
+                          "--out", tmp_path)
+    assert status == 0, err
+    one = tmp_path / "modadd-fraction0.4/nano-s0"
+    level = rows_of(one)[-1]["levels"]["modadd-1"]
     assert {"accuracy", "accuracy_train", "accuracy_test"} <= set(level)
-    kept = sorted(p.name for p in (path / "weights").iterdir())
-    assert kept == [f"step-{s:06d}.pt" for s in models.snapshot_steps(40, 10)[::3]]
+    kept = models.snapshot_steps(40, 10)[::3]
+    assert names(one / "weights") == {f"step-{step:06d}.pt" for step in kept}
 
 
-def test_a_loss_that_is_not_finite_is_said_and_the_other_runs_go_on(tmp_path, capsys, monkeypatch):
-    status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--set", "lr=1e30", "--set", "clip=1e30", "--set", "warmup=0", "--out", tmp_path)
-    assert status == 1 and "finite" in err and "after step" in err and len(err.strip().splitlines()) == 1
-    assert len(rows_without_clock(tmp_path / "copy+parity/nano-s0/metrics.jsonl")) >= 1
+def test_a_run_that_another_process_holds_is_a_failure_of_the_only_worker(
+        copied, capsys, untimed):
+    with sweep.locked(unfinished(copied)):
+        status, _, err = call(capsys, "sweep", *SMALL, "--out", copied.parent)
+    assert status == 1 and one_sentence(err) and "another process" in err
 
 
-@pytest.mark.parametrize("arguments, status, says", [
+# --------------------------------------------------------------------------------------------------
+# Progress
+
+class Writer:
+    """Steps of a run, written one at a time; it waits until they have been seen."""
+
+    def __init__(self, folder, steps):
+        self.folder, self.path = folder, folder / "metrics.jsonl"
+        self.job = sweep.Job(folder, models.TrainConfig(steps=steps), sweep.MeasureConfig())
+        folder.mkdir(parents=True)
+
+    def write(self, step):
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, "loss": 1.5}) + "\n")
+
+
+def wait_for(text, screen, seconds=10):
+    deadline = time.monotonic() + seconds
+    while text not in screen.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return text in screen.getvalue()
+
+
+class Impatient(run.threading.Event):
+    def wait(self, timeout=None):
+        return super().wait(0.01)
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """What is printed where the output is no terminal; progress is looked at very often."""
+    text = io.StringIO()
+    monkeypatch.setattr(run, "out", Console(file=text, highlight=False, width=80))
+    monkeypatch.setattr(run.threading, "Event", Impatient)
+    return text
+
+
+def test_without_a_terminal_there_is_a_line_at_every_tenth_of_a_run(tmp_path, screen):
+    writer = Writer(tmp_path / "nano-s0", 40)
+    with run.show_progress([writer.job]):
+        for step in range(0, 41, 2):
+            writer.write(step)
+            if step % 4 == 0 and 0 < step < 40:
+                line = f"nano-s0  {step * 100 // 40}%  step {step}  loss 1.500\n"
+                assert wait_for(line, screen), (line, screen.getvalue())
+        done = {"until": None, "wall_train_s": 100, "wall_measure_s": 7}
+        sweep.write_atomically(writer.folder / "done", done)
+        assert wait_for("nano-s0  done: training 1.7 min, measuring 7 s\n", screen)
+    lines = screen.getvalue().strip().splitlines()
+    assert len(lines) == 10, "nine tenths, and the end"
+
+
+def test_progress_of_an_earlier_command_is_not_shown_as_this_ones(tmp_path, screen):
+    writer = Writer(tmp_path / "nano-s0", 40)
+    writer.write(20)
+    past = time.time() - 100
+    assert run.progress_of(writer.job, past) == (20, "step 20  loss 1.500")
+    assert run.progress_of(writer.job, time.time() + 1) == (None, None)
+    writer.path.write_text('{"step": 2')                       # half a row
+    assert run.progress_of(writer.job, past) == (None, None)
+
+
+def test_ctrl_c_under_a_run_is_named_with_what_to_do(tmp_path, screen):
+    writer = Writer(tmp_path / "nano-s0", 40)
+    with pytest.raises(run.Stopped, match="same command goes on"):
+        with run.show_progress([writer.job]):
+            raise KeyboardInterrupt
+    assert run.explain(run.Stopped())[0] == run.explain(KeyboardInterrupt())[0] == 130
+
+
+# --------------------------------------------------------------------------------------------------
+# analyse
+
+def test_analyse_names_what_is_missing(copied, capsys):
+    shutil.copytree(copied / "nano-s0", copied / "nano-s1")
+    config = json.loads((copied / "nano-s1/config.json").read_text())
+    (copied / "nano-s1/config.json").write_text(json.dumps(config | {"seed": 1}))
+    rows = copied / "nano-s1/metrics.jsonl"
+    lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join(lines[:5]) + lines[5][:40])
+    status, screen, _ = call(capsys, "analyse", copied)
+    assert status == 0 and "missing: nano-s1 stopped at step" in screen
+    findings = json.loads((copied / "findings.json").read_text())
+    assert findings["runs"] == ["nano-s0"] and len(findings["missing"]) == 1
+
+
+def test_a_directory_without_runs_is_refused(tmp_path, capsys):
+    status, _, err = call(capsys, "analyse", tmp_path)
+    assert status == 2 and one_sentence(err) and "holds no finished run" in err
+
+
+def test_a_runs_own_folder_can_be_analysed(copied, capsys):
+    one = copied / "nano-s0"
+    before = {name: (one / name).read_bytes() for name in names(one)}
+    status, screen, err = call(capsys, "analyse", one)
+    assert status == 0, err
+    assert names(one) == {*before, "findings.json", "events.csv", "figures", "report.html"}
+    assert all((one / name).read_bytes() == content for name, content in before.items())
+    for name in ("findings.json", "events.csv"):
+        assert (one / name).read_text() == (copied / name).read_text()
+    status, _, err = call(capsys, "analyse", copied)            # what was derived is no run
+    assert status == 0, err
+
+
+def test_several_sweeps_are_also_set_side_by_side(copied, tmp_path, capsys):
+    shutil.copytree(copied, tmp_path / "other")
+    status, screen, _ = call(capsys, "analyse", copied, tmp_path / "other")
+    assert status == 0
+    last = screen[screen.rindex("analysing and drawing"):]
+    assert "copy+parity" in last and "other" in last
+
+
+def large_sweep(folder):
+    """A sweep of one run with so many rows that another process draws."""
+    one = folder / "nano-s0"
+    one.mkdir(parents=True)
+    levels = [f"{task}-{k}" for task in ("add", "copy", "sort") for k in tasks.LEVELS]
+    train = models.TrainConfig(levels=tuple(levels), steps=1200)
+    sweep.write_atomically(one / "config.json", sweep.run_config(train, sweep.MeasureConfig()))
+    with open(one / "metrics.jsonl", "w") as file:
+        for step in range(1201):
+            columns = {"accuracy": float(step > 600), "log_prob": -1.0, "loss": 1.0, "distinct": 9,
+                       "rankme": dict.fromkeys(("first", "answer", "last"), [3.0, 4.0, 5.0])}
+            row = {"step": step, "loss": 1.0, "levels": dict.fromkeys(levels, columns)}
+            file.write(json.dumps(row) + "\n")
+    done = {"until": None, "wall_train_s": 1.0, "wall_measure_s": 1.0}
+    sweep.write_atomically(one / "done", done)
+    return folder
+
+
+@pytest.mark.system
+def test_of_a_large_sweep_another_process_draws_the_figures(tmp_path, capsys, monkeypatch):
+    few = claims.specifications({"layer": (-2,)})
+
+    def drawn_here(events):
+        raise RuntimeError("this process draws")
+    monkeypatch.setattr(claims, "specifications", lambda: few)
+    monkeypatch.setitem(report.FIGURES, "curves", (drawn_here, ""))
+    folder = large_sweep(tmp_path / "large")
+    status, screen, err = call(capsys, "analyse", folder)
+    assert status == 0 and "could not be drawn" not in screen, err
+    assert {"curves-nano.png", "layers-nano.png", "floors.png"} <= names(folder / "figures")
+
+
+# --------------------------------------------------------------------------------------------------
+# What grows is one row of one table
+
+def test_a_measure_that_was_added_can_be_asked_for(copied, capsys, monkeypatch, untimed):
+    def norm(snapshot, evals):
+        total = sum(float(p.detach().square().sum()) for p in snapshot.model.parameters())
+        return {level: {"norm": total} for level in evals.levels}
+    row = sweep.Measure(norm, ("norm",), "llc_snapshots", 1, ("norm",), "Sum of squared weights.")
+    monkeypatch.setitem(sweep.MEASURES, "norm", row)
+    status, screen, err = call(capsys, "measure", copied, "--measure", "norm", "--level", "copy-1")
+    total = sum(float(p.square().sum()) for p in weights(copied / "nano-s0").values())
+    assert status == 0 and f"{total:.3g}" in screen and row.about in screen, err
+    status, screen, err = call(capsys, "sweep", "--task", "add", "--dry-run", "--measures", "norm")
+    assert status == 0 and "nano-s0 also: norm" in screen, err
+
+
+def test_a_claim_that_was_added_stands_in_the_findings(copied, capsys, monkeypatch):
+    def levels(events, permutations):
+        return np.full(1, float(len(events.levels)))
+    row = claims.Claim("X1", "there are many task-levels", "-", "-", "-", levels, above=5,
+                       form="{:.0f}")
+    monkeypatch.setattr(claims, "CLAIMS", (*claims.CLAIMS, row))
+    status, screen, err = call(capsys, "analyse", copied)
+    assert status == 0 and "there are many task-levels" in screen, err
+    findings = json.loads((copied / "findings.json").read_text())
+    found = findings["claims"][-1]
+    assert (found["claim"], found["value"], found["verdict"]) == ("X1", 6, "holds")
+    assert "there are many task-levels" in (copied / "report.html").read_text()
+
+
+class NoGradient(models.Intervention):
+    """The weights stay as they are, but for the decay."""
+
+    def gradients(self, params, penalty):
+        for p in params:
+            p.grad.zero_()
+
+
+def test_an_intervention_that_was_added_trains(finished, tmp_path, capsys, monkeypatch, untimed):
+    monkeypatch.setitem(models.INTERVENTIONS, "no-gradient", NoGradient)
+    command = ["sweep", *SMALL, "--set", "weight_decay=0", "--set", "intervene=no-gradient"]
+    status, _, err = call(capsys, *command, "--out", tmp_path)
+    assert status == 0, err
+    one = tmp_path / "copy+parity/nano-s0"
+    config = json.loads((one / "config.json").read_text())
+    assert config["intervene"] == "no-gradient"
+    kept = weights(one)
+    untrained = models.new_model(models.TrainConfig()).state_dict()
+    assert all(torch.equal(value, kept[key]) for key, value in untrained.items())
+    assert rows_of(one)[0] == rows_of(finished[0] / "nano-s0")[0]
+
+
+ROW = """    "double": Task(
+        lambda x, n: ([x, "+", x], x), sizes=(1, 2, 3),
+        operand_ranges=((10,), (10,) * 2, (10,) * 3), about="the digits once more",
+        words=("+",), answers=equally_likely),
+"""
+
+
+@pytest.mark.system
+def test_a_task_added_as_one_row_is_trained_measured_and_analysed(tmp_path):
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    source = (tmp_path / "tasks.py").read_text()
+    begin = source.index("TASKS: dict[str, Task] = {")
+    end = source.index("\n}\n", begin) + 1
+    (tmp_path / "tasks.py").write_text(source[:end] + ROW + source[end:])
+    command = ["sweep", "--task", "double", "--sizes", "nano", "--seeds", "1", "--steps", "20",
+               "--measures", "rankme"]
+    for field in FEW:
+        command += ["--set", field]
+    done = subprocess.run([sys.executable, "run.py", *command], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and "double-3" in done.stdout, done.stderr
+    folder = tmp_path / "runs/double"
+    assert names(folder) == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
+    config = json.loads((folder / "nano-s0/config.json").read_text())
+    assert config["chance"] == {"double-1": 0.1, "double-2": 0.01, "double-3": 0.001}
+    assert len(rows_of(folder / "nano-s0")) == len(models.snapshot_steps(20, 10))
+
+
+# --------------------------------------------------------------------------------------------------
+# Bad input, and help
+
+ADD = ["sweep", "--task", "add"]
+
+
+@pytest.mark.parametrize("arguments, status, message", [
     (["sweep", "--task", "substract"], 2, "'substract' is not one of copy, reverse"),
-    (["sweep"], 2, "--task"), (["swep"], 2, "swep"), (["sweep", "--task", "add", "--sizs", "nano"], 2, "--sizs"),
-    (["sweep", "--task", "add", "--sizes", "huge"], 2, "'huge' is not one of nano"),
-    (["sweep", "--task", "add", "--measures", "rank"], 2, "'rank' is not one of"),
-    (["sweep", "--task", "add", "--seeds", "0"], 2, "at least one seed"), (["sweep", "--task", "add", "--controls", "99"], 2, "at most 24"),
-    (["sweep", "--task", "add", "--seeds", "many"], 2, "--seeds"),
-    (["sweep", "--task", "add", "--set", "learning=1"], 2, "a field out of beta1"),
-    (["sweep", "--task", "add", "--set", "lr=fast"], 2, "of type float"), (["sweep", "--task", "add", "--set", "lr=0"], 2, "lr: expected a number from 1e-12"),
-    (["sweep", "--task", "add", "--set", "dtype=int8"], 2, "expected float32 or bfloat16"),
-    (["sweep", "--task", "add", "--train-fraction", "1.5"], 2, "train_fraction"), (["sweep", "--task", "add", "--device", "tpu"], 2, "expected auto, cpu or cuda"),
+    (["sweep"], 2, "--task"),
+    (["swep"], 2, "swep"),
+    ([*ADD, "--sizs", "nano"], 2, "--sizs"),
+    ([*ADD, "--sizes", "huge"], 2, "'huge' is not one of nano"),
+    ([*ADD, "--measures", "rank"], 2, "'rank' is not one of"),
+    ([*ADD, "--measures", ""], 2, "'' is not one of"),
+    ([*ADD, "--seeds", "0"], 2, "--seeds"),
+    ([*ADD, "--controls", "99"], 2, "there are 24"),
+    ([*ADD, "--seeds", "many"], 2, "--seeds"),
+    ([*ADD, "--set", "learning=1"], 2, "a field out of beta1"),
+    ([*ADD, "--set", "lr=fast"], 2, "of type float"),
+    ([*ADD, "--set", "lr=0"], 2, "lr: expected a number from 1e-12"),
+    ([*ADD, "--set", "dtype=int8"], 2, "float32, bfloat16"),
+    ([*ADD, "--set", "intervene=magic"], 2, "'magic' does not exist"),
+    ([*ADD, "--train-fraction", "1.5"], 2, "train_fraction"),
+    ([*ADD, "--device", "tpu"], 2, "--device"),
     (["sweep", "--task", "parity", "--train-fraction", "1e-9"], 2, "has no operands"),
-    (["tasks", "division"], 2, "'division' is not one of"), (["analyse", "nowhere"], 2, "nowhere is not a directory")])
-def test_bad_arguments_get_one_sentence(arguments, status, says, capsys, monkeypatch, tmp_path):
+    (["tasks", "division"], 2, "'division' is not one of"),
+    (["analyse", "nowhere"], 2, "nowhere is not a directory"),
+    (["measure", "nowhere", "--measure", "llc"], 2, "nowhere holds 0 runs"),
+])
+def test_bad_arguments_get_one_sentence(arguments, status, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    got, _, err = call(capsys, monkeypatch, *arguments)
-    assert (got, len(err.strip().splitlines())) == (status, 1) and says in err and "Traceback" not in err, err
+    found, _, err = call(capsys, *arguments)
+    assert found == status and one_sentence(err) and message in err, err
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_where_there_is_none(capsys, monkeypatch):
-    status, _, err = call(capsys, monkeypatch, "sweep", "--task", "add", "--device", "cuda")
+def test_a_gpu_where_there_is_none_is_refused(capsys):
+    status, _, err = call(capsys, *ADD, "--device", "cuda")
     assert status == 2 and "finds no CUDA device" in err
 
 
-def unfinished(finished, folder):
-    """A copy of the finished sweep, its run not marked as done.  -> the run's directory"""
-    shutil.copytree(finished, folder / "copy+parity")
-    (folder / "copy+parity/nano-s0/done").unlink()
-    return folder / "copy+parity/nano-s0"
-
-
-def test_a_malicious_checkpoint_is_not_executed(finished, tmp_path, capsys, monkeypatch):
-    """With the right checksum, so that it comes as far as being loaded."""
-    path = unfinished(finished[0], tmp_path)
-
-    class Bomb:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "pwned"),)
-    run.save(path / "checkpoint.pt", {"train": Bomb()})
-    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
-    status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
-    assert status == 1 and "is not a checkpoint that `sweep` wrote" in err and not (tmp_path / "pwned").exists()
-    torch.load(path / "checkpoint.pt", weights_only=False)             # it is a bomb
-    assert (tmp_path / "pwned").exists()
-
-
-def test_two_processes_do_not_write_one_run(finished, tmp_path, capsys, monkeypatch):
-    path = unfinished(finished[0], tmp_path)
-    monkeypatch.setattr(run, "estimate", lambda *_: (0, 0, 1))
-    with run.locked(path):
-        status, _, err = call(capsys, monkeypatch, "sweep", *SMALL, "--out", tmp_path)
-    assert status == 1 and "another process" in err
-
-
-def test_analyse_says_what_is_missing(finished, tmp_path, capsys, monkeypatch):
-    shutil.copytree(finished[0], tmp_path / "s")
-    shutil.copytree(tmp_path / "s/nano-s0", tmp_path / "s/nano-s1")
-    lines = (tmp_path / "s/nano-s1/metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "s/nano-s1/metrics.jsonl").write_text("".join(lines[:5]) + lines[5][:40])
-    status, screen, _ = call(capsys, monkeypatch, "analyse", tmp_path / "s")
-    assert status == 0 and "missing: nano-s1 stopped at step" in screen
-    assert json.loads((tmp_path / "s/findings.json").read_text())["runs"] == ["nano-s0"]
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    status, _, err = call(capsys, monkeypatch, "analyse", empty)
-    assert status == 2 and "holds no finished run" in err
-
-
-def test_measure_trains_again_to_the_same_bits(finished, tmp_path):
-    """The last step without its checkpoint, and one before it that no snapshot was taken at; and a kept one is loaded."""
-    import shutil
-    shutil.copytree(finished[0] / "nano-s0", tmp_path / "run")
-    (tmp_path / "run/checkpoint.pt").unlink()
-    folder, train, _, made = run.saved_run(tmp_path / "run")
-    again = run.snapshot_at(folder, train, made, 40).model.state_dict()
-    assert all(torch.equal(x, again[key]) for key, x in weights(finished[0] / "nano-s0").items())
-    assert 5 not in models.snapshot_steps(40, 10) and run.snapshot_at(folder, train, made, 5).step == 5
-    (folder / "weights").mkdir()
-    run.save(folder / "weights/step-000005.pt", {key: x + 1 for key, x in again.items()})
-    kept = run.snapshot_at(folder, train, made, 5).model.state_dict()
-    assert all(torch.equal(x + 1, kept[key]) for key, x in again.items())
-
-
-@pytest.mark.parametrize("arguments", [["rankme"], ["gradient_rank", "--set", "gradient_examples=42"], ["fisher_rank", "--set", "gradient_examples=42"],
-                                       ["hessian_top", "--set", "hessian_examples=42", "--step", "7"], ["linear_probe", "--set", "linear_examples=40"],
-                                       ["llc", "--set", "llc_draws=5", "--level", "parity-1,copy-2"],
-                                       ["llc", "--calibrate", "--set", "llc_draws=5", "--set", "llc_burnin=1", "--set", "llc_rows=7"]])
-def test_measure_prints_a_table_that_says_what_it_means(arguments, finished, tmp_path, capsys, monkeypatch):
-    import shutil
-    monkeypatch.setenv("COLUMNS", "80")
-    shutil.copytree(finished[0], tmp_path / "s")
-    status, screen, err = call(capsys, monkeypatch, "measure", tmp_path / "s", "--measure", *arguments)
-    assert status == 0 and all(len(line) <= 80 for line in screen.splitlines() if str(tmp_path) not in line), err
-    if "--calibrate" in arguments:
-        assert "effective" in screen and (tmp_path / "s/nano-s0/figures/llc-calibration-40.png").exists()
-    else:
-        assert " ".join(run.MEANING[arguments[0]].split()[:6]) in " ".join(screen.split())
-        assert ("parity-3" in screen) == ("--level" not in arguments)
-
-
-def test_measure_refuses_in_one_sentence(finished, tmp_path, capsys, monkeypatch):
-    import shutil
-    shutil.copytree(finished[0], tmp_path / "s")
-    path = tmp_path / "s/nano-s0"
-    config = json.loads((path / "config.json").read_text())
-    config["environment"]["torch"] = "1.0"
-    (path / "config.json").write_text(json.dumps(config))
-    for arguments, says in ((["--measure", "llc", "--step", "7"], "torch was 1.0"), (["--measure", "llc", "--step", "41"], "0 to 40"),
-                            (["--measure", "ranks"], "'ranks' is not one of"), (["--measure", "rankme", "--calibrate"], "only the llc"),
-                            (["--measure", "rankme", "--level", "sort-1"], "'sort-1' is not one of")):
-        status, _, err = call(capsys, monkeypatch, "measure", path, *arguments)
-        assert status == 2 and says in err and len(err.strip().splitlines()) == 1, err
-    status, _, err = call(capsys, monkeypatch, "measure", tmp_path, "--measure", "llc")
-    assert status == 2 and "holds 0 runs" in err
-
-
-def test_tasks_shows_examples_and_chance(capsys, monkeypatch):
-    status, screen, _ = call(capsys, monkeypatch, "tasks", "compare")
-    assert status == 0 and "compare-3" in screen and "0.333" in screen and "vocabulary (29)" in screen
-    assert all(len(line) <= 80 for line in screen.splitlines())
-
-
-def test_debug_shows_the_traceback(capsys, monkeypatch):
+def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "sweep", "--task", "nothing", "--debug"])
-    with pytest.raises(run.BadInput):
+    with pytest.raises(ValueError, match="'nothing' is not one of"):
         run.main()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["sweep", "--task", "nothing"]])
-def test_help_and_bad_arguments_answer_at_once(arguments):
-    """Without importing torch, which alone takes longer; the time itself is asserted loosely, for slow machines."""
+@pytest.mark.parametrize("arguments, words", [
+    ([], "sweep analyse measure tasks bench handout grade pythia"),
+    (["pythia"], "audit plan measure evals compare"),
+    (["--help"], "sweep analyse"), (["sweep", "--help"], "--task --train-fraction --dry-run"),
+    (["pythia", "plan", "--help"], "--probes --dtype")])
+def test_help_names_every_command(arguments, words, capsys):
+    status, out, err = call(capsys, *arguments)
+    assert status == 0 and not err
+    assert all(word in out for word in words.split())
+    assert max(map(len, out.splitlines())) <= 80
+
+
+AT_ONCE = """
+import runpy, sys
+sys.argv = ["run.py", *{arguments!r}]
+try:
+    runpy.run_path({program!r}, run_name="__main__")
+except SystemExit as stop:
+    status = stop.code or 0
+loaded = [module for module in ("torch", "numpy", "matplotlib") if module in sys.modules]
+print("status", status, "loaded", *loaded)
+"""
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("arguments, status", [
+    ([], 0), (["pythia"], 0), (["--help"], 0), (["sweep", "--help"], 0),
+    (["sweep", "--sizs", "nano"], 2), ([*ADD, "--seeds", "many"], 2), ([*ADD, "--steps", "0"], 2),
+    ([*ADD, "--device", "tpu"], 2), (["analyse"], 2),
+    (["pythia", "plan", "160m", "--items", "many"], 2)])
+def test_help_and_bad_options_answer_at_once(arguments, status):
+    """In half a second, without torch.  The clock is asserted loosely, for a loaded machine."""
+    code = AT_ONCE.format(arguments=arguments, program=str(ROOT / "run.py"))
     start = time.monotonic()
-    code = f"import sys, runpy; sys.argv = ['run.py', *{arguments!r}]\ntry: runpy.run_path({RUN!r}, run_name='__main__')\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip().endswith("False"), done.stdout + done.stderr
-    assert time.monotonic() - start < 3
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    seconds = time.monotonic() - start
+    assert done.stdout.splitlines()[-1] == f"status {status} loaded", done.stdout + done.stderr
+    assert seconds < 1.5
 
 
-def test_the_process_that_draws_tells_why_it_failed_and_does_not_outlive_its_use(tmp_path):
-    with run.drawing(tmp_path) as drawn, pytest.raises(run.Failed, match="status 1 .*holds no finished run"):
-        drawn()
-    start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), run.drawing(Path(RUN).parent / "results" / "all"):       # some ten seconds of drawing
-        raise KeyboardInterrupt
-    assert time.monotonic() - start < 2
+# --------------------------------------------------------------------------------------------------
+# measure, and tasks
+
+def test_measure_trains_again_to_the_same_bits(copied):
+    """The last step without its checkpoint, and one before it that no snapshot was taken at; and
+    one that was kept is loaded."""
+    expected = weights(copied / "nano-s0")
+    (copied / "nano-s0/checkpoint.pt").unlink()
+    folder, train, _ = run.saved_run(copied / "nano-s0")
+    again = run.snapshot_at(folder, train, 40).model.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in expected.items())
+    assert 5 not in models.snapshot_steps(40, 10)
+    assert run.snapshot_at(folder, train, 5).step == 5
+
+    (folder / "weights").mkdir()
+    sweep.save(folder / "weights/step-000005.pt", {key: x + 1 for key, x in again.items()})
+    kept = run.snapshot_at(folder, train, 5).model.state_dict()
+    assert all(torch.equal(value + 1, kept[key]) for key, value in again.items())
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (Path(RUN).parent / "results").glob("*") if p.is_dir()))
-def test_committed_results_are_what_analyse_makes_of_them(name, tmp_path, capsys, monkeypatch, all_choices):
-    committed = Path(RUN).parent / "results" / name
-    shutil.copytree(committed, tmp_path / name, ignore=shutil.ignore_patterns("figures", "findings.json", "events.csv"))
-    assert call(capsys, monkeypatch, "analyse", tmp_path / name)[0] == 0
+def test_a_saved_run_is_the_config_that_it_was_run_with(copied):
+    folder, train, measure = run.saved_run(copied)              # a sweep of one run will do, too
+    assert folder == copied / "nano-s0"
+    assert train == models.TrainConfig(
+        levels=train.levels, steps=40, lr=0.002, snapshots=10, per_level=4, threads=1,
+        dtype=run.pick_dtype("cpu"))
+    assert measure == sweep.MeasureConfig(
+        state_examples=20, eval_examples=50, hessian_snapshots=40, llc_snapshots=40)
+
+
+FEW_GRADIENTS = ["--set", "gradient_examples=42"]
+FEW_DRAWS = ["--set", "llc_draws=5", "--set", "llc_burnin=1"]
+
+
+@pytest.mark.parametrize("arguments", [
+    ["rankme"], ["gradient_rank", *FEW_GRADIENTS], ["fisher_rank", *FEW_GRADIENTS],
+    ["hessian_top", "--set", "hessian_examples=42", "--step", "7"],
+    ["linear_probe", "--set", "linear_examples=40"],
+    ["llc", *FEW_DRAWS, "--level", "parity-1,copy-2"]])
+def test_measure_prints_a_table_that_tells_what_it_means(arguments, copied, capsys):
+    status, screen, err = call(capsys, "measure", copied, "--measure", *arguments)
+    assert status == 0 and all(len(line) <= 80 for line in screen.splitlines()), err
+    about = " ".join(sweep.MEASURES[arguments[0]].about.split())
+    assert about in " ".join(screen.split())
+    assert ("parity-3" in screen) == ("--level" not in arguments)
+
+
+def test_calibrate_prints_and_draws_the_grid(copied, capsys):
+    status, screen, err = call(
+        capsys, "measure", copied, "--measure", "llc", "--calibrate", *FEW_DRAWS,
+        "--set", "llc_rows=7", "--set", "llc_examples=4", "--set", "llc_chains=2")
+    assert status == 0 and "The largest lr" in screen and "effective" in screen, err
+    assert (copied / "nano-s0/figures/llc-calibration-40.png").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--measure", "llc", "--step", "7"], "torch was 1.0"),
+    (["--measure", "llc", "--step", "41"], "0 to 40"),
+    (["--measure", "ranks"], "--measure ranks: expected one of rankme"),
+    (["--measure", "rankme", "--calibrate"], "only the llc"),
+    (["--measure", "rankme", "--level", "sort-1"], "'sort-1' is not one of"),
+    (["--measure", "rankme", "--set", "steps=3"], "a field out of"),
+])
+def test_measure_refuses_in_one_sentence(arguments, message, copied, capsys):
+    path = copied / "nano-s0/config.json"
+    config = json.loads(path.read_text())
+    config["environment"]["torch"] = "1.0"
+    path.write_text(json.dumps(config))
+    status, _, err = call(capsys, "measure", copied, *arguments)
+    assert status == 2 and one_sentence(err) and message in err, err
+
+
+def test_tasks_shows_examples_and_chance(capsys):
+    status, screen, _ = call(capsys, "tasks", "compare")
+    assert status == 0 and "compare-3" in screen and "0.333" in screen
+    assert f"vocabulary ({tasks.VOCAB_SIZE})" in screen
+    assert all(len(line) <= 80 for line in screen.splitlines())
+
+
+# --------------------------------------------------------------------------------------------------
+# The parts
+
+@pytest.mark.parametrize("text, picked", [
+    ("b,a", ("a", "b")), ("all", ("a", "b", "c")), (" c ", ("c",)), ("a,a", ("a",))])
+def test_names_come_in_the_order_of_their_table(text, picked):
+    assert run.pick("--x", text, ("a", "b", "c")) == picked
+
+
+@pytest.mark.parametrize("seconds, text", [
+    (5, "5 s"), (89.4, "89 s"), (90, "1.5 min"), (5399, "90.0 min"), (5400, "1.5 h")])
+def test_times_have_a_unit_that_suits_them(seconds, text):
+    assert run.minutes(seconds) == text
+
+
+def test_settings_find_their_config_whichever_it_is_in():
+    train, measure = run.with_settings(
+        ["lr=0.5", "llc_draws=7", "levels=add-1,copy-2", "measures=llc"],
+        models.TrainConfig(), sweep.MeasureConfig())
+    assert (train.lr, train.levels) == (0.5, ("add-1", "copy-2"))
+    assert (measure.llc_draws, measure.measures) == (7, ("llc",))
+
+
+def test_the_longest_run_comes_first_and_the_first_one_has_every_measure(tmp_path):
+    plan = run.make_plan(tmp_path, ("nano", "micro"), 2, models.TrainConfig(),
+                         sweep.MeasureConfig(), True, [])
+    work = [sweep.work(job.train, job.measure) for job in plan]
+    assert work == sorted(work, reverse=True) and len(plan) == 4
+    every = [job.folder.name for job in plan if job.measure.measures == tuple(sweep.MEASURES)]
+    assert every == ["nano-s0"]
+
+
+# --------------------------------------------------------------------------------------------------
+# The committed results
+
+RESULTS = sorted(path.name for path in (ROOT / "results").glob("*") if path.is_dir())
+
+
+@pytest.mark.system                                             # a process draws the large ones
+@pytest.mark.parametrize("name", RESULTS)
+def test_committed_results_are_what_analyse_makes_of_them(name, tmp_path, capsys):
+    committed, again = ROOT / "results" / name, tmp_path / name
+    derived = shutil.ignore_patterns("figures", "findings.json", "events.csv", "report.html")
+    shutil.copytree(committed, again, ignore=derived)
+    status, _, err = call(capsys, "analyse", again)
+    assert status == 0, err
     for file in ("findings.json", "events.csv"):
-        assert (tmp_path / name / file).read_text() == (committed / file).read_text(), file
-    assert {p.name for p in (tmp_path / name / "figures").iterdir()} == {p.name for p in (committed / "figures").iterdir()}
+        assert (again / file).read_text() == (committed / file).read_text(), file
+    assert names(again / "figures") == names(committed / "figures")

@@ -1,0 +1,835 @@
+"""Figures, sentences and report.html: what the findings of a sweep look like to a reader.
+
+The numbers come from emergence.py (events, medians over seeds) and claims.py (claims, verdicts).
+Here they become pictures and words.  This file dates no event and tests nothing.  It reads no run
+directory and knows nothing of torch.
+
+    figure_...      events -> {name: Figure}; the table FIGURES at the end has their captions
+    claim_lines, sentences, median_tables      findings -> lines and tables for a terminal
+    page            findings and pictures -> report.html, one file without a script
+    write           all of it into the folder of a sweep, numbers first
+
+Letters in shapes:  R runs, S snapshots, M data sets (the observed one, then shuffled ones).
+"""
+import base64
+import contextlib
+import csv
+import io
+import itertools
+import math
+import os
+import sys
+import textwrap
+from operator import itemgetter
+
+import jinja2
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+import claims
+import emergence
+
+# A notebook sets MPLBACKEND for its processes.  matplotlib cannot be imported while that names a
+# backend which is not installed.  So it is hidden, and put back for the notebook's own figures.
+_backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+import matplotlib
+from matplotlib import style
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+if _backend is not None:
+    os.environ["MPLBACKEND"] = _backend
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = _backend
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.  What matters differs in line
+# style or marker too, so that it survives a black-and-white printer.
+ACCURACY, RANKME, CONTROL = "#D55E00", "#0072B2", "0.6"
+PALETTE = (RANKME, ACCURACY, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+MARKERS = ("o", "s", "^")
+DASHES = ("-", "--", ":")
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+# Decorators.  Figures start from matplotlib's defaults, whatever the user's matplotlibrc says.
+default_style = style.context("default")
+sweep_style = style.context(["default", {
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 8, "axes.titlepad": 3, "legend.frameon": False}])
+
+
+# ------------------------------------------------------------------------------------------------
+# What the figures share
+
+def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **gaps):
+    """Figures that show every task-level: yields (name, Figure, [(cell of its grid, panel)]).
+
+    One task: one figure, with a row for each size.
+    Several tasks: a figure for each size, with a row for each task.
+    A panel, width x height inches: a row of emergence.medians, its title, its runs, and the place
+    of its level among theirs."""
+    several = len(set(events.only(shams=False).tasks)) > 1
+    figures = {}                                            # {name: {name of a row: panels}}
+    for medians in emergence.medians(events):
+        size, level = medians["size"], medians["level"]
+        if several:
+            name, row, title = f"{kind}-{size}", emergence.split_level(level)[0], level
+        else:
+            name, row, title = kind, size, f"{size}   {level}".strip()
+        if not medians["control"]:
+            runs = [run for run in events.runs if run.config["size"] == size]
+            panel = medians | {"title": title, "runs": runs, "k": runs[0].levels.index(level)}
+            figures.setdefault(name, {}).setdefault(row, []).append(panel)
+
+    # margins by hand: matplotlib's layout engines take as long for 50 panels as drawing them
+    for name, rows in figures.items():
+        columns = max(len(row) for row in rows.values())
+        w = columns * width + left + right
+        h = len(rows) * height + bottom + top
+        figure = Figure(figsize=(w, h))
+        figure.subplots_adjust(left / w, bottom / h, 1 - right / w, 1 - top / h, **gaps)
+        grid = figure.add_gridspec(len(rows), columns)
+        yield name, figure, [(grid[i, j], panel) for i, row in enumerate(rows.values())
+                             for j, panel in enumerate(row)]
+
+
+def steps_axis(ax, last):
+    """Logarithmic, and yet step 0 has a place and the first steps have room."""
+    ax.set_xscale("symlog", linthresh=10, linscale=0.6)
+    ax.set_xlim(0, last)
+    ticks = [0] + [10 ** k for k in range(1, 7) if 10 ** k <= last]
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax.minorticks_off()
+    ax.tick_params(labelsize=7)
+
+
+def rank_axis(ax, top):
+    """Effective ranks: a tick at each power of two."""
+    ax.set_yscale("log", base=2)
+    ticks = [2 ** k for k in range(11) if 2 ** k <= top]
+    ax.set_yticks(ticks, [str(tick) for tick in ticks])
+    ax.set_ylim(0.9, 1.4 * top)
+
+
+def on_common_steps(runs, curves):
+    """The steps that all runs have, (S,), and their curves there, (R, S) or (R, layers, S)."""
+    steps = sorted(set.intersection(*[set(run.steps) for run in runs]))
+    values = [curve[..., np.isin(run.steps, steps)] for run, curve in zip(runs, curves)]
+    return steps, np.array(values)
+
+
+def band(ax, runs, curves, colour, linestyle="-"):
+    """Several seeds: median as a line, range as a band.  curves: (S,) of each run."""
+    steps, values = on_common_steps(runs, curves)
+    if len(values) > 1:
+        low, high = values.min(axis=0), values.max(axis=0)
+        ax.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
+    linewidth = 0.7 if colour == CONTROL else 1.3
+    ax.plot(steps, np.median(values, axis=0), linestyle, color=colour, linewidth=linewidth)
+
+
+# ------------------------------------------------------------------------------------------------
+# The figures of a sweep
+
+@sweep_style
+def figure_curves(events):
+    """Accuracy and RankMe against steps, a panel for each task-level: {name: Figure}."""
+    # where operands are held back, accuracy is that of operands which are never trained on
+    held_back = any(run.config["train_fraction"] < 1 for run in events.runs)
+    accuracy = "accuracy on unseen operands" if held_back else "accuracy"
+    entries = [
+        (True, f"{accuracy}; emergence", ACCURACY, "-"),
+        (held_back, "on seen ones", ACCURACY, ":"),
+        (True, "RankMe (solid); its recovery onset (dashed)", RANKME, "--"),
+        (any(events.shams), "sham controls", CONTROL, "-")]
+    key = [Line2D([], [], label=label, color=colour, linestyle=linestyle)
+           for shown, label, colour, linestyle in entries if shown]
+
+    figures = {}
+    for name, figure, cells in sheets("curves", events, 2.45, 1.75, 0.5, wspace=0.13, hspace=0.32):
+        for cell, panel in cells:
+            upper, lower = cell.subgridspec(2, 1, hspace=0).subplots(sharex=True)
+            curves_panel(upper, lower, events, panel)
+            if held_back:
+                seen = [run.table("accuracy_train")[panel["k"]] for run in panel["runs"]]
+                band(upper, panel["runs"], seen, ACCURACY, linestyle=":")
+            if cell.is_first_col():
+                upper.set_ylabel("accuracy", fontsize=7)
+                lower.set_ylabel("RankMe", fontsize=7)
+            if cell.is_last_row():
+                lower.set_xlabel("training step", fontsize=8)
+        figure.legend(handles=key, loc="upper center", ncols=len(key), fontsize=8)
+        figures[name] = figure
+    return figures
+
+
+def curves_panel(upper, lower, events, panel):
+    """Accuracy in the upper axes, RankMe in the lower ones."""
+    runs, by = panel["runs"], events.dated_by
+
+    # the controls lie behind the curves of the level
+    shams = [runs[0].levels.index(level) for level in events.only(shams=True).levels]
+    for k in (*shams, panel["k"]):
+        accuracy = [run.accuracy[k] for run in runs]
+        rankme = [run.rankme_at(by["position"], by["layer"])[k] for run in runs]
+        band(upper, runs, accuracy, CONTROL if k in shams else ACCURACY)
+        band(lower, runs, rankme, CONTROL if k in shams else RANKME)
+    rank_axis(lower, lower.dataLim.ymax)
+
+    # the two events, in both axes
+    for event, colour, linestyle in (("emergence", ACCURACY, "-"), ("onset", RANKME, "--")):
+        if panel[event]:
+            step = panel[event]["median"]
+            for ax in (upper, lower):
+                ax.axvline(step, color=colour, linestyle=linestyle, linewidth=0.9, alpha=0.9)
+
+    steps_axis(lower, max(run.steps[-1] for run in runs))
+    upper.set_title(panel["title"])
+    upper.tick_params(labelsize=7, labelbottom=False)
+    upper.set_ylim(-0.03, 1.03)
+    upper.set_yticks([0, 1])
+
+
+@sweep_style
+def figure_layers(events):
+    """RankMe of every layer (upwards) against steps, median over seeds: {name: Figure}."""
+    figures = {}
+    position = events.dated_by["position"]
+    for name, figure, cells in sheets("layers", events, 2.3, 1.15, top=0.25, left=0.75, right=0.75,
+                                      wspace=0.1, hspace=0.5):
+        for cell, panel in cells:
+            runs = panel["runs"]
+            layers = [run.rankme[position][panel["k"]] for run in runs]     # (layers, S) each
+            steps, values = on_common_steps(runs, layers)                   # (R, layers, S)
+            values = np.median(values, axis=0)
+
+            # pcolormesh wants the edges of the rectangles, one more than there are rectangles
+            ax = figure.add_subplot(cell)
+            x = np.append(steps, steps[-1] + 1)
+            y = np.arange(len(values) + 1) - 0.5
+            mesh = ax.pcolormesh(x, y, values, norm=LogNorm(1, 32), rasterized=True)
+            if panel["emergence"]:
+                ax.axvline(panel["emergence"]["median"], color="white", linewidth=1)
+
+            # both ends have a label, and about four of the blocks
+            steps_axis(ax, steps[-1])
+            last = len(values) - 1
+            blocks = range(1, last, max(1, (last - 1) // 4))
+            names = ["embedding", *blocks, "final norm"] if cell.is_first_col() else []
+            ax.set_yticks([0, *blocks, last], names, fontsize=6)
+            ax.set_title(panel["title"])
+            ax.spines[:].set_visible(True)
+            if cell.is_last_row():
+                ax.set_xlabel("training step", fontsize=8)
+
+        # one colour bar for all panels, on their right
+        grid = figure.subplotpars
+        beside = figure.add_axes((grid.right + 0.012, grid.bottom, 0.012, grid.top - grid.bottom))
+        bar = figure.colorbar(mesh, cax=beside, ticks=[1, 2, 4, 8, 16, 32], format="{x:g}")
+        bar.ax.tick_params(labelsize=7)
+        bar.ax.minorticks_off()
+        bar.set_label("RankMe\n(white: emergence)", fontsize=8)
+        figures[name] = figure
+    return figures
+
+
+@sweep_style
+def figure_floors(events):
+    """The floor of RankMe against the number of parameters: {"floors": Figure}.
+
+    A line for each task-level; bars are the range over seeds."""
+    medians = emergence.medians(events)
+    real = events.only(shams=False)
+    tasks = list(dict.fromkeys(real.tasks))
+    many = len(real.levels)
+    spread = itemgetter("low", "median", "high")
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    ax = figure.subplots()
+    for k, (level, task) in enumerate(zip(real.levels, real.tasks)):
+        rows = [row for row in medians if row["level"] == level]            # one for each size
+        low, middle, high = np.transpose([spread(row["floor"]) for row in rows])
+        shift = 1 + 0.012 * (k - many / 2)                                  # none hides another
+        x = [row["parameters"] * shift for row in rows]
+
+        # colours tell tasks apart where there are several, lines and markers the levels of a task
+        colour = PALETTE[(k if len(tasks) == 1 else tasks.index(task)) % len(PALETTE)]
+        number = real.tasks[:k].count(task) % 3
+        ax.errorbar(x, middle, [middle - low, high - middle], color=colour, linewidth=1, capsize=2,
+                    linestyle=DASHES[number], marker=MARKERS[number], markersize=4, label=level)
+
+    rank_axis(ax, max(4.5, *[row["floor"]["high"] for row in medians]))
+    sizes = [rows[0] for _, rows in by_size(medians)]
+    counts = [row["parameters"] for row in sizes]
+    ax.set_xscale("log")
+    ax.set_xticks(counts, [f"{row['size']}\n{row['parameters'] / 1e6:.1f}M" for row in sizes])
+    ax.minorticks_off()
+    ax.set_xlim(counts[0] / 2, counts[-1] * 2)
+    ax.set_ylabel(f"floor of RankMe ({events.dated_by['position']} answer token)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + many // 13,
+              fontsize=6 if many > 6 else 8)
+    return {"floors": figure}
+
+
+@sweep_style
+def figure_measures(events):
+    """Every measure along training, with emergence at 1 on the step axis: {"measures": Figure}.
+
+    Shown are the median and the middle half of all curves.  No figure where nothing emerges."""
+    log_ratios, scaled = claims.aligned_curves(events)
+    if not scaled:
+        return {}
+    columns = min(4, len(scaled))
+    rows = math.ceil(len(scaled) / columns)
+    figure = Figure(figsize=(2.1 * columns + 0.4, 1.75 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    for ax in axes[len(scaled):]:
+        ax.remove()
+    for ax, (name, curves) in zip(axes, scaled.items()):    # (curves, points)
+        known = (~np.isnan(curves)).sum(axis=0)
+        there = known >= max(1, len(curves) // 3)           # elsewhere too few for a median
+        low, middle, high = np.nanquantile(curves[:, there], (0.25, 0.5, 0.75), axis=0)
+        x = 10 ** log_ratios[there]
+        colour = ACCURACY if name == "accuracy" else RANKME
+        ax.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+        ax.plot(x, middle, color=colour, linewidth=1.3)
+        ax.axvline(1, color=ACCURACY, linewidth=0.9)
+        ax.set_xscale("log")
+        ax.set_xticks([0.01, 0.1, 1, 10], [".01", ".1", "1", "10"], fontsize=7)
+        ax.set_yticks([0, 1], ["lowest", "highest"], fontsize=7)
+        ax.set_title(f"{name.replace('_', ' ')} ({len(curves)} curves)")
+    figure.supxlabel("training step / step of emergence", fontsize=8)
+    return {"measures": figure}
+
+
+@sweep_style
+def figure_choices(events, findings, universe):
+    """How far the claims depend on choices of analysis: {"choices": Figure}.
+
+    universe: of claims.multiverse.  No figure without it, or where nothing ever emerges."""
+    if not universe or np.isnan(universe[1]["C4"]).all():
+        return {}
+    figure = Figure(figsize=(9.5, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+
+    # left: a rate for each combination of choices, sorted by the observed one
+    rates = universe[1]["C4"]                               # (combinations, M)
+    rates = rates[np.lexsort((np.median(rates[:, 1:], axis=1), rates[:, 0]))]
+    low, middle, high = np.quantile(rates[:, 1:], (0.025, 0.5, 0.975), axis=1)
+    left.fill_between(range(len(rates)), low, high, color=CONTROL, alpha=0.4, linewidth=0,
+                      label="tasks exchanged: middle 95%")
+    left.plot(middle, color="0.4", linewidth=0.8, linestyle="--", label="tasks exchanged: median")
+    left.plot(rates[:, 0], color=RANKME, linewidth=1.6, label="observed")
+    left.axhline(0.75, color=ACCURACY, linewidth=0.9, linestyle=":",
+                 label="lowest rate in the paper")
+    left.set_xlabel(f"{len(rates)} combinations of choices, sorted")
+    left.set_ylabel("share of emergences with RankMe first")
+    left.set_ylim(-0.02, 1.02)
+    left.legend(fontsize=7, loc="lower right")
+
+    # right: a column for each claim, a row for each option, a line between one choice and the next
+    rows = [row for row in findings["claims"] if "options" in row and not missing(row["value"])]
+    options = [(axis, option) for axis, shares in rows[0]["options"].items() for option in shares]
+    cells = np.array([[row["options"][axis][option] for row in rows] for axis, option in options])
+    right.imshow(cells, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+    for (i, j), value in np.ndenumerate(cells):
+        colour = "white" if value > 0.8 else "black"
+        right.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
+    for i in range(1, len(options)):
+        if options[i][0] != options[i - 1][0]:
+            right.axhline(i - 0.5, color="black", linewidth=0.6)
+    names = [row["claim"].replace(" ", "\n") for row in rows]
+    right.set_xticks(range(len(rows)), names, fontsize=7)
+    right.set_yticks(range(len(options)), [" ".join(option) for option in options], fontsize=7)
+    right.set_title("% of the combinations with this option under which a claim holds", pad=6)
+    right.tick_params(length=0)
+    right.spines[:].set_visible(True)
+    return {"choices": figure}
+
+
+# ------------------------------------------------------------------------------------------------
+# The figures of single commands: `measure` and `pythia`
+
+@default_style
+def figure_llc_grid(cells):
+    """The LLC over lr x localization.  cells: (lr, localization, LLC), as measures.llc_grid yields.
+
+    Above: value, bias and effective draws over lr, a line for each localization.
+    Below: the trace of every chain of every cell, a diverged one in black."""
+    lrs = sorted({lr for lr, _, _ in cells})
+    localizations = sorted({localization for _, localization, _ in cells})
+    found = {(lr, localization): result for lr, localization, result in cells}
+    heights = (3.2, 1.6 * len(localizations))
+    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+
+    value, bias, draws = above.subplots(1, 3, subplot_kw={"xscale": "log", "xlabel": "lr"})
+    traces = below.subplots(len(localizations), len(lrs), sharex=True, squeeze=False)
+    for localization, axes in zip(localizations, traces):
+        row = [found[lr, localization] for lr in lrs]
+        line = {"marker": "o", "label": f"localization {localization:g}"}
+        value.errorbar(lrs, [r.mean for r in row], yerr=[2 * r.mc_error for r in row], **line)
+        bias.errorbar(lrs, [100 * abs(r.bias / (r.mean + r.bias)) for r in row], **line)
+        draws.errorbar(lrs, [r.ess for r in row], **line)
+        for lr, r, ax in zip(lrs, row, axes):
+            rises = r.nbeta * (r.losses - r.baselines)      # (chains, draws)
+            for rise, diverged in zip(rises, r.diverged):
+                ax.plot(rise, linewidth=0.6, color="black" if diverged else None)
+            ax.set_title(f"lr {lr:g}, localization {localization:g}", fontsize="small")
+
+    bias.axhline(5, color="grey", linestyle=":")
+    draws.axhline(100, color="grey", linestyle=":")
+    value.set(title="LLC, corrected (bars: 2 Monte Carlo errors)")
+    bias.set(title="bias, % of the raw value", yscale="log")
+    draws.set(title="effective draws", yscale="log")
+    for ax in (value, bias, draws):
+        ax.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        ax.minorticks_off()
+    above.legend(*value.get_legend_handles_labels(), loc="outside upper center",
+                 ncols=len(localizations), fontsize="small")
+    below.supxlabel("draw after burn-in")
+    below.supylabel("nbeta (L(w) - L(w0))")
+    return figure
+
+
+def panels(names, last):
+    """A panel for each name, steps to the right, with room for 0: (Figure, {name: axes})."""
+    columns, rows = min(3, len(names)), math.ceil(len(names) / 3)
+    figure = Figure(figsize=(4.2 * columns, 3 * rows), layout="constrained")
+    figure.supxlabel("training step")
+    axes = {}
+    for i, name in enumerate(names, 1):
+        axes[name] = figure.add_subplot(rows, columns, i, title=name, xlim=(0, last))
+        axes[name].set_xscale("symlog", linthresh=1)
+    return figure, axes
+
+
+@default_style
+def figure_evals(rows, events, chance):
+    """A panel for each task: accuracy along training for every model, with its standard error.
+
+    Chance is dashed; a dot is emergence.  rows: of pythia.read_evals.  events: of
+    pythia.evals_emergence.  chance: {task: accuracy of the best blind answer}."""
+    tasks = list(dict.fromkeys(event.task for event in events))
+    models = list(dict.fromkeys(event.model for event in events))
+    figure, axes = panels(tasks, max(row.step for row in rows))
+    for event in events:
+        ax, which = axes[event.task], models.index(event.model)
+        colour = PALETTE[which % len(PALETTE)]
+        wanted = (event.model, event.task, "acc")
+        curve = [row for row in rows if (row.model, row.task, row.metric) == wanted]
+        values = {row.step: row.value for row in curve}
+        ax.errorbar(list(values), list(values.values()), [row.stderr or 0 for row in curve],
+                    color=colour, linewidth=1.2, elinewidth=0.6, linestyle=DASHES[which % 3],
+                    label=event.model)
+        ax.axhline(chance.get(event.task, event.chance), color="0.5", linestyle="--", linewidth=0.8)
+        if event.emergence:
+            by = event.emergence[1]
+            ax.plot(by, values[by], "o", color=colour, markersize=6)
+    figure.axes[0].legend(fontsize=7)
+    figure.supylabel("accuracy (dot: emerges)")
+    return figure
+
+
+@default_style
+def figure_compare(rows, comparison):
+    """A panel for each probe set: RankMe with its interval, and accuracy.
+
+    RankMe is taken where the first answer token is predicted, after the last block.  In the shaded
+    spans lie onset and emergence.  rows: of metrics.jsonl.  comparison: of pythia.compare."""
+    steps = comparison.steps
+    used = sorted((row for row in rows if row["step"] in steps), key=itemgetter("step"))
+    figure, axes = panels([order.task for order in comparison.orders], steps[-1])
+    for order in comparison.orders:
+        left, right = axes[order.task], axes[order.task].twinx()
+        levels = [row["levels"][order.task] for row in used]
+        low, high = zip(*[level["rankme_interval"]["first"] for level in levels])
+        left.plot(steps, [level["rankme"]["first"][-2] for level in levels], color=RANKME)
+        left.fill_between(steps, low, high, color=RANKME, alpha=0.2, linewidth=0)
+        right.plot(steps, [level["accuracy"] for level in levels], color=ACCURACY)
+        right.set_ylim(0, 1.02)
+        for span, colour in ((order.onset, RANKME), (order.emergence, ACCURACY)):
+            if span:
+                left.axvspan(*span, color=colour, alpha=0.15, linewidth=0)
+        left.set_title(f"{order.task}: {order.verdict}", fontsize=10)
+    figure.supylabel("RankMe, onset (blue); accuracy, emergence (orange)", fontsize=9)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------
+# Figures as PNG.  One that cannot be drawn costs that figure and a sentence.
+
+@default_style
+def png(figures):
+    """{name: Figure} -> {name: bytes of a PNG}"""
+    images = {}
+    for name, figure in figures.items():
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=160)
+        images[name] = picture.getvalue()
+    return images
+
+
+def try_to_draw(kinds, *arguments):
+    """Some rows of FIGURES: ({name: PNG}, what went wrong in sentences)."""
+    images, wrong = {}, []
+    for kind in kinds:
+        function, _ = FIGURES[kind]
+        try:
+            images |= png(function(*arguments))
+        except Exception as error:
+            wrong.append(f"Figure {kind} could not be drawn ({type(error).__name__}: {error}).")
+    return images, wrong
+
+
+def draw(runs, keywords):
+    """The figures that need nothing but the runs; keywords: of emergence.event_table.
+
+    Another process can do it: the arguments, and what is returned, can be pickled."""
+    events = emergence.event_table(runs, **keywords)
+    return try_to_draw([kind for kind in FIGURES if kind != "choices"], events)
+
+
+# ------------------------------------------------------------------------------------------------
+# Words and tables
+
+def plain_table(*columns, **options):
+    return Table(*columns, box=None, pad_edge=False, header_style="dim", **options)
+
+
+def by_size(medians):
+    """[(size, its rows)]"""
+    return [(size, list(rows)) for size, rows in itertools.groupby(medians, itemgetter("size"))]
+
+
+def median_tables(medians):
+    """For a terminal: a table for each size, a line for each task-level, shams dimmed."""
+    tables = []
+    for size, rows in by_size(medians):
+        table = plain_table(*median_cells(rows[0]), title=Text(size), title_justify="left")
+        for row in rows:
+            cells = [Text(cell) for cell in median_cells(row).values()]
+            table.add_row(*cells, style="dim" if row["control"] else None)
+        tables.append(table)
+    return tables
+
+
+def median_cells(row):
+    """One row of emergence.medians as text: {column: cell}."""
+    return {"task-level": row["level"], "floor": spread_text(row["floor"], decimals=1),
+            "onset": spread_text(row["onset"]),
+            "emergence": spread_text(row["emergence"]) if row["emerged"] else "never",
+            "lead": f"{row['lead']['median']:.0f}" if row["lead"] else "-",
+            "first": f"{row['rankme_first']}/{row['emerged']}/{row['seeds']}"}
+
+
+def spread_text(spread, decimals=0):
+    """Median, and the range over seeds where there is one.
+
+    >>> spread_text({"median": 30, "low": 20, "high": 50}), spread_text(None)
+    ('30 (20..50)', '-')
+    """
+    if not spread:
+        return "-"
+    median, low, high = (f"{spread[key]:.{decimals}f}" for key in ("median", "low", "high"))
+    return median if low == high else f"{median} ({low}..{high})"
+
+
+def claim_cells(row):
+    """One of findings["claims"] as text: {what a cell is called on a narrow screen: the cell}."""
+    form = next(claim.form for claim in claims.CLAIMS if claim.key == row["claim"])
+    low, high = value_text(row["low"], form), value_text(row["high"], form)
+    return {"v1, v2": row["v1"], "v3": row["v3"], "v4": row["v4"],
+            "here": value_text(row["value"], form),
+            "interval": "-" if low == "-" else f"{low} to {high}",
+            "chance": value_text(row["null"], form), "p": p_text(row["p_holm"]),
+            "choices": value_text(row.get("share"), "{:.0%}"),
+            "p of that share": p_text(row.get("p_multiverse")), "verdict": row["verdict"]}
+
+
+def missing(x):
+    return x is None or math.isnan(x)
+
+
+def value_text(x, form):
+    if missing(x):
+        return "-"
+    return form.format(x if abs(x) > 0.005 else 0)          # never -0%
+
+
+def p_text(p):
+    """
+    >>> p_text(0.0321), p_text(0.0001), p_text(1.0), p_text(None)
+    ('.032', '<.001', '1', '-')
+    """
+    if p is None:
+        return "-"
+    if p < 0.001:
+        return "<.001"
+    return "1" if p >= 1 else f"{p:.3f}".lstrip("0")
+
+
+def side_by_side(found):
+    """The lead in several sweeps, a line for each.  found: {name: findings}."""
+    table = plain_table("sweep", "warm-up", "onset", "in warm-up", "RankMe first", "chance", "p")
+    for name, findings in found.items():
+        lead = findings["lead_check"]
+        precursor = next(row for row in findings["claims"] if row["claim"] == "C4")
+        # one test in each sweep: its p needs no adjusting for other tests
+        cells = claim_cells(precursor | {"p_holm": precursor["p"]})
+        table.add_row(Text(name), f"{lead['warmup']:g}", f"{lead['median_onset']:.0f}",
+                      f"{lead['onsets_in_warmup']:.0%}", cells["here"], cells["chance"], cells["p"])
+    return Group(table, Text("onset: its median step over task-levels and runs."))
+
+
+def claim_lines(rows):
+    """The claims for a terminal of 80 columns: what is claimed, what is found, the verdict."""
+    lines = []
+    for row in rows:
+        lines.append(Text.assemble((row["claim"], "bold"), f"  {row['text']}"))
+        cells = claim_cells(row)
+        if cells["here"] != "-":
+            lines += [Text(line) for line in indented(evidence(cells))]
+        lines += [Text(line, style="bold") for line in indented(row["verdict"])]
+    return lines
+
+
+def indented(text):
+    """Lines of at most 80 columns; spaces written as NO_BREAK stay within a line."""
+    lines = textwrap.wrap(text, width=80, initial_indent="    ", subsequent_indent="      ",
+                          break_on_hyphens=False)
+    return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+def evidence(cells):
+    """What the paper reports, what is found here, what chance gives, how far choices matter."""
+    parts = []
+    paper = [cells[version] for version in ("v1, v2", "v3", "v4") if cells[version] != "-"]
+    if paper:
+        parts.append(f"paper {' / '.join(dict.fromkeys(paper))}")
+    parts.append(f"here {cells['here']} ({cells['interval']})".removesuffix(" (-)"))
+    if cells["chance"] != "-":
+        parts.append(f"chance {cells['chance']}, p {cells['p']}")
+    if cells["choices"] != "-":
+        choices = f"choices {cells['choices']}, p {cells['p of that share']}"
+        parts.append(choices.removesuffix(", p -"))
+    return "; ".join(part.replace(" ", NO_BREAK) for part in parts)
+
+
+def sentences(findings):
+    """What belongs beside the table of claims: a list of strings, from the texts in SENTENCES."""
+    lines = [SENTENCES["layers"].format(**findings)]
+
+    check = findings["lead_check"]
+    z = f"z = {check['z']:.2f}" if check["information"] else "no z"
+    onset = SENTENCES["onset" if math.isfinite(check["median_onset"]) else "no onset"]
+    lines.append(SENTENCES["risk set"].format(z_text=z, onset=onset.format(**check), **check))
+    if check["shams"]:
+        lines.append(SENTENCES["shams"].format(**check))
+
+    variation = findings["floor_variation"]
+    parts = [f"by {variation[f'over_{what}']:.0%} over {what}"
+             for what in ("sizes", "seeds", "tasks") if variation[f"over_{what}"] is not None]
+    if parts:
+        lines.append(f"Floors vary (coefficient of variation) {', '.join(parts)}.")
+        if variation["ratio_of_shares"] is not None:
+            lines[-1] += SENTENCES["ceilings"].format(**variation)
+
+    lines += [SENTENCES["class"].format(**row) for row in findings["classes"]]
+    for row in findings["measures"]:
+        lead = "" if row["lead_low"] is None else SENTENCES["lead"].format(**row)
+        classes = [SENTENCES["measure, class"].format(**one) for one in row["classes"]]
+        lines.append(SENTENCES["measure"].format(lead=lead, **row) + "".join(classes))
+    return lines + [f"missing: {what}" for what in findings["missing"]]
+
+
+# ------------------------------------------------------------------------------------------------
+# The page, and everything into a folder
+
+def page(title, events, findings, images, complaints=()):
+    """report.html as a string: one file with the figures in it, no script.  images: {name: PNG}.
+
+    The template, PAGE, calls functions of this file."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    template = environment.from_string(PAGE, globals=globals())
+    return template.render(title=title, run=events.runs[0], findings=findings, images=images,
+                           lines=[*sentences(findings), *complaints])
+
+
+def events_csv(events):
+    """A row for each event of each run; the step is empty for never."""
+    rows = emergence.event_rows(events)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write(folder, events, findings, universe, save, drawing=None):
+    """Everything derived of a sweep into its folder: numbers, then figures, then report.html.
+
+    findings: of claims.study, with choices, runs, missing (sentences) and levels (the medians).
+    save(path, content): writes a text, bytes or (.json) a dict; all of it, or nothing.
+    drawing: a future of `draw`, begun in another process.  Without it all is drawn here.
+    Returns what to print: tables and lines of rich."""
+    save(folder / "findings.json", findings)
+    save(folder / "events.csv", events_csv(events))
+
+    images, complaints = try_to_draw(["choices"], events, findings, universe)
+    try:
+        drawn, wrong = drawing.result() if drawing else draw(events.runs, events.dated_by)
+        images |= drawn
+        complaints += wrong
+    except Exception as error:                              # the other process was killed
+        complaints.append(f"Most figures could not be drawn ({type(error).__name__}: {error}).")
+
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, image in images.items():
+        save(folder / "figures" / f"{name}.png", image)
+    save(folder / "report.html", page(folder.resolve().name, events, findings, images, complaints))
+
+    lines = [*sentences(findings), *complaints,
+             f"{folder}/report.html, findings.json, events.csv; "
+             f"{len(images)} figures in {folder}/figures"]
+    return [*median_tables(findings["levels"]), Text(MEDIAN_LEGEND), Text(),
+            *claim_lines(findings["claims"]), Text(CLAIM_LEGEND.format(**findings)), Text(),
+            *[Text(line) for line in lines]]
+
+
+# ------------------------------------------------------------------------------------------------
+# Tables: figures with their captions, columns, legends, sentences, and the page
+
+FIGURES = {
+    "choices": (figure_choices, (
+        "How far the claims depend on choices of analysis. Left: the precursor rate (C4) under "
+        "each combination of choices, above what exchanged tasks give. Right: an unequal pair of "
+        "cells is a choice that decides.")),
+    "measures": (figure_measures, (
+        "Every measure with emergence at 1, each curve scaled to its own range. Median and middle "
+        "half.")),
+    "floors": (figure_floors, "The floor of RankMe against size."),
+    "curves": (figure_curves, (
+        "Accuracy and RankMe. Median over seeds as a line, range as a band. Solid vertical line: "
+        "emergence. Dashed: onset of recovery.")),
+    "layers": (figure_layers, (
+        "RankMe of every layer (upwards) against steps. The white line is emergence.")),
+}
+
+MEDIAN_LEGEND = (
+    "Median (low..high) over seeds. floor: lowest RankMe. onset: step at which RankMe recovers. "
+    "lead: emergence - onset, in steps. first: seeds whose RankMe recovered before emergence / "
+    "that emerged / all.")
+
+CLAIM_LEGEND = (
+    "here: the value in these runs, with a 95% interval that knows that events of one task, and "
+    "of one run, are alike. chance: its mean over data in which tasks are exchanged within a "
+    "level (or layers, or sizes). p: how often such data are as far out, after Holm's correction "
+    "over all claims. choices: the share of {specifications} combinations of reasonable choices "
+    "under which the claim holds, and how often shuffled data reach that share.")
+
+SENTENCES = {
+    "layers": (
+        "In {top_down_floor[0]:.0%} ({top_down_floor[1]:.0%} to {top_down_floor[2]:.0%}) of all "
+        "pairs of layers the deeper one has the lower floor.  In {top_down_time[0]:.0%} "
+        "({top_down_time[1]:.0%} to {top_down_time[2]:.0%}) it gets there earlier.  50% is no "
+        "order."),
+    "risk set": (
+        "Risk-set test by its formula: {z_text} on an information of {information:.1f} (below 5 it "
+        "cannot tell).  {onset}  {onsets_in_warmup:.0%} of all onsets lie within the learning "
+        "rate's warm-up."),
+    "onset": "The median onset is at step {median_onset:.0f}.",
+    "no onset": "Most task-levels show no onset.",
+    "shams": (
+        "Of {shams} sham controls {sham_emergences} emerged, and {sham_onsets} show an onset of "
+        "RankMe: false alarms."),
+    "ceilings": "  As shares of their ceilings, largest over smallest size: {ratio_of_shares:.2f}.",
+    "class": (
+        "RankMe first among the {class} (by other seeds): {rate:.0%} ({low:.0%} to {high:.0%}) of "
+        "{events}; chance {null:.0%}, p = {p:.2g}."),
+    "measure": (
+        "{measure}, on its own {snapshots} snapshots: first {first}, same {same}, later or never "
+        "{later_or_never} of {events}; chance {null:.0%}, p = {p:.2g}.{lead}  RankMe on the same "
+        "snapshots: first in {rankme_rate:.0%}."),
+    "lead": "  Median lead {lead_low:.0f} to {lead_high:.0f} steps.",
+    "measure, class": "  Of the {class}: {rate:.0%} (chance {null:.0%}).",
+}
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 16px/1.5 Georgia, serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222 }
+h1, h2 { line-height: 1.2 } figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto }
+figcaption, small, th { color: #555 } .sham { color: #888 }
+table { border-collapse: collapse; font: 13px/1.35 system-ui, sans-serif; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0;
+         border-bottom: 1px solid #ddd; overflow-wrap: break-word }
+th { font-weight: normal } .claims td:first-child, .claims td:last-child { font-weight: bold }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px }
+@media (max-width: 40rem) {
+  .claims thead { display: none }
+  .claims tr { display: block; border-bottom: 2px solid #bbb; padding: .5rem 0 }
+  .claims td { display: block; border: 0; padding: .1rem 0 } .claims td.none { display: none }
+  .claims td[data-name]:before { content: attr(data-name) ": "; color: #555 }
+}
+@media print {
+  body { max-width: none; font-size: 11px } table { font-size: 9px }
+  figure, tr { break-inside: avoid }
+}
+</style></head><body>
+<h1>When a capability emerges, what changed first?</h1>
+<p>Sweep {{ title }}: {{ findings.runs | length }} runs (
+{%- for size, rows in by_size(findings.levels) -%}
+{{ ", " if not loop.first }}{{ size }} x {{ rows[0].seeds }}
+{%- endfor %}), {{ run.levels | length }} task-levels in each,
+{{ "{:,}".format(run.steps[-1]) }} steps, {{ run.steps | length }} snapshots. The effective rank
+of the hidden states (RankMe) is followed from its collapse to a floor, through the onset of its
+recovery, to the emergence of each capability.</p>
+<h2>What the paper claims, and what is found here</h2>
+<table class="claims">
+<thead><tr><th>claim</th><th>v1, v2</th><th>v3</th><th>v4</th><th>here</th><th>interval</th>
+<th>chance</th><th>p</th><th>choices</th><th>p</th><th>verdict</th></tr></thead>
+<tbody>
+{% for row in findings.claims %}
+<tr><td>{{ row.claim }}: {{ row.text }}</td>
+{%- for name, cell in claim_cells(row).items() -%}
+<td data-name="{{ name }}"{% if cell == "-" %} class="none"{% endif %}>{{ cell }}</td>
+{%- endfor %}</tr>
+{% endfor %}
+</tbody></table>
+<p><small>{{ CLAIM_LEGEND.format(**findings) }}
+v1, v3, v4: versions of arXiv 2602.15997.</small></p>
+<ul>
+{% for line in lines %}
+<li>{{ line }}</li>
+{% endfor %}
+</ul>
+<h2>Figures</h2>
+{% for name, image in images.items() %}
+{% set kind, _, size = name.partition("-") %}
+{% set caption = FIGURES[kind][1] %}
+<figure><img alt="{{ name }}: {{ caption.partition(".")[0] }}"
+ src="data:image/png;base64,{{ base64.b64encode(image).decode() }}">
+<figcaption>{% if size %}{{ size }}: {% endif %}{{ caption }}</figcaption></figure>
+{% endfor %}
+<h2>Every event</h2>
+{% for size, rows in by_size(findings.levels) %}
+<h3>{{ size }}</h3>
+<table>
+<thead><tr>{% for name in median_cells(rows[0]) %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}
+<tr{% if row.control %} class="sham"{% endif %}>
+{%- for cell in median_cells(row).values() %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+{% endfor %}
+<p><small>{{ MEDIAN_LEGEND }} Grey: sham controls, whose answers cannot be learned. Each seed has
+rows of its own in events.csv.</small></p>
+<h2>How it was run</h2>
+{% set hidden = ["chance", "chance_log_prob", "answer_tokens", "numbers", "seed", "size"] %}
+<pre>{% for key, value in run.config.items() if key not in hidden %}{{ key }}: {{ value }}
+{% endfor %}</pre>
+</body></html>
+"""

@@ -1,0 +1,850 @@
+"""What a run measures, what it leaves on the disk, and how a sweep's runs are shared out.
+
+    models.train() ------+  Snapshot             row
+    pythia.snapshots() --+-----------> record ---------> metrics.jsonl ---------> analysis
+                                      (measure)
+
+`record` is the only loop that measures and writes.  It takes any generator of Snapshots, so your
+own training loop can feed it too.  A new measure is one function and one row of MEASURES.  This
+file decides nothing about emergence, draws nothing, and prints warnings alone.  A run is a folder:
+
+    runs/<sweep>/<size>-s<seed>/
+        config.json       every field, chance levels, command line, versions
+        metrics.jsonl     one row per snapshot, appended as training goes on
+        checkpoint.pt     where to go on after a stop; replaced as a whole every 20 seconds
+        weights/          with --keep N: the weights of every N-th snapshot
+        done, or failed   written last: a run that has one of them is not run again
+        lock              held by the process that is at it
+
+The same call again resumes a run, to the same bits as if it had not been stopped.  Nobody hands out
+the runs of a sweep: every process goes through the same list, and locks keep two from the same run.
+So any number of processes share a command: two terminals, torchrun, or an array of jobs.
+
+Letters for shapes:  N examples, M scored places, D width, L layers, K task-levels, P parameters.
+"""
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable, Iterator, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock, Timeout
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import measures
+import models
+import tasks
+
+CHECKPOINT_SECONDS = 20               # how much work a killed run may lose
+AGAIN = "move the run's directory away, and run it again"
+
+
+class BadInput(ValueError):
+    """Another command mends it: exit status 2."""
+
+
+class Failed(RuntimeError):
+    """It went wrong while running: exit status 1."""
+
+
+class Busy(Failed):
+    """Another process is at it."""
+
+
+# --------------------------------------------------------------------------------------------------
+# The lines on which a run is measured
+
+@dataclasses.dataclass(frozen=True)
+class MeasureConfig:
+    """Everything that decides what is measured.  It does not touch the weights."""
+    measures: tuple = ("rankme",)     # names in MEASURES
+    state_examples: int = 200         # of each task-level, distinct ones first: for hidden states
+    eval_examples: int = 500          # of each task-level, others: for accuracy, log-probability
+    hessian_snapshots: int = 21       # how often the ranks and the Hessian are taken: evenly spread
+    llc_snapshots: int = 11           # how often the LLC and the linear probe are
+    gradient_examples: int = 512      # for the ranks, shared by the levels, at most 64 of each
+    hessian_examples: int = 512       # for the Hessian, shared likewise, at most 128 of each
+    hessian_tol: float = 0.02         # its residual; the eigenvalue's error is about its square
+    llc_examples: int = 64            # of each task-level, from which mini-batches are drawn
+    llc_rows: int = 48                # of a mini-batch, shared likewise, at least 2 of each
+    llc_chains: int = 4               # one set of chains, on the joint loss
+    llc_draws: int = 100              # of each chain, after llc_burnin more
+    llc_burnin: int = 20
+    llc_nbeta: float = 30.0
+    llc_lr: float = 1e-3              # the largest with a bias below 5% on a trained joint nano
+    llc_localization: float = 300.0
+    linear_examples: int = 2000       # of each task-level, for the linear probe
+    keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
+
+
+class EvalSet:
+    """The lines that a run is measured on: fixed, and the same for every seed and size.
+
+    A line that was drawn twice is run once and counted twice.  On a CPU each part has a core: at
+    this size that is faster than sharing every small operation out over the cores."""
+    LINES, STATES = 256, 96           # lines in a part: their activations stay in the cache
+
+    def __init__(self, train, measure):
+        self.train, self.measure = train, measure
+        self.levels, self.device = train.levels, train.device
+        self.answer_tokens = {name: tasks.answer_tokens(name) for name in self.levels}
+        self.state = {}               # what a measure carries on; part of the checkpoint
+        self.pool = ThreadPoolExecutor(train.threads, initializer=torch.set_num_threads,
+                                       initargs=(1,))           # one thread to each of its workers
+        self.splits = {"accuracy": "all"}
+        if train.train_fraction < 1:
+            self.splits |= {"accuracy_train": "train", "accuracy_test": "test"}
+        self.columns = [(name, column) for column in self.splits for name in self.levels]
+        self.behaviour, self.states = self._behaviour(), self._states()
+
+    def _behaviour(self):
+        """Lines for accuracy -> [(Ragged, the column of each line, how often each counts)]."""
+        lines = []
+        for i, (name, column) in enumerate(self.columns):
+            pair, split = tasks.split_name(name), self.splits[column]
+            batch = tasks.sample(*pair, self.measure.eval_examples,
+                                 tasks.seeded("cpu", "eval", *pair, split), split,
+                                 self.train.train_fraction)
+            distinct, times = torch.cat(batch, 1).unique(dim=0, return_counts=True)
+            for line, n in zip(distinct, times.tolist()):
+                lines.append((tasks.Batch(*(x[None, :-1] for x in line.chunk(2))), i, n))
+        parts = []
+        for part in models.equal_shares(lines, self.LINES, self.train.threads):
+            batches, column, times = zip(*part)
+            parts.append((models.lay_out(batches, self.device),
+                          torch.tensor(column, device=self.device),
+                          torch.tensor(times, device=self.device)))
+        return parts
+
+    def _states(self):
+        """Lines for hidden states -> [(tokens, layout, positions)].  Positions: where a token of
+        the answer is predicted, and the line's end.  self.times: how often each line counts."""
+        lines, self.times, parts = [], {}, []
+        for name in self.levels:
+            pair, n = tasks.split_name(name), self.measure.state_examples
+            batch, distinct = tasks.distinct_lines(*pair, n, tasks.seeded("cpu", "probe", *pair))
+            lines += [tasks.Batch(*(x[i:i + 1] for x in batch)) for i in range(distinct)]
+            self.times[name] = (torch.arange(n) % distinct).bincount()
+        for part in models.equal_shares(lines, self.STATES, self.train.threads):
+            ragged, wanted = models.lay_out(part, self.device), []
+            for line in part:
+                read = line.targets[0] != tasks.IGNORE
+                read[-1] = True                                 # the end of the line
+                wanted.append(read)
+            positions = ragged.layout.slots[torch.cat(wanted).to(self.device)]
+            parts.append((ragged.tokens, ragged.layout, positions))
+        return parts
+
+    def each(self, function, items):
+        """[function(item) for item in items], without gradients; on a CPU one item to a core."""
+        def alone(item):
+            with torch.inference_mode():                        # a context of the thread
+                return function(item)
+        return list(self.pool.map(alone, items) if self.device == "cpu" else map(alone, items))
+
+    def each_level(self, function, count, name):
+        """{level: function(level, batch)}, on `count` fixed examples (tokens, targets) of each."""
+        def one(level):
+            pair, generator = tasks.split_name(level), tasks.seeded("cpu", name, level)
+            batch = tasks.sample(*pair, count, generator)
+            return function(level, tuple(x[:, :-1].to(self.device) for x in batch))
+        with sdpa_kernel(SDPBackend.MATH):                      # a setting of the whole process:
+            run = self.pool.map if self.device == "cpu" else map        # threads must not undo it
+            return dict(zip(self.levels, run(one, self.levels)))
+
+    def joint(self, count, name):
+        """The same examples of all task-levels as one batch, padded to the longest line."""
+        batches, sides = self.each_level(lambda level, batch: batch, count, name).values(), []
+        for side, fill in zip(zip(*batches), (tasks.PAD, tasks.IGNORE)):
+            rows = [row for x in side for row in x]
+            sides.append(torch.nn.utils.rnn.pad_sequence(rows, True, fill))
+        return tuple(sides)                                     # tokens, targets, both (N, T)
+
+    def share(self, total, most):
+        """Examples of each task-level, where all of them together are to have `total`."""
+        return max(2, min(most, total // len(self.levels)))
+
+    def autocast(self):
+        """The precision of training."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16,
+                              enabled=self.train.dtype == "bfloat16")
+
+
+# --------------------------------------------------------------------------------------------------
+# One function for each measure: (snapshot, evals) -> {level: {column: value}}
+
+def measure_behaviour(snapshot, evals):
+    """Accuracy (exact match), log-probability of the whole answer, and loss per answer token.
+
+    Greedy decoding gets an answer right exactly if each of its tokens is the most likely one after
+    the true ones before it.  So one forward pass is enough.  It has the precision of training."""
+    def one(part):                                              # sums over the lines of this part
+        ragged, column, times = part
+        with evals.autocast():
+            logits = models.packed_logits(snapshot.model, ragged.tokens, ragged.layout,
+                                          ragged.positions).float()                 # (M, V)
+        nll = F.cross_entropy(logits, ragged.targets, reduction="none")             # (M,)
+        wrong = (logits.argmax(1) != ragged.targets).float()
+        lines = torch.zeros(3, len(column), device=evals.device)
+        lines.index_add_(1, ragged.owner, torch.stack([wrong, nll, torch.ones_like(nll)]))
+        wrong, nll, tokens = lines                              # now of each line: (N,)
+        sums = torch.stack([(wrong == 0) * times, -nll * times, nll / tokens * times, times])
+        totals = torch.zeros(4, len(evals.columns), device=evals.device)
+        return totals.index_add_(1, column, sums)
+    totals = torch.stack(evals.each(one, evals.behaviour)).sum(0)
+    accuracy, log_prob, loss = (totals[:3] / totals[3]).tolist()
+    levels = {}
+    for i, (level, column) in enumerate(evals.columns):
+        levels.setdefault(level, {})[column] = accuracy[i]
+        if column == "accuracy":
+            levels[level] |= {"log_prob": log_prob[i], "loss": loss[i]}
+    return levels
+
+
+def measure_rankme(snapshot, evals):
+    """RankMe of every layer's hidden states, at three kinds of position.
+
+    Layers: the embedding, the residual stream after each block, and after the final LayerNorm.
+    In float32: rounding to bfloat16 lifts a collapsed rank by some 8% (1.69 to 1.83)."""
+    def one(part):
+        states = models.packed_states(snapshot.model, *part)
+        return torch.stack([*states, snapshot.model.ln_f(states[-1])])              # (L, M, D)
+    states = torch.cat(evals.each(one, evals.states), 1)
+    ranks, by_shape, start = {}, {}, 0
+    for level in evals.levels:
+        times, A = evals.times[level].to(states), evals.answer_tokens[level]
+        n, width = len(times), A + 1                            # lines; positions of each
+        lines = states[:, start:start + n * width].unflatten(1, (n, width))         # (L, n, A+1, D)
+        lines = lines * times.sqrt()[:, None, None]             # c equal rows: one, times sqrt(c)
+        start += n * width
+        ranks[level] = {"first": None, "answer": None, "last": None}
+        kinds = {"first": slice(1), "answer": slice(A), "last": slice(A, width)}
+        for position, part in kinds.items():
+            if A > 1 or position != "answer":                   # of one token, "answer" is "first"
+                features = lines[:, :, part].flatten(1, 2)      # (L, n times positions, D)
+                by_shape.setdefault(features.shape[1], []).append((level, position, features))
+    for same in by_shape.values():                              # matrices of one shape go together
+        stack = torch.cat([features for *_, features in same])
+        shares = stack.tensor_split(min(len(stack), evals.train.threads))
+        found = torch.cat(evals.each(measures.rankme_many, shares))
+        for (level, position, _), layers in zip(same, found.view(len(same), -1).tolist()):
+            ranks[level][position] = layers
+    for found in ranks.values():
+        found["answer"] = found["answer"] or found["first"]
+    return {level: {"distinct": len(evals.times[level]), "rankme": found}
+            for level, found in ranks.items()}
+
+
+def measure_gradient_rank(snapshot, evals):
+    """Effective rank of the gradient covariance, true labels."""
+    def one(level, batch):
+        return {"gradient_rank": measures.gradient_rank(snapshot.model, models.example_loss, batch)}
+    return evals.each_level(one, evals.share(evals.measure.gradient_examples, 64), "gradient")
+
+
+def measure_fisher_rank(snapshot, evals):
+    """Effective rank of the Fisher matrix: labels drawn from the model, losses summed."""
+    def one(level, batch):
+        generator = tasks.seeded(evals.device, "fisher", level)
+        drawn = models.resample_answers(snapshot.model, batch, generator)
+        return {"fisher_rank": measures.fisher_rank(snapshot.model, models.example_loss_sum, drawn)}
+    return evals.each_level(one, evals.share(evals.measure.gradient_examples, 64), "gradient")
+
+
+def measure_hessian_top(snapshot, evals):
+    """Top eigenvalue of the Hessian of each task-level's loss.
+
+    All levels start from two vectors, of the joint loss's smallest and largest eigenvalue: found
+    roughly, on a quarter of the examples, and kept in the checkpoint for the next snapshot."""
+    total = evals.measure.hessian_examples
+    few, count = evals.share(total // 4, 32), evals.share(total, 128)
+    joint = measures.hessian_top(snapshot.model, models.packed_loss, evals.joint(few, "hessian"),
+                                 tol=0.1, max_iters=30, start=evals.state.get("hessian"),
+                                 generator=tasks.seeded("cpu", "hessian"))
+    evals.state["hessian"] = joint.vectors                      # (2, P)
+
+    def one(level, batch):
+        top = measures.hessian_top(snapshot.model, models.example_loss, batch,
+                                   evals.measure.hessian_tol, max_iters=30, start=joint.vectors)
+        keys = ("eigenvalue", "smallest", "iterations", "residual", "converged")
+        return {"hessian_top": {key: getattr(top, key) for key in keys}}
+    return evals.each_level(one, count, "hessian")
+
+
+def llc_arguments(snapshot, evals):
+    """What measures.llc is called with: (model, loss, data), {option: value}."""
+    m, K = evals.measure, len(evals.levels)
+    dtype = torch.bfloat16 if evals.train.dtype == "bfloat16" else None
+    options = {"groups": torch.arange(K).repeat_interleave(m.llc_examples), "nbeta": m.llc_nbeta,
+               "batch_size": K * evals.share(m.llc_rows, m.llc_examples), "autocast": dtype,
+               "num_chains": m.llc_chains, "num_draws": m.llc_draws,
+               "num_burnin_steps": m.llc_burnin}
+    return (snapshot.model, models.packed_loss, evals.joint(m.llc_examples, "llc")), options
+
+
+def measure_llc(snapshot, evals):
+    """Every task-level's LLC, from one set of chains on the joint loss."""
+    arguments, options = llc_arguments(snapshot, evals)
+    found = measures.llc(*arguments, lr=evals.measure.llc_lr,
+                         localization=evals.measure.llc_localization,
+                         generator=tasks.seeded("cpu", "llc", snapshot.step), **options)
+    shared = {"joint": found.mean, "nbeta": found.nbeta, "r_hat": found.r_hat, "ess": found.ess,
+              "num_diverged": found.num_diverged, "warnings": found.warnings}
+    columns = {}
+    for k, level in enumerate(evals.levels):
+        own = {"mean": None}                                    # where every chain diverged
+        if found.group_means is not None:
+            own = {"mean": float(found.group_means[k]), "mc_error": float(found.group_mc_errors[k]),
+                   "bias": float(found.group_biases[k])}
+        columns[level] = {"llc": own | shared}
+    return columns
+
+
+def measure_linear_probe(snapshot, evals):
+    """Held-out accuracy of a linear probe for the first answer token, from each layer's state where
+    that token is predicted; and the same on shuffled labels, from the last block."""
+    def one(level, batch):
+        tokens, targets = batch
+        first = int((targets[0] != tasks.IGNORE).nonzero()[0])  # the position that predicts it
+        pieces = []
+        with torch.no_grad(), evals.autocast():
+            for part in tokens.split(evals.STATES):
+                states = [h[:, first] for h in snapshot.model.hidden_states(part)]
+                pieces.append(torch.stack([*states, snapshot.model.ln_f(states[-1])]))
+        layers = torch.cat(pieces, 1)                           # (L, N, D)
+        labels, generator = targets[:, first], tasks.seeded("cpu", "linear", level)
+        order = torch.randperm(len(labels), generator=generator)
+        accuracy = [measures.linear_probe(h, labels, generator) for h in layers]
+        shuffled = measures.linear_probe(layers[-2], labels[order], generator)
+        return {"linear_probe": accuracy, "linear_probe_shuffled": shuffled}
+    return evals.each_level(one, evals.measure.linear_examples, "linear")
+
+
+class Measure(NamedTuple):
+    """One row of the table MEASURES."""
+    function: Callable                # (snapshot, evals) -> {level: {column: value}}
+    columns: tuple                    # the columns that it writes
+    snapshots: str                    # the config field that says at how many snapshots it is taken
+    cost: float                       # of one snapshot of a joint run, in training steps
+    number: tuple                     # where the number that is judged stands in a level's columns
+    about: str                        # what it is: for help, tables and pages
+
+
+# The vocabulary of --measures.  Accuracy needs no name.
+MEASURES = {
+    "rankme": Measure(
+        measure_rankme, ("distinct", "rankme"), "snapshots", 19, (),
+        "Effective number of directions of the hidden states that predict the first answer token: "
+        "embedding, each block, final norm."),
+    "gradient_rank": Measure(
+        measure_gradient_rank, ("gradient_rank",), "hessian_snapshots", 18, ("gradient_rank",),
+        "Along how many directions the examples' gradients disagree; below their number."),
+    "fisher_rank": Measure(
+        measure_fisher_rank, ("fisher_rank",), "hessian_snapshots", 20, ("fisher_rank",),
+        "Effective rank of the Fisher matrix, labels drawn from the model; at most their number."),
+    "hessian_top": Measure(
+        measure_hessian_top, ("hessian_top",), "hessian_snapshots", 95,
+        ("hessian_top", "eigenvalue"),
+        "Curvature of the loss along its sharpest direction.  iterations: Hessian-vector products; "
+        "residual: |Hv - lambda v| / |lambda|."),
+    "llc": Measure(
+        measure_llc, ("llc",), "llc_snapshots", 190, ("llc", "mean"),
+        "rise: by how many nats the loss is higher around these weights (LLC / nbeta), where each "
+        "may stray some localization^-1/2.  Where the rise brings the loss to that of guessing, "
+        "the LLC only mirrors the loss at the weights.  A negative one: they are no minimum."),
+    "linear_probe": Measure(
+        measure_linear_probe, ("linear_probe", "linear_probe_shuffled"), "llc_snapshots", 190,
+        ("linear_probe", -2),
+        "Accuracy of a linear probe for the first answer token: embedding, each block, final norm; "
+        "then the last block's on shuffled labels."),
+}
+
+
+def schedule(train, measure):
+    """{name: steps at which it is taken} of everything that a run measures."""
+    steps = models.snapshot_steps(train.steps, train.snapshots)
+    taken = {}
+    for name in measure.measures:
+        field = MEASURES[name].snapshots
+        count = len(steps) if field == "snapshots" else getattr(measure, field)
+        taken[name] = models.evenly_spaced(steps, min(count, len(steps)))
+    return taken
+
+
+class Measurement:
+    """What `record` calls at every snapshot of a run: measurement(snapshot) -> {"levels": ...}."""
+
+    def __init__(self, train, measure):
+        self.train, self.measure, self.evals, self.state = train, measure, None, {}
+        self.taken = schedule(train, measure)
+
+    def __call__(self, snapshot):
+        if not all(p.isfinite().all() for p in snapshot.model.parameters()):
+            raise FloatingPointError(f"the weights are no longer finite at step {snapshot.step}")
+        if self.evals is None:                                  # not before the run is ours
+            self.evals = EvalSet(self.train, self.measure)
+            self.evals.state = self.state
+        levels = measure_behaviour(snapshot, self.evals)
+        for name, steps in self.taken.items():
+            if snapshot.step in steps:
+                for level, columns in MEASURES[name].function(snapshot, self.evals).items():
+                    levels[level] |= columns
+        return {"levels": levels}
+
+
+# --------------------------------------------------------------------------------------------------
+# Files
+
+def rounded(x):
+    """Six significant digits, and null for what is not a number (bare NaN is not JSON)."""
+    if isinstance(x, dict):
+        return {k: rounded(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [rounded(v) for v in x]
+    if isinstance(x, float):
+        return float(f"{x:.6g}") if math.isfinite(x) else None
+    return x
+
+
+def write_atomically(path, content):
+    """All of it or nothing: another name in the same folder, then moved.
+
+    content: text, bytes, or a dict or list, which becomes JSON."""
+    if isinstance(content, (dict, list)):
+        content = json.dumps(rounded(content), indent=1) + "\n"
+    if isinstance(content, str):
+        content = content.encode(errors="replace")
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path):
+    """A file that holds a JSON object -> dict.  Raises Failed for any other."""
+    try:
+        return dict(json.loads(path.read_bytes()).items())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise Failed(f"{path} is no readable JSON object ({str(error)[:200]}); {AGAIN}") from None
+
+
+def read_rows(path):
+    """The rows of a metrics.jsonl.  A last line that was cut off half-way is left out."""
+    lines, rows = path.read_bytes().splitlines() if path.exists() else [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            levels = dict(row["levels"].items())
+            if type(row["step"]) is not int or {type(own) for own in levels.values()} - {dict}:
+                raise TypeError("expected a whole step, and the columns of each level")
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if number == len(lines) and isinstance(error, ValueError):
+                break
+            raise Failed(f"{path}, line {number}, is not a row ({error}); {AGAIN}") from None
+    return rows
+
+
+@contextlib.contextmanager
+def locked(folder, wait=False):
+    """Hold the folder's lock.  If another process has it: wait for it, or raise Busy.
+
+    The system lets go of a lock when its process ends, however it ends."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
+    try:
+        with FileLock(folder / "lock", timeout=-1 if wait else 0):
+            yield
+    except Timeout:
+        raise Busy(f"{folder} is being written by another process; wait, or stop it") from None
+
+
+def save(path, state):
+    """torch.save, all of it or nothing."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_saved(path):
+    """What `save` wrote, on the CPU.  None where there is none, or where it is damaged.
+
+    A file of torch is a zip with a checksum of each part: damage shows before it is loaded.
+    Raises Failed for a sound zip that holds other things than tensors and plain values."""
+    if path.is_dir():
+        raise Failed(f"{path} is a folder; expected a checkpoint: move it away")
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip() is not None:
+                return None
+    except Exception:                                           # no zip, or cut short: many kinds
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)      # runs no code from it
+    except Exception as error:
+        raise Failed(f"{path} is not a checkpoint that `sweep` wrote ({type(error).__name__}); "
+                     "move it away, and the same command begins again") from None
+
+
+# --------------------------------------------------------------------------------------------------
+# One run
+
+def environment():
+    """What a run depends on besides its config: for the record, never compared."""
+    def git(*arguments):
+        try:
+            done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, check=True,
+                                  capture_output=True, text=True)
+            return done.stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    words = [word for before, word in zip(sys.argv, sys.argv[1:])       # where it goes is left out
+             if "--out" not in (before, word) and not word.startswith("--out=")]
+    return {"command": ["python", "run.py", *words], "git": git("rev-parse", "HEAD"),
+            "git_dirty": None if changed is None else bool(changed), "torch": torch.__version__,
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+
+def run_config(train, measure):
+    """config.json: every field, and what analysis needs to know of tasks, model and measures."""
+    size = models.SIZES[train.size]
+    pairs = {name: tasks.split_name(name) for name in train.levels}
+    taken = {name: MEASURES[name].number for name in measure.measures}
+    return rounded({
+        **dataclasses.asdict(train), **dataclasses.asdict(measure),
+        "parameters": models.parameter_count(size), "width": size.n_embd, "n_layer": size.n_layer,
+        "chance": {name: tasks.chance(*pair) for name, pair in pairs.items()},
+        "chance_log_prob": {name: tasks.chance_log_prob(*pair) for name, pair in pairs.items()},
+        "answer_tokens": {name: tasks.answer_tokens(name) for name in train.levels},
+        "numbers": {name: number for name, number in taken.items() if number}})
+
+
+def write_or_check_config(folder, config):
+    """Write config.json.  Where there is one, raise BadInput if it differs from this one."""
+    path = folder / "config.json"
+    if not path.exists():
+        if (folder / "metrics.jsonl").exists():
+            raise Failed(f"{folder} has a metrics.jsonl, but no config.json: put it back, or move "
+                         "the directory away")
+        return write_atomically(path, {**config, "environment": environment()})
+    old = read_json(path)
+    different = [f"{key} was {str(old.get(key))[:60]}, now {str(config.get(key))[:60]}"
+                 for key in {**old, **config}
+                 if key != "environment" and old.get(key) != config.get(key)]
+    if different:
+        raise BadInput(f"{folder} holds a run with another config ({'; '.join(different)}); choose "
+                       "another --out, or repeat the old command")
+
+
+def failure(folder):
+    """In words, when and why a run failed for good.  None if it did not."""
+    if (folder / "failed").exists():
+        found = read_json(folder / "failed")
+        return f"{folder.name} failed after step {found.get('step')}: {found.get('reason')}"
+
+
+def is_done(folder, until=None):
+    path = folder / "done"
+    return path.exists() and read_json(path).get("until") == rounded(until)
+
+
+def where_to_go_on(folder, config):
+    """-> (the last checkpoint, the rows up to it).  Without a sound one, a run begins again."""
+    path, rows, why = folder / "checkpoint.pt", read_rows(folder / "metrics.jsonl"), ""
+    saved = load_saved(path)
+    if saved is None:
+        why = f"{path} is damaged" if path.exists() else ""
+    elif not isinstance(saved, dict) or saved.get("config") != config:
+        raise Failed(f"{path} is not a checkpoint of this run; move it away, and the same command "
+                     "begins again")
+    elif saved["rows"] <= len(rows):
+        return saved, rows[:saved["rows"]]
+    else:
+        why = f"{folder}/metrics.jsonl has fewer rows than its checkpoint knows of"
+    if why:
+        print(f"{why}: the run begins again, and comes to the same numbers", file=sys.stderr)
+    return {"snapshot": None, "measure": {}, "wall": {"train": 0.0, "measure": 0.0}}, []
+
+
+def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, until=None,
+           seconds: float | None = None) -> None:
+    """Measure every snapshot and write it down: the only loop that does.
+
+    folder: the run's directory.  config: what decides the numbers, for config.json.
+    snapshots: state -> iterator of Snapshots, such as models.train and pythia.snapshots.  state is
+      what `snapshot.state()` returned at the last checkpoint; None at the start.
+    measure: snapshot -> dict, with {level: {column: value}} under the key "levels".  If it has an
+      attribute `state`, a dict, that is part of the checkpoint too.
+    until: what the run is to reach; one that is done, but reached something else, goes on.
+    seconds: between checkpoints; None: CHECKPOINT_SECONDS.
+    Raises BadInput for another config, Busy if another process is at it, Failed if it failed."""
+    folder, config = Path(folder), rounded(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        write_or_check_config(folder, config)
+        if is_done(folder, until):
+            return
+        if failure(folder):
+            raise Failed(f"{failure(folder)}; its rows are kept: other settings, another --out")
+        saved, rows = where_to_go_on(folder, config)
+        path, wall, unsaved = folder / "metrics.jsonl", saved["wall"], None
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        if hasattr(measure, "state"):
+            measure.state = saved["measure"]
+        seconds = CHECKPOINT_SECONDS if seconds is None else seconds
+        last = time.monotonic()
+        last_saved = last if rows else -math.inf                # a new run: saved at once
+        with open(path, "ab") as file, ending_for_good(folder, rows):
+            for snapshot in snapshots(saved["snapshot"]):
+                # Measure, and write the row down before anything else happens.
+                wall["train"] += time.monotonic() - last
+                last = time.monotonic()
+                row = {"step": snapshot.step, "loss": snapshot.loss, **measure(snapshot)}
+                wall["measure"] += time.monotonic() - last
+                last = time.monotonic()
+                row |= {f"wall_{what}_s": round(spent, 2) for what, spent in wall.items()}
+                rows.append(row)
+                file.write((json.dumps(rounded(row)) + "\n").encode())
+                file.flush()
+                if config.get("keep") and (len(rows) - 1) % config["keep"] == 0:
+                    kept = folder / "weights" / f"step-{snapshot.step:06d}.pt"
+                    kept.parent.mkdir(exist_ok=True)
+                    save(kept, snapshot.model.state_dict())
+                # Where to go on, were the run to stop here.
+                unsaved = {"snapshot": snapshot.state(), "measure": getattr(measure, "state", {}),
+                           "rows": len(rows), "wall": wall, "config": config}
+                if last - last_saved > seconds:
+                    save_checkpoint(folder, file, unsaved)
+                    last_saved, unsaved = time.monotonic(), None
+            if unsaved:                                         # the last weights are still there
+                save_checkpoint(folder, file, unsaved)
+        write_atomically(folder / "done", {"until": until, "wall_train_s": wall["train"],
+                                           "wall_measure_s": wall["measure"]})
+
+
+def save_checkpoint(folder, file, state):
+    """A checkpoint never knows of more rows than the disk does."""
+    os.fsync(file.fileno())
+    if not (folder / "metrics.jsonl").exists():
+        raise Failed(f"{folder}/metrics.jsonl was deleted under the run; the same command begins "
+                     "it again")
+    save(folder / "checkpoint.pt", state)
+
+
+@contextlib.contextmanager
+def ending_for_good(folder, rows):
+    """A loss, a weight or a measure that is no longer finite ends a run: the file `failed`."""
+    try:
+        yield
+    except (FloatingPointError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        step = rows[-1]["step"] if rows else 0
+        write_atomically(folder / "failed", {"step": step, "reason": str(error)})
+        raise Failed(f"{folder.parent}/{failure(folder)}; what is there is kept: try a smaller "
+                     "learning rate (--set lr=...) and another --out") from None
+
+
+# --------------------------------------------------------------------------------------------------
+# What finished runs say, as one long table
+
+def run_folders(folder):
+    """The directories of a sweep's runs.  A run's own directory is a sweep of one."""
+    if (folder / "config.json").exists():
+        return [folder]
+    names = ("config.json", "metrics.jsonl", "done")
+    return sorted({path.parent for path in folder.glob("*/*") if path.name in names})
+
+
+def check_run(folder, config):
+    """Raise Failed where a run's config.json is not one that analysis can use."""
+    if "numbers" not in config:
+        raise Failed(f"{folder} was written by an earlier version, or by another program: use the "
+                     "commit that its config.json names, or run it again elsewhere")
+    name = f"{config.get('size')}-s{config.get('seed')}"
+    kinds = {"parameters": int, "width": int, "numbers": dict, "chance": dict}
+    if (folder.resolve().name != name
+            or any(type(config.get(key)) is not kind for key, kind in kinds.items())
+            or list(config["chance"]) != config.get("levels")):
+        raise Failed(f"{folder} is not a run that `sweep` wrote (its config.json does not fit); "
+                     f"{AGAIN}")
+
+
+def load(folder: Path) -> tuple[Iterator, dict, list]:
+    """A sweep's directory -> (rows, configs, missing).
+
+    rows: of the long table that emergence.from_table takes, (run, level, step, quantity, value).
+    configs: {run: its config.json}.  missing: in words, which runs are not finished, and why.
+    Raises BadInput where no run is finished, Failed for a file that cannot be read."""
+    folder, found, missing = Path(folder), [], []
+    for one in run_folders(folder):
+        config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
+        check_run(one, config)
+        last, steps = rows[-1]["step"] if rows else 0, config.get("steps")
+        if failure(one):
+            missing.append(failure(one))
+        elif last != steps:
+            missing.append(f"{one.name} stopped at step {last} of {steps}")
+        else:
+            found.append((config["parameters"], config["seed"], one.resolve().name, config, rows))
+    if not found:
+        why = "; ".join(missing) or "expected a sweep's directory, such as runs/modadd"
+        raise BadInput(f"{folder} holds no finished run ({why})")
+    found.sort(key=lambda run: run[:3])
+    table = (table_rows(name, config, rows) for *_, name, config, rows in found)
+    return (itertools.chain.from_iterable(table),
+            {name: config for *_, name, config, rows in found}, missing)
+
+
+def table_rows(name, config, rows):
+    """The rows of metrics.jsonl -> (run, level, step, quantity, value), one at a time."""
+    for row in rows:
+        step = row["step"]
+        for level, columns in row["levels"].items():
+            for column, value in columns.items():
+                if column == "rankme":
+                    for position, layers in value.items():
+                        for layer, number in enumerate(layers):
+                            yield name, level, step, f"rankme.{position}.{layer}", number
+                    continue
+                for key in config["numbers"].get(column, ())[1:]:       # the one that is judged
+                    value = None if value is None else value[key]
+                if not isinstance(value, (dict, list)):
+                    yield name, level, step, column, value
+
+
+# --------------------------------------------------------------------------------------------------
+# A plan of runs: what it costs, and the processes that share it out
+
+class Job(NamedTuple):
+    """One run of a sweep's plan."""
+    folder: Path
+    train: models.TrainConfig
+    measure: MeasureConfig
+
+
+def estimate(train, measure):
+    """-> (seconds of training, seconds of measuring accuracy and RankMe, snapshots) of a run.
+
+    Some of its steps and one snapshot are timed here and now."""
+    torch.set_num_threads(train.threads)
+    short = dataclasses.replace(train, lr=0.0, snapshots=train.steps + 1, compile=0)
+    for snapshot in itertools.islice(models.train(short), 6):   # one after every step
+        if snapshot.step <= 1:                                  # the first pays for the set-up
+            begin = time.monotonic()
+    step = (time.monotonic() - begin) / max(1, snapshot.step - 1)
+    often = tuple(name for name in measure.measures if MEASURES[name].snapshots == "snapshots")
+    measurement = Measurement(short, dataclasses.replace(measure, measures=often))
+    measurement(snapshot)                                       # the first draws the lines
+    begin = time.monotonic()
+    measurement(snapshot)
+    count = len(models.snapshot_steps(train.steps, train.snapshots))
+    return step * train.steps, (time.monotonic() - begin) * count, count
+
+
+def rare_costs(train, measure):
+    """{measure: (snapshots, training steps)} of what is taken rarely: how often, and its cost."""
+    taken = {name: len(steps) for name, steps in schedule(train, measure).items()
+             if MEASURES[name].snapshots != "snapshots"}
+    return {name: (count, count * MEASURES[name].cost) for name, count in taken.items()}
+
+
+def work(train, measure):
+    """How long a run takes, in units of its own: to put the longest first."""
+    steps = train.steps + sum(cost for _, cost in rare_costs(train, measure).values())
+    return models.parameter_count(models.SIZES[train.size]) * steps
+
+
+def run_one(job):
+    """Carry out one run in its directory, from wherever it was left."""
+    torch.set_num_threads(job.train.threads)
+    record(job.folder, run_config(job.train, job.measure),
+           lambda state: models.train(job.train, state), Measurement(job.train, job.measure))
+
+
+def in_words(error):
+    """One sentence for whatever ended a run or a command."""
+    if isinstance(error, OSError):
+        return (f"{error.filename or 'the disk'}: {error.strerror}; what is there is kept, and the "
+                "same command goes on from it")
+    if isinstance(error, (ValueError, Failed)):
+        return str(error)
+    return (f"unexpected {type(error).__name__}: {error} (--debug shows where; what was written "
+            "before is kept)")
+
+
+def run_worker(plan, alone=False):
+    """Carry out the jobs of a plan until each is done or has failed -> what failed, in words.
+
+    A run that another process holds is looked at again later, for that process may be killed; if we
+    are `alone`, it is a failure."""
+    if plan and plan[0].train.device == "cuda":                 # each process of a machine: a GPU
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    failures = {}
+    while waiting := [job for job in plan
+                      if job.folder not in failures and not is_done(job.folder)]:
+        for job in waiting:
+            try:
+                run_one(job)
+            except Exception as error:                          # the other runs can still be done
+                if isinstance(error, Busy) and not alone:
+                    time.sleep(0.1)
+                    continue
+                if "--debug" in sys.argv:
+                    traceback.print_exc()
+                failures[job.folder] = in_words(error)
+    return list(failures.values())
+
+
+def worker_process(rank, plan, queue):
+    """run_worker in a process that ends with the one that started it, however that ends."""
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is for the parent
+    threading.Thread(target=watch, daemon=True).start()
+    os.environ["LOCAL_RANK"] = str(rank)
+    queue.put(run_worker(plan))
+
+
+def run_workers(count, plan):
+    """run_worker in `count` processes of this machine, started again where all were killed."""
+    context = multiprocessing.get_context("spawn")
+    for _ in range(4):
+        queue = context.SimpleQueue()
+        processes = [context.Process(target=worker_process, args=(rank, plan, queue))
+                     for rank in range(count)]
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+        finally:                                                # stopped: by Ctrl-C, for instance
+            for process in processes:
+                process.kill()
+        if any(process.exitcode == 0 for process in processes):
+            return queue.get()                                  # each of them meets every failure
+    raise Failed("the workers were killed four times; the same command goes on from the last "
+                 "checkpoints (short of memory? --workers 1)")

@@ -1,0 +1,656 @@
+"""Figures show the planted curves and dates; words fit; a figure that fails costs only itself."""
+import csv
+import doctest
+import io
+import math
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.image import imread
+from rich.console import Console
+
+import claims
+import emergence
+import report
+
+STEPS = range(0, 401, 10)
+LEVELS = ("add-1", "add-2", "sham-add-1")
+JOINT = ("add-1", "add-2", "copy-1", "copy-2", "sham-add-1")
+FEW = {"threshold": (0.3, 0.5), "warmup": (True, False)}
+
+
+# ------------------------------------------------------------------------------------------------
+# Made-up sweeps
+
+def planted(level, step):
+    """task-k falls to k + 1, recovers at 100 k, and emerges at 100 k + 60; a sham never does."""
+    k, sham = int(level[-1]), level.startswith("sham")
+    low, onset = k + 1.0, 100 * k
+    rank = 12.0
+    if step >= 30:
+        rank = low
+        if step >= onset and not sham:
+            rank = min(12.0, 2 * low + (step - onset) / 10)
+    return rank, step >= onset + 60 and not sham
+
+
+def table_of(name, levels=LEVELS, shift=0.0, measures=(), held_back=False):
+    """The rows of one run; shift moves its accuracy and its RankMe, but none of its dates."""
+    for step in STEPS:
+        for level in levels:
+            rank, emerged = planted(level, step)
+            values = {"accuracy": 0.95 - shift if emerged else 0.1, "loss": 1.0, "distinct": 100,
+                      "log_prob": -0.1 if emerged else -2.3}
+            for position in ("first", "answer", "last"):
+                for layer, value in enumerate((1.0, rank + 1, rank + shift, rank)):
+                    values[f"rankme.{position}.{layer}"] = value
+            if held_back:
+                values["accuracy_train"] = float(step >= 50)
+                values["accuracy_test"] = values["accuracy"]
+            if step % 40 == 0:
+                values |= {measure: step / 400 for measure in measures}
+            for quantity, value in values.items():
+                yield {"run": name, "level": level, "step": step, "quantity": quantity,
+                       "value": value}
+
+
+def config_of(size="nano", seed=0, parameters=400_000, levels=LEVELS, measures=(),
+              held_back=False):
+    return {"size": size, "seed": seed, "parameters": parameters, "levels": list(levels),
+            "width": 128, "steps": 400, "eval_examples": 1000, "warmup": 0,
+            "train_fraction": 0.4 if held_back else 1.0, "measures": ["rankme", *measures],
+            "numbers": {measure: [measure] for measure in measures},
+            "chance": dict.fromkeys(levels, 0.1), "chance_log_prob": dict.fromkeys(levels, -2.3),
+            "answer_tokens": dict.fromkeys(levels, 2)}
+
+
+def sweep(sizes=(("nano", 400_000),), seeds=2, levels=LEVELS, measures=(), held_back=False):
+    """Runs whose seeds differ by the shift .02 seed."""
+    rows, configs = [], {}
+    for size, parameters in sizes:
+        for seed in range(seeds):
+            name = f"{size}-s{seed}"
+            rows += table_of(name, levels, 0.02 * seed, measures, held_back)
+            configs[name] = config_of(size, seed, parameters, levels, measures, held_back)
+    return emergence.event_table(emergence.from_table(rows, configs))
+
+
+TWO_SIZES = (("nano", 400_000), ("micro", 1_300_000))
+
+
+@pytest.fixture(scope="module")
+def two_sizes():
+    return sweep(TWO_SIZES)
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """Two tasks, two sizes, a measure: (events, findings, universe)."""
+    events = sweep(TWO_SIZES, levels=JOINT, measures=("llc",))
+    universe = claims.multiverse(events.runs, claims.specifications(FEW), count=11)
+    findings = {"choices": events.dated_by, "runs": [run.name for run in events.runs],
+                "missing": [],
+                **claims.study(events.runs, universe=universe, count=51),
+                "levels": emergence.medians(events)}
+    return events, findings, universe
+
+
+def save(path, content):
+    """A stand-in for the writer that `report.write` is given."""
+    if isinstance(content, dict):
+        content = repr(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def vertical_lines(ax):
+    """{step: (colour, line style)} of the lines that stand at one step."""
+    return {float(line.get_xdata()[0]): (to_hex(line.get_color()), line.get_linestyle())
+            for line in ax.lines if len(set(line.get_xdata())) == 1}
+
+
+def titled(figure):
+    return [ax for ax in figure.axes if ax.get_title()]
+
+
+def numbers_of(ax):
+    """The y values of all curves, without vertical lines, in the order of drawing."""
+    return [line.get_ydata() for line in ax.lines if len(set(line.get_xdata())) > 1]
+
+
+# ------------------------------------------------------------------------------------------------
+# Figures of a sweep
+
+def test_curves_have_a_panel_for_each_level_and_size_with_both_dates(two_sizes):
+    figures = report.figure_curves(two_sizes)
+    assert list(figures) == ["curves"]
+    axes = figures["curves"].axes
+    assert len(axes) == 2 * 2 * 2                           # sizes x levels x (accuracy, RankMe)
+    assert [ax.get_title() for ax in titled(figures["curves"])] == [
+        "nano   add-1", "nano   add-2", "micro   add-1", "micro   add-2"]
+    for i, k in enumerate((1, 2, 1, 2)):
+        for ax in axes[2 * i:2 * i + 2]:
+            assert vertical_lines(ax) == {100.0 * k: (report.RANKME.lower(), "--"),
+                                          100.0 * k + 60: (report.ACCURACY.lower(), "-")}
+
+
+def test_curves_show_median_and_range_over_seeds_above_the_controls(two_sizes):
+    upper, lower = report.figure_curves(two_sizes)["curves"].axes[:2]
+    sham, accuracy = numbers_of(upper)
+    assert to_hex(upper.lines[0].get_color()) == to_hex(report.CONTROL) and set(sham) == {0.1}
+    assert accuracy == pytest.approx([0.94 if step >= 160 else 0.1 for step in STEPS])
+    rank = [planted("add-1", step)[0] + 0.01 for step in STEPS]
+    assert numbers_of(lower)[1] == pytest.approx(rank)
+    edges = upper.collections[1].get_paths()[0].vertices[:, 1]              # of the band
+    assert (edges.min(), edges.max()) == pytest.approx((0.1, 0.95))
+    assert 0.93 in edges.round(6)
+
+
+def test_a_single_seed_has_no_band():
+    upper, lower = report.figure_curves(sweep(seeds=1))["curves"].axes[:2]
+    assert not upper.collections and not lower.collections
+
+
+def test_several_tasks_have_a_figure_for_each_size(joint):
+    events, _, _ = joint
+    figures = report.figure_curves(events)
+    assert list(figures) == ["curves-nano", "curves-micro"]
+    titles = [ax.get_title() for ax in titled(figures["curves-nano"])]
+    assert titles == list(JOINT[:4])                        # the row's title is in the level's name
+    assert list(report.figure_layers(events)) == ["layers-nano", "layers-micro"]
+
+
+def test_seen_operands_are_dotted_where_some_are_held_back():
+    figure = report.figure_curves(sweep(held_back=True))["curves"]
+    (dotted,) = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert dotted.get_ydata().tolist() == [float(step >= 50) for step in STEPS]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[:2] == ["accuracy on unseen operands; emergence", "on seen ones"]
+
+
+def test_layers_are_the_median_of_every_layer_with_emergence_in_white(two_sizes):
+    figure = report.figure_layers(two_sizes)["layers"]
+    assert len(titled(figure)) == 4 and len(figure.axes) == 5               # and the colour bar
+    ax = titled(figure)[1]
+    expected = [[1.0, rank + 1, rank + 0.01, rank] for rank, _ in
+                (planted("add-2", step) for step in STEPS)]
+    mesh = np.asarray(ax.collections[0].get_array()).reshape(4, len(STEPS))
+    assert np.allclose(mesh, np.transpose(expected))
+    assert vertical_lines(ax) == {260.0: ("#ffffff", "-")}
+    first = titled(figure)[0]
+    names = [label.get_text() for label in first.get_yticklabels()]
+    assert names == ["embedding", "1", "2", "final norm"]
+
+
+def test_floors_stand_at_the_planted_floors_of_each_size(two_sizes):
+    ax = report.figure_floors(two_sizes)["floors"].axes[0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["add-1", "add-2"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["nano\n0.4M", "micro\n1.3M"]
+    lines = [container.lines[0] for container in ax.containers]
+    for k, line in enumerate(lines, 1):
+        assert line.get_ydata() == pytest.approx([k + 1.01, k + 1.01])      # the median seed
+        assert line.get_xdata() == pytest.approx([4e5, 1.3e6], rel=0.02)
+    assert [line.get_linestyle() for line in lines] == ["-", "--"]
+    assert len({line.get_color() for line in lines}) == 2
+    bar = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert bar == pytest.approx([2.0, 2.02])
+
+
+def test_floors_of_several_tasks_share_a_colour_within_a_task(joint):
+    ax = report.figure_floors(joint[0])["floors"].axes[0]
+    colours = [container.lines[0].get_color() for container in ax.containers]
+    assert colours == [report.PALETTE[0]] * 2 + [report.PALETTE[1]] * 2
+
+
+def test_measures_are_scaled_and_stand_around_emergence(joint):
+    figure = report.figure_measures(joint[0])["measures"]
+    counts = [ax.get_title() for ax in figure.axes]
+    assert counts == ["accuracy (16 curves)", "rankme (16 curves)", "llc (16 curves)"]
+    x, y = figure.axes[0].lines[0].get_data()               # accuracy jumps at emergence
+    assert set(y[x < 0.93]) == {0.0} and set(y[x >= 1]) == {1.0}
+    assert vertical_lines(figure.axes[1]) == {1.0: (report.ACCURACY.lower(), "-")}
+
+
+def test_a_measure_that_rises_evenly_is_on_its_way_at_emergence():
+    """The llc is step / 400, seen every 40 steps.  Step 0 is left out; emergence is at 160."""
+    figure = report.figure_measures(sweep(levels=("add-1",), measures=("llc",)))["measures"]
+    x, y = figure.axes[2].lines[0].get_data()
+    at_emergence = np.flatnonzero(np.isclose(x, 1))
+    assert y[at_emergence] == pytest.approx((160 - 40) / (400 - 40))
+    assert (np.diff(y) > 0).all() and 0 <= y.min() and y.max() <= 1
+
+
+def test_measures_have_no_figure_where_nothing_emerges():
+    rows = [row for row in table_of("nano-s0") if row["quantity"] != "accuracy"]
+    rows += [row | {"value": 0.1} for row in table_of("nano-s0") if row["quantity"] == "accuracy"]
+    events = emergence.event_table(emergence.from_table(rows, {"nano-s0": config_of()}))
+    assert report.figure_measures(events) == {}
+    assert set(report.figure_curves(events)) == {"curves"}                  # the others do
+
+
+def test_choices_show_every_combination_and_every_option(joint):
+    events, findings, universe = joint
+    left, right = report.figure_choices(events, findings, universe)["choices"].axes
+    observed = left.lines[1].get_ydata()
+    rates = universe[1]["C4"]
+    assert observed.tolist() == sorted(rates[:, 0]) and len(observed) == len(universe[0]) == 4
+    order = np.lexsort((np.median(rates[:, 1:], axis=1), rates[:, 0]))
+    assert np.array_equal(left.lines[0].get_ydata(), np.median(rates[order, 1:], axis=1))
+
+    shown = [row for row in findings["claims"] if "options" in row and not math.isnan(row["value"])]
+    names = [label.get_text().replace("\n", " ") for label in right.get_xticklabels()]
+    assert names == [row["claim"] for row in shown]
+    options = [label.get_text() for label in right.get_yticklabels()]
+    assert {"threshold 0.3", "threshold 0.5", "warmup True", "warmup False"} <= set(options)
+    cells = np.asarray(right.images[0].get_array())
+    assert cells.shape == (len(options), len(names))
+    axis, option = options[0].split(" ")
+    assert cells[0].tolist() == [row["options"][axis][option] for row in shown]
+    assert [text.get_text() for text in right.texts] == [f"{100 * x:.0f}" for x in cells.flat]
+
+
+def test_choices_have_no_figure_without_a_universe_or_an_emergence(joint):
+    events, findings, (specifications, values) = joint
+    assert report.figure_choices(events, findings, None) == {}
+    nothing = values | {"C4": np.full_like(values["C4"], math.nan)}
+    assert report.figure_choices(events, findings, (specifications, nothing)) == {}
+
+
+# ------------------------------------------------------------------------------------------------
+# Figures of single commands
+
+def test_llc_grid_has_a_line_for_each_localization_and_a_trace_for_each_chain():
+    losses = np.arange(12.0).reshape(3, 4)
+    cells = [(lr, gamma, SimpleNamespace(
+        mean=gamma + lr, mc_error=0.5, bias=1.0, ess=50.0, nbeta=10.0, losses=losses,
+        baselines=losses[:, :1], diverged=[False, False, lr == 0.1]))
+        for gamma in (0.0, 100.0) for lr in (0.1, 0.01)]
+    figure = report.figure_llc_grid(cells)
+    value, bias, draws, *traces = figure.axes
+    assert value.containers[1].lines[0].get_data()[1].tolist() == [100.01, 100.1]
+    assert bias.containers[0].lines[0].get_ydata() == pytest.approx([100 / 1.01, 100 / 1.1])
+    assert draws.containers[0].lines[0].get_ydata().tolist() == [50, 50]
+    titles = [ax.get_title() for ax in traces]
+    assert titles == [f"lr {lr}, localization {gamma}" for gamma in (0, 100) for lr in (0.01, 0.1)]
+    assert traces[1].lines[2].get_ydata().tolist() == [0, 10, 20, 30]       # nbeta times the rise
+    assert [line.get_color() == "black" for line in traces[1].lines] == [False, False, True]
+    assert report.png({"grid": figure})["grid"].startswith(b"\x89PNG")
+
+
+def eval_row(model, step, task, value):
+    return SimpleNamespace(model=model, step=step, task=task, metric="acc", value=value,
+                           stderr=0.01)
+
+
+def eval_event(model, task, emerged):
+    return SimpleNamespace(model=model, task=task, chance=0.25, emergence=emerged)
+
+
+def test_evals_draw_every_curve_with_chance_and_a_dot_at_emergence():
+    rows = [eval_row(model, step, task, 0.25 + step / 2000 * (model == "large"))
+            for task in ("sciq", "piqa") for model in ("small", "large") for step in (0, 500, 1000)]
+    rows.append(eval_row("small", 500, "sciq", 9))
+    rows[-1].metric = "f1"                                  # another metric of the same task
+    events = [eval_event(model, task, (0, 500) if model == "large" else None)
+              for task in ("sciq", "piqa") for model in ("small", "large")]
+    figure = report.figure_evals(rows, events, {"sciq": 0.3})
+    sciq, piqa = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["sciq", "piqa"]
+    curves = [container.lines[0].get_ydata() for container in sciq.containers]
+    assert [list(curve) for curve in curves] == [[0.25] * 3, [0.25, 0.5, 0.75]]
+    (dot,) = [line for line in sciq.lines if line.get_marker() == "o"]
+    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (500, 0.5)
+    for ax, chance in ((sciq, 0.3), (piqa, 0.25)):          # as given, or as the event has it
+        levels = {line.get_ydata()[0] for line in ax.lines if line.get_color() == "0.5"}
+        assert levels == {chance}
+    assert [text.get_text() for text in sciq.get_legend().get_texts()] == ["small", "large"]
+
+
+def test_compare_draws_rankme_its_interval_accuracy_and_both_spans():
+    rows = []
+    for step in (112, 0, 64, 16):                           # out of order, and one left out
+        level = {"rankme": {"first": [1, step + 1, 2]}, "accuracy": step / 112,
+                 "rankme_interval": {"first": [step, step + 2]}}
+        rows.append({"step": step, "levels": {"facts": level, "grammar": level}})
+    orders = [SimpleNamespace(task="facts", verdict="leads", onset=(0, 16), emergence=(16, 112)),
+              SimpleNamespace(task="grammar", verdict="never", onset=None, emergence=None)]
+    comparison = SimpleNamespace(orders=orders, steps=(0, 16, 112))
+    figure = report.figure_compare(rows, comparison)
+    facts, grammar, accuracy, _ = figure.axes
+    assert [facts.get_title(), grammar.get_title()] == ["facts: leads", "grammar: never"]
+    assert facts.lines[0].get_ydata().tolist() == [1, 17, 113]
+    assert accuracy.lines[0].get_ydata() == pytest.approx([0, 1 / 7, 1])
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in facts.patches]
+    assert spans == [(0, 16), (16, 112)] and not grammar.patches
+
+
+# ------------------------------------------------------------------------------------------------
+# PNG, settings, other processes
+
+def test_the_users_own_settings_change_no_picture_and_stay(two_sizes):
+    plain = report.draw(two_sizes.runs, two_sizes.dated_by)[0]["floors"]
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "savefig.dpi": 10}):
+        assert report.draw(two_sizes.runs, two_sizes.dated_by)[0]["floors"] == plain
+        assert matplotlib.rcParams["font.size"] == 30
+    height, width, _ = imread(io.BytesIO(plain)).shape
+    assert (width, height) == (960, 576)
+
+
+def test_draw_can_be_pickled_and_draws_all_that_needs_no_findings(joint):
+    events, _, _ = joint
+    function, runs = pickle.loads(pickle.dumps((report.draw, events.runs)))
+    images, complaints = function(runs, events.dated_by)
+    assert complaints == []
+    assert set(images) == {"curves-nano", "curves-micro", "layers-nano", "layers-micro", "floors",
+                           "measures"}
+    assert all(image.startswith(b"\x89PNG") for image in images.values())
+
+
+@pytest.mark.system
+def test_another_process_draws_the_same_pictures(joint):
+    events, _, _ = joint
+    with ProcessPoolExecutor(1) as pool:
+        elsewhere = pool.submit(report.draw, events.runs, events.dated_by).result()
+    assert elsewhere == report.draw(events.runs, events.dated_by)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
+def test_a_notebooks_backend_that_is_not_installed_does_no_harm(backend):
+    code = ("import io, os, report; figure = report.Figure(); figure.subplots(); "
+            "print(report.png({'x': figure})['x'][1:4], os.environ['MPLBACKEND'])")
+    folder = Path(report.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
+                          env=os.environ | {"MPLBACKEND": backend})
+    assert done.stdout.strip() == f"b'PNG' {backend}", done.stderr
+
+
+# ------------------------------------------------------------------------------------------------
+# Words
+
+def claim_row(key, **changes):
+    """The worst case for width: every number there is, and long ones."""
+    claim = next(claim for claim in claims.CLAIMS if claim.key == key)
+    row = {"claim": key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4,
+           "value": 0.8765, "low": 0.4321, "high": 0.9876, "null": 0.5555, "p": 0.04,
+           "p_holm": 0.0432, "share": 0.6789, "p_multiverse": 0.0021,
+           "verdict": "as claimed, but chance gives it too; depends on persistence"}
+    return row | changes
+
+
+def test_claim_lines_fit_80_columns_and_begin_with_the_key_in_bold():
+    for claim in claims.CLAIMS:
+        lines = report.claim_lines([claim_row(claim.key)])
+        assert max(len(line.plain) for line in lines) <= 80
+        assert lines[0].plain == f"{claim.key}  {claim.text}"
+        (bold,) = lines[0].spans
+        assert (bold.start, bold.end, bold.style) == (0, len(claim.key), "bold")
+        together = " ".join(line.plain.strip() for line in lines[1:])
+        assert "chance" in together and "p .043" in together and "p .002" in together
+        assert together.endswith("depends on persistence") and "\N{NO-BREAK SPACE}" not in together
+
+
+def test_a_claim_without_a_value_has_its_verdict_alone():
+    row = claim_row("C4", value=math.nan, low=None, high=None, null=math.nan, verdict="cannot tell")
+    name, verdict = report.claim_lines([row])
+    assert verdict.plain == "    cannot tell"
+    cells = report.claim_cells(row)
+    assert (cells["here"], cells["interval"], cells["chance"]) == ("-", "-", "-")
+
+
+def test_cells_of_claims_are_short_and_never_minus_zero():
+    cells = report.claim_cells(claim_row("C4", value=-0.001, p_holm=1.0, p_multiverse=0.0004))
+    assert list(cells.values())[3:9] == ["0%", "43% to 99%", "56%", "1", "68%", "<.001"]
+    row = claim_row("C4")
+    del row["share"], row["p_multiverse"]                   # a study without a universe
+    cells = report.claim_cells(row)
+    assert (cells["choices"], cells["p of that share"]) == ("-", "-")
+    assert "choices" not in report.evidence(cells)
+
+
+def test_evidence_leaves_out_what_there_is_not():
+    bare = dict(low=None, high=None, null=None, p_holm=None, p_multiverse=None)
+    cells = report.claim_cells(claim_row("C1", **bare))
+    assert report.evidence(cells).replace("\N{NO-BREAK SPACE}", " ") == (
+        "paper all tasks; here 88%; choices 68%")
+    cells = report.claim_cells(claim_row("C4 risk set"))    # of which the paper says nothing
+    assert report.evidence(cells).startswith("here\N{NO-BREAK SPACE}0.9")
+
+
+def test_tables_of_medians_dim_the_shams_and_say_never(two_sizes):
+    tables = report.median_tables(emergence.medians(two_sizes))
+    assert [table.title.plain for table in tables] == ["nano", "micro"]
+    assert [row.style for row in tables[0].rows] == [None, None, "dim"]
+    add, sham = (tuple(report.median_cells(row).values())
+                 for row in emergence.medians(two_sizes)[1:3])
+    assert add == ("add-2", "3.0", "200", "260", "60", "2/2/2")
+    assert sham[0] == "sham-add-1" and sham[2:] == ("-", "never", "-", "0/0/2")
+
+
+def test_sweeps_stand_side_by_side_with_an_unadjusted_p(joint):
+    _, findings, _ = joint
+    rows = [row | {"p": 0.031, "p_holm": 0.5} for row in findings["claims"]]
+    screen = io.StringIO()
+    table = report.side_by_side({"[b]add": findings, "other": findings | {"claims": rows}})
+    Console(file=screen, highlight=False, width=80).print(table)
+    _, first, second, legend = screen.getvalue().splitlines()
+    assert first.startswith("[b]add") and f"{findings['lead_check']['median_onset']:.0f}" in first
+    assert second.split()[-1] == ".031" and legend.startswith("onset: ")
+
+
+def test_sentences_of_the_joint_sweep_give_its_numbers(joint):
+    _, findings, _ = joint
+    lines = report.sentences(findings)
+    check = findings["lead_check"]
+    assert f"z = {check['z']:.2f}" in lines[1]
+    assert f"The median onset is at step {check['median_onset']:.0f}." in lines[1]
+    (shams,) = [line for line in lines if line.startswith("Of 4 sham controls 0 emerged")]
+    assert "0 show an onset of RankMe" in shams
+    (floors,) = [line for line in lines if line.startswith("Floors vary")]
+    assert "over sizes" in floors and "over seeds" in floors and "over tasks" in floors
+    (llc,) = [line for line in lines if line.startswith("llc, on its own 11 snapshots")]
+    assert "RankMe on the same snapshots: first in" in llc
+    assert not any("None" in line or "nan" in line for line in lines)
+
+
+def test_sentences_leave_out_what_was_not_there(joint):
+    _, findings, _ = joint
+    check = findings["lead_check"] | {"shams": 0, "information": 0, "z": math.nan,
+                                      "median_onset": math.inf}
+    nothing = dict.fromkeys(("over_sizes", "over_seeds", "over_tasks", "ratio_of_shares"))
+    bare = findings | {"lead_check": check, "floor_variation": nothing, "classes": [],
+                       "measures": [], "missing": ["nano-s7 was not started"]}
+    layers, risk_set, missing = report.sentences(bare)
+    assert "no z" in risk_set and "Most task-levels show no onset." in risk_set
+    assert missing == "missing: nano-s7 was not started"
+
+
+def test_examples_in_the_docstrings():
+    results = doctest.testmod(report)
+    assert results.failed == 0 and results.attempted >= 2
+
+
+# ------------------------------------------------------------------------------------------------
+# The page
+
+class Page(HTMLParser):
+    """Well-formed or an AssertionError; `tags` are [(name, attributes)], `words` the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.words = [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        assert len(dict(attributes)) == len(attributes), f"{tag} has an attribute twice"
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def picture():
+    figure = matplotlib.figure.Figure(figsize=(1, 1))
+    return report.png({"floors": figure})["floors"]
+
+
+def test_the_page_is_well_formed_and_needs_no_other_file(joint):
+    events, findings, _ = joint
+    images = {"floors": picture(), "curves-nano": picture(), "curves-micro": picture()}
+    text = report.page("add+copy", events, findings, images)
+    page = Page(text)
+    names = [name for name, _ in page.tags]
+    assert text.startswith("<!DOCTYPE html>") and not {"script", "link", "iframe"} & set(names)
+    assert "http" not in text and "@import" not in text and "url(" not in text
+    pictures = [attributes for name, attributes in page.tags if name == "img"]
+    assert [attributes["alt"].split(":")[0] for attributes in pictures] == list(images)
+    for attributes in pictures:
+        assert attributes["src"].startswith("data:image/png;base64,iVBOR")
+        assert len(attributes["alt"]) > len("curves-nano: ")
+    assert "width=device-width" in text and "max-width: 40rem" in text      # it fits a telephone
+
+
+def test_the_page_holds_every_claim_every_level_and_every_setting(joint):
+    events, findings, _ = joint
+    page = Page(report.page("add+copy", events, findings, {}, ["Figure floors could not be drawn"]))
+    for row in findings["claims"]:
+        assert f"{row['claim']}: {row['text']}" in page.words and row["verdict"] in page.words
+    assert "4 runs (nano x 2, micro x 2), 5 task-levels in each" in page.words
+    assert "400 steps, 41 snapshots" in page.words and "eval_examples: 1000" in page.words
+    shams = [attributes for name, attributes in page.tags if attributes.get("class") == "sham"]
+    assert len(shams) == 2                                  # one for each size
+    results, _, settings = page.words.partition("How it was run")
+    assert results.count("sham-add-1") == 2 and "sham-add-1" in settings
+    assert "Figure floors could not be drawn" in page.words
+    assert "chance_log_prob" not in page.words
+
+
+def test_the_page_escapes_every_name(joint):
+    events, findings, _ = joint
+    bad = "<script>alert('x')</script> & \"more\""
+    levels = [row | {"level": bad, "size": bad} for row in findings["levels"]]
+    rows = [row | {"verdict": bad, "text": bad} for row in findings["claims"]]
+    changed = findings | {"levels": levels, "claims": rows, "missing": [bad]}
+    text = report.page(bad, events, changed, {f"curves-{bad}": picture()}, [bad])
+    page = Page(text)
+    assert "<script" not in text and not any(name == "script" for name, _ in page.tags)
+    assert page.words.count("<script>alert('x')</script>") > len(rows)
+    (image,) = [attributes for name, attributes in page.tags if name == "img"]
+    assert image["alt"].startswith(f"curves-{bad}: ")
+
+
+# ------------------------------------------------------------------------------------------------
+# Everything into a folder
+
+FILES = {"findings.json", "events.csv", "report.html", "choices.png", "curves-nano.png",
+         "curves-micro.png", "layers-nano.png", "layers-micro.png", "floors.png", "measures.png"}
+
+
+def written(folder, sweep_of, drawing=None, width=80):
+    """(names in the order of writing, what is printed)"""
+    events, findings, universe = sweep_of
+    names = []
+
+    def noted(path, content):
+        names.append(path.name)
+        save(path, content)
+    screen = io.StringIO()
+    lines = report.write(folder, events, findings, universe, noted, drawing)
+    Console(file=screen, highlight=False, width=width).print(*lines, sep="\n")
+    return names, screen.getvalue()
+
+
+def test_numbers_are_written_first_and_the_page_last(tmp_path, joint):
+    names, screen = written(tmp_path, joint)
+    assert names[:2] == ["findings.json", "events.csv"] and names[-1] == "report.html"
+    assert set(names) == FILES and len(names) == len(FILES)
+    assert {path.name for path in tmp_path.rglob("*.*")} == FILES
+    assert "add-2" in screen and "C4 risk set" in screen and "report.html" in screen
+    assert "could not be drawn" not in screen
+    folder = str(tmp_path)
+    files = f"{folder}/report.html, findings.json, events.csv; 7 figures in {folder}/figures"
+    assert screen.replace("\n", "").replace(" ", "").endswith(files.replace(" ", ""))
+    page = Page((tmp_path / "report.html").read_text())
+    assert tmp_path.name in page.words
+    alternatives = [attributes["alt"] for name, attributes in page.tags if name == "img"]
+    assert [text.partition(":")[0] for text in alternatives] == [
+        "choices", "measures", "floors", "curves-nano", "curves-micro", "layers-nano",
+        "layers-micro"]
+
+
+def test_figures_drawn_elsewhere_make_the_same_files(tmp_path, joint):
+    events, _, _ = joint
+    for name in ("here", "elsewhere"):
+        (tmp_path / name / "sweep").mkdir(parents=True)
+    written(tmp_path / "here/sweep", joint)
+    future = Future()
+    future.set_result(report.draw(events.runs, events.dated_by))
+    written(tmp_path / "elsewhere/sweep", joint, future)
+    for path in (tmp_path / "here").rglob("*.*"):
+        other = tmp_path / "elsewhere" / path.relative_to(tmp_path / "here")
+        assert path.read_bytes() == other.read_bytes(), path.name
+
+
+def fails(*arguments):
+    raise RuntimeError("out of ink")
+
+
+@pytest.mark.parametrize("kind", ["curves", "choices"])
+def test_a_figure_that_cannot_be_drawn_costs_only_itself(kind, tmp_path, joint, monkeypatch):
+    monkeypatch.setitem(report.FIGURES, kind, (fails, "A caption."))
+    names, screen = written(tmp_path, joint)
+    assert set(names) == {name for name in FILES if not name.startswith(kind)}
+    sentence = f"Figure {kind} could not be drawn (RuntimeError: out of ink)."
+    assert sentence in screen.splitlines()
+    assert sentence in Page((tmp_path / "report.html").read_text()).words
+
+
+def killed():
+    """The drawing of a process that is no more."""
+    future = Future()
+    future.set_exception(BrokenProcessPool("a process was terminated"))
+    return future
+
+
+def test_a_process_that_dies_costs_its_figures_and_a_sentence(tmp_path, joint):
+    names, screen = written(tmp_path, joint, killed())
+    assert set(names) == {"findings.json", "events.csv", "choices.png", "report.html"}
+    sentence = "Most figures could not be drawn (BrokenProcessPool: a process was terminated)."
+    assert sentence in screen.replace("\n", " ").replace("  ", " ")
+
+
+def test_events_csv_has_a_row_for_each_event_empty_for_never(tmp_path, joint):
+    events, _, _ = joint
+    rows = list(csv.DictReader(io.StringIO(report.events_csv(events))))
+    assert list(rows[0]) == "run size seed task level sham quantity event step".split()
+    assert len(rows) == len(emergence.event_rows(events))
+
+    def steps(level, quantity, event):
+        return {row["step"] for row in rows
+                if (row["level"], row["quantity"], row["event"]) == (level, quantity, event)}
+    assert steps("copy-2", "rankme", "onset") == {"200"}
+    assert steps("copy-2", "accuracy", "emergence") == {"260"}
+    assert steps("sham-add-1", "accuracy", "emergence") == {""}
+    assert {row["sham"] for row in rows if row["level"] == "sham-add-1"} == {"True"}
+
+
+def test_forty_columns_are_enough(tmp_path, joint):
+    _, screen = written(tmp_path, joint, killed(), width=40)
+    assert max(len(line) for line in screen.splitlines()) <= 40
