@@ -423,7 +423,7 @@ def from_table(rows: Iterable, configs: dict | None = None) -> list[Run]:
             steps, values = series.setdefault((level, quantity), ([], []))
             steps.append(float(step))
             values.append(math.nan if value is None or value == "" else float(value))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"from_table: row {number} is {row!r:.200}, expected: "
                              f"{', '.join(COLUMNS)}, with numbers as step and value") from None
     if not found:

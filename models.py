@@ -294,6 +294,14 @@ def snapshot_steps(steps, count=201):
     return sorted(grid)
 
 
+def pick_dtype(device):
+    """bfloat16 where the processor or GPU says that it can; never by a clock."""
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    declared = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return "bfloat16" if declared and declared() else "float32"
+
+
 def evenly_spaced(steps, count):
     """`count` of the steps, evenly spread over their list, the first and the last among them.
 

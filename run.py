@@ -60,15 +60,6 @@ def pick_device(name):
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def pick_dtype(device):
-    """bfloat16 where the processor or GPU says that it can; never by a clock."""
-    import torch
-    if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    declared = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return "bfloat16" if declared and declared() else "float32"
-
-
 def cores():
     """How many processor cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -91,8 +82,8 @@ def minutes(seconds):
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def plain_table(*columns, **options):
-    return Table(*columns, box=None, pad_edge=False, header_style="dim", **options)
+def plain_table(*columns):
+    return Table(*columns, box=None, pad_edge=False, header_style="dim")
 
 
 def bar(text):
@@ -216,7 +207,7 @@ def run_sweep(
     default_steps, lr, snapshots = models.defaults(many)
     train = models.TrainConfig(
         levels=levels, steps=steps or default_steps, lr=lr, snapshots=snapshots,
-        per_level=max(10, 132 // many), device=device, dtype=pick_dtype(device),
+        per_level=max(10, 132 // many), device=device, dtype=models.pick_dtype(device),
         train_fraction=train_fraction, threads=max(1, cores() // (len(sizes) * seeds)))
     often = {} if measures is None else {"hessian_snapshots": 40, "llc_snapshots": 40}
     asked = "rankme" if measures is None else measures
@@ -357,7 +348,8 @@ def analyse_one(folder, planned=()):
     missing += [f"{name} was not started" for name in planned
                 if not (folder / name / "config.json").exists()]
     if not all("rankme" in config["measures"] for config in configs.values()):
-        out.print("RankMe was not measured: there is nothing to find in this sweep")
+        out.print("RankMe was not measured: there is nothing to find in this sweep",
+                  *(f"missing: {line}" for line in missing), sep="\n")
         return None
     runs, specification = emergence.from_table(rows, configs), claims.Specification()
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
@@ -373,9 +365,10 @@ def analyse_one(folder, planned=()):
         for line in report.write(folder, events, findings, universe, sweep.write_atomically,
                                  drawing):
             out.print(line)
-    wall = [sweep.read_json(path) for path in folder.glob("*/done")]
-    training, measuring = (minutes(sum(one[f"wall_{key}_s"] for one in wall))
-                           for key in ("train", "measure"))
+    wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
+            if sweep.is_done(one)]
+    training, measuring = (minutes(sum(one[f"wall_{what}_s"] for one in wall))
+                           for what in ("train", "measure"))
     out.print(f"training {training}, measuring {measuring}, analysing and drawing "
               f"{minutes(time.monotonic() - begin)}")
     return findings
@@ -422,7 +415,7 @@ def calibrate(snapshot, evals, folder):
     best = [f"{gamma:g}: {'none' if lr is None else format(lr, 'g')}"
             for gamma, lr in measures.recommended(cells).items()]
     out.print("The largest lr with a bias under 5% and an R-hat under 1.05, at localization "
-              f"{'; '.join(best)} (`sweep --set llc_lr=... --set llc_localization=...`).")
+              f"{'; '.join(best)} (`sweep --set llc_lr=...`).")
     path = folder / "figures" / f"llc-calibration-{snapshot.step}.png"
     path.parent.mkdir(exist_ok=True)
     report.figure_llc_grid(cells).savefig(path, dpi=120)
@@ -567,18 +560,18 @@ def run_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one task
 
 @app.command("bench")
 def run_bench(as_json: bool = typer.Option(False, "--json", help="numbers instead of tables"),
-              nanogpt: Path = typer.Option(None, metavar="PATH", help="a checkout of nanoGPT to "
-                                                                      "compare with"),
+              nanogpt: Path = typer.Option(None, metavar="PATH", help="a checkout of nanoGPT"),
               device: Device = DEVICE):
     """How fast this machine is, against its floor."""
+    import models
     import sweep
     device = pick_device(device.value)
     sys.path.insert(0, str(Path(__file__).parent / "tests"))
     import bench
     say = Console(stderr=True, highlight=False)
-    say.print("two minutes on two cores with nothing else running; with nanoGPT three")
+    say.print("two minutes on two cores, with nothing else running; with nanoGPT three")
     with say.status("") as status:
-        found = bench.bench(pick_dtype(device), device, cores(), nanogpt, status.update)
+        found = bench.bench(models.pick_dtype(device), device, cores(), nanogpt, status.update)
     if as_json:
         print(json.dumps(sweep.rounded(found), indent=1))
     else:
@@ -619,8 +612,7 @@ def run_grade(
         table: Path = typer.Option(None, "--csv", metavar="FILE", help="a row for each of them")):
     """Points for a handout that came back.
 
-    Each function runs by itself in a clean copy, under limits.  Read "Course assignments" in the
-    README first."""
+    Each function runs by itself, under limits; first read "Course assignments" in the README."""
     if table and not table.absolute().parent.is_dir():
         raise ValueError(f"--csv {table}: {table.absolute().parent} is not a folder")
     import sweep
@@ -681,7 +673,7 @@ def prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, c
         raise ValueError("--probes none: give at least one --probe-file")
     encoder = pythia.tokenizer(tokenizer or pythia.fetch(model, "tokenizer.json", cache))
     sets = pythia.encode(sets, encoder, items)
-    config = pythia.model_config(pythia.fetch(model, "config.json", cache))
+    config = pythia.fetch(model, "config.json", cache)
     cost = pythia.plan(config, listing, kept, sets, getattr(torch, dtype.value), device)
     out.print(f"{model}: {len(kept)} checkpoints ({kept[0]} ... {kept[-1]}); "
               f"{cost.download / 1e9:.2f} GB to download, at most {cost.disk / 1e9:.2f} GB on disk "

@@ -570,8 +570,7 @@ WRONG = {
     "measures.gradient_gram": [
         ("(gram + gram.mT) / 2", "(gram + gram.mT) / 2 / n", "divided by N"),
         ("(gram + gram.mT) / 2", "gram + gram.mT", "a missing 1/2"),
-        ("gradient_blocks(net, loss_fn, data, params,",
-         "gradient_blocks(net, loss_fn, data, params[:1],", "first parameter only"),
+        ("gram += g", "gram = g", "the last parameter only"),
         ("(gram + gram.mT) / 2", "gram - gram.mean(0)", "centred"),
         ('n = _prepare("gradient_gram", model, data)',
          'n = _prepare("gradient_gram", model, data); net.train()', "dropout on"),
@@ -582,8 +581,7 @@ WRONG = {
     "measures.power_iteration": [
         ("v = hv / hv.norm()", "v = hv", "not normalised"),
         ("float(v @ hv)", "float(hv.norm())", "the sign lost"),
-        ("_relative(float((hv - eigenvalue * v).norm()), eigenvalue)",
-         "float((hv - eigenvalue * v).norm())", "residual not relative"),
+        (" / max(abs(eigenvalue), 1e-300)", "", "residual not relative"),
         ("converged=residual <= tol", "converged=True", "converged, whatever"),
         ("v = start / start.norm()", "v = start", "the start not normalised"),
         ("if residual <= tol or", "if", "never stops early"),

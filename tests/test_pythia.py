@@ -170,10 +170,11 @@ def test_only_the_columns_asked_for_are_returned_and_the_hook_goes():
     columns, hooks = torch.tensor([3, 7]), []
     for _ in range(2):
         states, logits = model.read(tokens, columns)
-        hooks.append(len(model.blocks()[-1]._forward_hooks))    # transformers leaves one of its own
+        last = model.model.gpt_neox.layers[-1]
+        hooks.append(len(last._forward_hooks))                  # transformers leaves one of its own
     torch.testing.assert_close(logits, model(tokens)[:, columns])
     assert len(states) == 4 and {tuple(x.shape) for x in states} == {(2, 9, 64)}
-    assert len(model.blocks()) == 2 and hooks[0] == hooks[1]
+    assert hooks[0] == hooks[1]
 
 
 @needs_extra
@@ -229,20 +230,6 @@ def test_measures_of_the_loss_run_on_it(kind):
     assert math.isfinite(row["llc"]["mean"])
     json.dumps(row)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-@needs_extra
-def test_parameter_counts_of_random_models_are_pythias():
-    """Millions, as the Pythia paper's page has them."""
-    known = {(6, 4, 128): 14.1, (6, 8, 512): 70.4, (12, 12, 768): 162.3, (24, 16, 1024): 405.3,
-             (32, 32, 2560): 2775.2}
-    for (layers, heads, width), millions in known.items():
-        shape = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width,
-                 "intermediate_size": 4 * width, "vocab_size": 50304}
-        config = transformers.AutoConfig.for_model(**TINY | shape)
-        model = pythia.random_model(config)
-        assert {p.device.type for p in model.parameters()} == {"meta"}
-        assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
 
 
 # ------------------------------------------------------------------------------------------------
@@ -306,12 +293,12 @@ def damaged_folders(tmp_path):
     left_over = state | {"gpt_neox.extra.weight": torch.ones(3)}
     unknown = {"model_type": "nonsense"}
     remote = unknown | {"auto_map": {"AutoConfig": "evil.Config"}}
-    return {"model.safetensors: .*; give the same command again, or leave it out": cut,
-            "pytorch_model.bin: .*; give the same command again": half,
-            "pytorch_model.bin: refused": evil,
+    return {"the weights: .*file.*; try again, or leave it out": cut,
+            "the weights: .*; try again": half,
+            "the weights: refused": evil,
             "lm_head.weight is missing": write(tmp_path / "lacking", lacking),
-            "gpt_neox.extra.weight is left over": write(tmp_path / "left over", left_over),
-            "of another shape": write(tmp_path / "shape", state, hidden_size=32),
+            "gpt_neox.extra.weight is .* left over": write(tmp_path / "left over", left_over),
+            "or misshapen": write(tmp_path / "shape", state, hidden_size=32),
             "nonsense": write(tmp_path / "other", state, **unknown),
             "custom code": write(tmp_path / "remote", state, **remote)}
 
@@ -378,11 +365,11 @@ def test_audit_groups_by_shard():
 
 def test_safetensors_come_before_bin_and_one_file_before_shards():
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    files = [("pytorch_model.bin",), *((name,) for name in shards), ("optimizer.bin",)]
+    files = [pythia.WeightFile(name) for name in ("pytorch_model.bin", *shards, "optimizer.bin")]
     assert [f.file for f in pythia.files_to_read(files)] == shards
-    files.append(("model.safetensors",))
+    files.append(pythia.WeightFile("model.safetensors"))
     assert [f.file for f in pythia.files_to_read(files)] == ["model.safetensors"]
-    assert pythia.files_to_read([("config.json",)]) == ()
+    assert pythia.files_to_read([pythia.WeightFile("config.json")]) == []
 
 
 def test_steps_are_parsed_or_refused_in_one_sentence():
@@ -400,8 +387,6 @@ def test_models_have_short_names():
         assert pythia.repository(name) == "EleutherAI/pythia-160m"
     assert pythia.repository("410m-deduped") == "EleutherAI/pythia-410m-deduped"
     assert pythia.repository("a/b") == "a/b"
-    with pytest.raises(ValueError, match="2.8b"):
-        pythia.repository("3b")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -470,9 +455,9 @@ def test_files_of_blimp_bbh_and_ours_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, sentence", [
-    ("bad.jsonl", '{"prompt": "a b", "right": " c"}\n', "item 1"),
-    ("worse.jsonl", "hello\n", "no file of probes"), ("absent.json", None, "no file of probes"),
-    ("bbh.json", '{"examples": [{"input": "a", "target": "b"}]}', "item 1 .*options")])
+    ("bad.jsonl", '{"prompt": "a b", "right": " c"}\n', "item 1: .*wrong"),
+    ("worse.jsonl", "hello\n", "no probes"), ("absent.json", None, "no probes, .*No such file"),
+    ("bbh.json", '{"examples": [{"input": "a", "target": "b"}]}', "item 1: .*options")])
 def test_a_bad_file_of_probes_is_one_sentence(name, content, sentence, tmp_path):
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -668,8 +653,17 @@ def hub(series, monkeypatch, tmp_path):
     monkeypatch.setenv("EVIL_FILE", str(tmp_path / "ran"))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     with loopback.serve({NAME: dict(series)}) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        set_endpoint(monkeypatch, server.url)
         yield server
+
+
+def set_endpoint(monkeypatch, url):
+    """Of this process, whose client has read the variable already, and of those that it starts."""
+    constants = {"ENDPOINT": url,
+                 "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}"}
+    for name, value in constants.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setenv("HF_ENDPOINT", url)
 
 
 def probe_file(folder):
@@ -724,40 +718,65 @@ def test_audit_and_plan_of_the_series_download_no_weights(hub, tmp_path):
     # The twin cannot be seen from metadata.
     assert set(report.own) == set(listing) - {DUPLICATE, 128, "main"}
     probes = probe_sets(tmp_path)
-    config = pythia.model_config(pythia.fetch(NAME, "config.json", tmp_path / "cache"))
-    cost = pythia.plan(config, listing, report.own, probes, rate=1e9)
+    config = pythia.fetch(NAME, "config.json", tmp_path / "cache")
+    cost = pythia.plan(config, listing, report.own, probes)
     sizes = {step: sum(f.size for f in listing[step]) for step in report.own}
     bodies = {step: [len(body) for name, body in hub.repositories[NAME][f"step{step}"].items()
                      if name.endswith((".safetensors", ".bin"))] for step in report.own}
     assert sizes == {step: sum(lengths) for step, lengths in bodies.items()}
     assert (cost.steps, cost.download) == (report.own, sum(sizes.values()))
-    assert cost.disk == max(sizes.values()) < cost.memory
-    assert cost.seconds > len(report.own) * cost.flop / 1e9
-    measured = pythia.plan(config, listing, report.own, probes)
-    assert measured.rate > 1e6 and measured.flop == cost.flop
+    assert cost.disk == max(sizes.values()) < cost.memory and 0 < cost.seconds < 600
     asked = [path for method, path in hub.log if "/resolve/" in path]
     assert asked and all(path.endswith(".json") for path in asked), asked
     assert weight_files(tmp_path) == []
 
 
 @needs_extra
-def test_flop_of_a_plan_are_counted_from_the_models_shape():
-    c = TINY | {"num_hidden_layers": 3}
-    probe = pythia.ProbeSet(([1, 2, 3],), (([4, 5], [6]),), 0.5)
-    D, inner, L, V = c["hidden_size"], c["intermediate_size"], 3, c["vocab_size"]
-    block = 4 * D * D + 2 * D * inner
-    expected = sum(T * L * (2 * block + 4 * T * D) for T in (5, 4)) + 3 * 2 * D * V
-    model = pythia.random_model(transformers.AutoConfig.for_model(**c))
-    found = pythia.forward_flop(model, probe)
-    assert found == pytest.approx(expected, rel=0.02)           # biases and norms are the rest
+def test_plan_goes_by_blocks_items_and_sets(tmp_path, monkeypatch):
+    """On a clock where reading an item takes as many seconds as there are blocks, and one more."""
+    clock = [0.0]
+
+    def read_probe(model, probe):
+        clock[0] += len(probe.prompts) * (model.model.config.num_hidden_layers + 1)
+
+    monkeypatch.setattr(pythia, "read_probe", read_probe)
+    monkeypatch.setattr(pythia.time, "perf_counter", lambda: clock[0])
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY | {"num_hidden_layers": 6}))
+    listing = {step: (pythia.WeightFile("model.safetensors", 5 * 10 ** 9),) for step in (8, 9)}
+    for n in (2, 12):
+        probe = pythia.ProbeSet(([1, 2, 3],) * n, (([4, 5], [6]),) * n, 0.5)
+        cost = pythia.plan(path, listing, [8, 9], {"a": probe, "b": probe})
+        assert cost.seconds == pytest.approx(2 * (2 * n * 7 + 10))
+        assert (cost.steps, cost.download, cost.disk) == ((8, 9), 10 ** 10, 5 * 10 ** 9)
 
 
 @needs_extra
-def test_plan_refuses_items_that_are_too_long():
-    config = transformers.AutoConfig.for_model(**TINY)
+@pytest.mark.parametrize("blocks, heads, width, millions", [(6, 4, 128, 14.1), (6, 8, 512, 70.4)])
+def test_plan_knows_the_weights_of_pythia(blocks, heads, width, millions, tmp_path):
+    """Millions, as the Pythia paper's page has them."""
+    shape = {"num_hidden_layers": blocks, "num_attention_heads": heads, "hidden_size": width,
+             "intermediate_size": 4 * width, "vocab_size": 50304}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY | shape))
+    probe = pythia.ProbeSet(([1, 2],) * 2, (([4], [6]),) * 2, 0.5)
+    listing = {0: (pythia.WeightFile("model.safetensors", 10 ** 8),)}
+    for dtype in (torch.float32, torch.bfloat16):
+        cost = pythia.plan(path, listing, [0], {"a": probe}, dtype)
+        weights = cost.memory - 10 ** 8 - 5 * 10 ** 8
+        assert round(weights / dtype.itemsize / 1e6, 1) == millions
+
+
+@needs_extra
+def test_plan_refuses_what_it_cannot_read(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY))
     probe = pythia.ProbeSet(([1] * 128,) * 2, (([1], [2]),) * 2, 0.5)
-    with pytest.raises(ValueError, match="129 tokens, and the model reads 128 at most"):
-        pythia.plan(config, {0: ()}, [0], {"long": probe})
+    with pytest.raises(ValueError, match="129 tokens, which is more than the model reads"):
+        pythia.plan(path, {0: ()}, [0], {"long": probe})
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="config.json: "):
+        pythia.plan(path, {0: ()}, [0], {"long": probe})
 
 
 @needs_extra
@@ -775,9 +794,9 @@ def test_measure_and_compare_the_series(hub, tmp_path):
     with pytest.raises(sweep.Failed) as error:
         measure(tmp_path, steps, probes, listing | {232: gone, 240: ()})
     sentence = str(error.value)
-    for step, words in ((CUT, "model.safetensors: .*leave it out"), (EVIL_STEP, "refused"),
+    for step, words in ((CUT, "the weights: .*leave it out"), (EVIL_STEP, "refused"),
                         (GARBLED, "sha256"), (SHORT, "Consistency check failed"),
-                        (232, "revision 000000000000: .*says what there is"),
+                        (232, "revision 000000000000: .*leave it out"),
                         (240, "no weight file")):
         assert re.search(rf"step {step} of {NAME}: .*{words}", sentence), (step, words, sentence)
     assert "\n" not in sentence and f"6 of {len(steps)} checkpoints" in sentence
@@ -822,7 +841,7 @@ def check_comparison(result):
 @pytest.mark.system
 def test_a_missing_model_or_file_is_one_sentence(hub, tmp_path):
     for name in ("tests/absent", "tests/no/name"):
-        with pytest.raises(ValueError, match=f"{name}: the list of branches: .*says what there is"):
+        with pytest.raises(ValueError, match=f"{name}: the list of branches: .*leave it out"):
             pythia.manifest(name)
     with pytest.raises(ValueError, match="absent.json of revision main"):
         pythia.fetch(NAME, "absent.json", tmp_path)
@@ -837,7 +856,7 @@ def test_a_missing_model_or_file_is_one_sentence(hub, tmp_path):
 @pytest.mark.system
 def test_a_hub_that_does_not_answer_is_one_sentence_at_once(hub, tmp_path, monkeypatch):
     listing = pythia.manifest(NAME)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    set_endpoint(monkeypatch, "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda s: None)
     for call in (functools.partial(pythia.manifest, NAME),
                  functools.partial(pythia.fetch, NAME, "config.json", tmp_path / "other"),
@@ -845,8 +864,8 @@ def test_a_hub_that_does_not_answer_is_one_sentence_at_once(hub, tmp_path, monke
         with pytest.raises(sweep.Failed) as error:
             call()
         sentence = str(error.value)
-        assert NAME in sentence and "\n" not in sentence and "check the connection" in sentence
-        assert "could not be measured" not in sentence
+        assert NAME in sentence and "\n" not in sentence and "and the connection" in sentence
+        assert "checkpoints failed" not in sentence
 
 
 @needs_extra
@@ -953,7 +972,7 @@ def test_killed_and_resumed_gives_the_rows_of_one_run(hub, tmp_path):
     hub.log.clear()
     assert without_clock(measure(out, steps, probes, listing)) == without_clock(whole)
     assert weight_files(out) == []
-    assert not any(pythia.WEIGHTS.search(path) and listing[0][0].commit in path
+    assert not any(path.endswith("safetensors") and listing[0][0].commit in path
                    for _, path in hub.log), "step 0 was downloaded again"
     hub.log.clear()
     assert without_clock(measure(out, steps, probes, listing)) == without_clock(whole)
@@ -969,7 +988,7 @@ def test_full_disk_in_the_middle_of_a_download(hub, tmp_path):
     out = tmp_path / "full"
     run = subprocess.run(script(out, [0, 2], limit), capture_output=True, text=True)
     last = run.stderr.splitlines()[-1]
-    assert run.returncode == 1 and "Failed" in last and "the disk is full" in last, run.stderr
+    assert run.returncode == 1 and "Failed" in last and "check the disk" in last, run.stderr
     assert run.stdout == "" and weight_files(out) == []
 
 
@@ -1033,7 +1052,7 @@ import sys
 for name in ("huggingface_hub", "tokenizers", "transformers"):
     sys.modules[name] = None
 import pythia
-for call in (pythia.manifest, pythia.tokenizer, pythia.model_config):
+for call in (pythia.manifest, pythia.tokenizer, pythia.load_model):
     try:
         call("160m")
     except ImportError as error:
@@ -1239,9 +1258,8 @@ import pathlib, resource, torch, pythia
 folder = pathlib.Path({str(tmp_path)!r})
 options = tuple(([i + 9], [i + 8]) for i in range(4))
 probe = pythia.ProbeSet(tuple([i, i + 1, i + 2, i + 3] for i in range(4)), options, 0.5)
-config = pythia.model_config(folder / "config.json")
-cost = pythia.plan(config, {{0: [("model.safetensors", {size}, "")]}}, [0], {{"a": probe}},
-                   torch.bfloat16, rate=1e9)
+listing = {{0: [pythia.WeightFile("model.safetensors", {size})]}}
+cost = pythia.plan(folder / "config.json", listing, [0], {{"a": probe}}, torch.bfloat16)
 model = pythia.load_model(folder, torch.bfloat16)
 pythia.fingerprint(model)
 row = pythia.probe_row(model, probe)

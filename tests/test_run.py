@@ -548,7 +548,7 @@ def test_a_saved_run_is_the_config_that_it_was_run_with(copied):
     assert folder == copied / "nano-s0"
     assert train == models.TrainConfig(
         levels=train.levels, steps=40, lr=0.002, snapshots=10, per_level=4, threads=1,
-        dtype=run.pick_dtype("cpu"))
+        dtype=models.pick_dtype("cpu"))
     assert measure == sweep.MeasureConfig(
         state_examples=20, eval_examples=50, hessian_snapshots=40, llc_snapshots=40)
 

@@ -49,7 +49,7 @@ def send(answers, value):
 def import_once(clean):
     """Import what the tests need, so that no child has to.  Returns the tests of all exercises."""
     sys.path[:0] = [str(clean), str(clean / "tests")]
-    import pytest, torch, torch._dynamo                        # noqa: E401, F401  torch.func wants it
+    import pytest, torch, torch._dynamo              # noqa: E401, F401  torch.func wants it
     import assignments
     everything = [test for e in assignments.exercises(root=clean) for test in e.tests]
     for module in assignments.MODULES:
