@@ -53,7 +53,7 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
     """Effective rank of a feature matrix: how many directions it really uses.
         p_i = s_i / sum_j s_j + eps        RankMe = exp(-sum_i p_i log p_i)
     features: (N, D), one row per example.  Unit: dimensions, from about 1 to min(N, D).
-    It depends on N.  The s_i are not squared (2.7 where this is 26.0), the rows not centred (31.4).
+    The s_i are not squared (26.0 would read 2.7), the rows not centred (31.4).  Report N with it.
     Raises ValueError if features are not a matrix, not finite, or all zero.
     Source: Garrido et al. 2023 (arXiv 2210.02885).  Differs from the paper: nothing known.
     Exercise: measures.rankme (set 2, 10 points, without rankme_many)
@@ -504,7 +504,7 @@ class Sampler:
         self.net, self.loss_fn, self.data, self.autocast = net, loss_fn, data, autocast
         self.lr, self.nbeta, self.localization = lr, nbeta, localization
         n = len(data[0])
-        labels = torch.zeros(n) if groups is None else torch.as_tensor(groups).cpu()
+        labels = torch.zeros(n) if groups is None else torch.as_tensor(groups).cpu()     # (N,)
         if labels.shape != (n,):
             raise ValueError(f"llc: groups must be ({n},), got shape {tuple(labels.shape)}")
         # rows of each group, and how many of them are in a mini-batch

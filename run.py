@@ -615,18 +615,19 @@ def run_grade(
     Each function runs by itself, under limits; first read "Course assignments" in the README."""
     if table and not table.absolute().parent.is_dir():
         raise ValueError(f"--csv {table}: {table.absolute().parent} is not a folder")
+    grader = course()
     import sweep
     with Console(stderr=True, highlight=False).status("") as status:
         def tell(done, of):
             status.update(f"{done} of {of} functions graded")
         try:
-            grades = course().grade(folders, problem_set, min(cores(), 8), tell=tell)
+            grades = grader.grade(folders, problem_set, min(cores(), 8), tell=tell)
         except RuntimeError as error:                           # its own tests do not start
             raise sweep.Failed(str(error)) from None
-    for line in course().tables(grades):
+    for line in grader.tables(grades):
         out.print(line)
     if table:
-        sweep.write_atomically(table, course().as_csv(grades))
+        sweep.write_atomically(table, grader.as_csv(grades))
         out.print(escape(f"{table}: {len(grades)} rows"))
 
 
@@ -811,15 +812,14 @@ def pythia_compare(folder: Path = typer.Argument(..., metavar="DIR", help="of `p
 def explain(error):
     """-> (exit status, one sentence) for whatever ended a command."""
     if hasattr(error, "format_message"):                        # the command line's own
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context else "python run.py"
+        path = error.ctx.command_path if getattr(error, "ctx", None) else "python run.py"
         return 2, f"{error.format_message().rstrip('.')}; see {path} --help"
     if isinstance(error, (Stopped, KeyboardInterrupt, typer.Abort)):
         return 130, str(error) or "stopped"
-    if isinstance(error, ImportError):
-        return 1, str(error)
+    if isinstance(error, (ValueError, ImportError)):
+        return 2 if isinstance(error, ValueError) else 1, str(error)
     import sweep
-    return 2 if isinstance(error, ValueError) else 1, sweep.in_words(error)
+    return 1, sweep.in_words(error)
 
 
 def main():

@@ -576,7 +576,7 @@ WRONG = {
          'n = _prepare("gradient_gram", model, data); net.train()', "dropout on"),
         ('net, params, data, n = _prepare("gradient_gram", model, data)',
          "net, params, n = model, [*model.parameters()], len(data[0])",
-         "frozen parameters too, and unchecked"),
+         "the caller's model itself, and unchecked"),
     ],
     "measures.power_iteration": [
         ("v = hv / hv.norm()", "v = hv", "not normalised"),
