@@ -619,8 +619,9 @@ class Sampler:
 
 def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 30.0, lr: float = 1e-3,
         localization: float = 300.0, num_chains: int = 4, num_draws: int = 100,
-        num_burnin_steps: int = 20, batch_size: int = 256, generator: Generator | None = None,
-        groups: Tensor | None = None, autocast: torch.dtype | None = None) -> LLC:
+        num_burnin_steps: int = 20, batch_size: int | None = None,
+        generator: Generator | None = None, groups: Tensor | None = None,
+        autocast: torch.dtype | None = None) -> LLC:
     """Local learning coefficient: how fast the loss grows around w0, in effective parameters / 2.
         LLC = nbeta (E[L(w)] - L(w0)) - bias
         w ~ exp(-nbeta L(w) - localization/2 |w - w0|^2), by SGLD (see sgld_step)
@@ -632,7 +633,7 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 30.0, lr: 
     localization: gamma.  The prior's standard deviation is gamma^-1/2 per weight.
     num_draws: kept of each chain, after num_burnin_steps that are not.  A chain begins at a draw of
       the prior, where most directions also end: a short burn-in is enough.
-    batch_size: rows per draw, at most all of data.  L(w0) is taken over the rows of L(w).
+    batch_size: rows per draw, None: 256; at most all of data.  L(w0) is over the rows of L(w).
     groups: (N,) integers, such as the task of each row.  The chains yield an LLC_j for each group.
     autocast: such as torch.bfloat16, for all losses but those of the curvature.
     Returns LLC.  The value is that of this nbeta and localization, not the asymptotic lambda.
@@ -648,6 +649,7 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 30.0, lr: 
     Differs from the paper: with groups, one set of chains on the joint loss, not one per task.
       Each group then holds the weights with its share of nbeta only, so its value is larger."""
     net, params, data, _ = _prepare("llc", model, data)
+    batch_size = 256 if batch_size is None else batch_size
     for key, value, low in (("nbeta", nbeta, 0), ("lr", lr, 0), ("num_chains", num_chains, 0),
                             ("num_draws", num_draws, 3), ("num_burnin_steps", num_burnin_steps, -1),
                             ("batch_size", batch_size, 0)):
