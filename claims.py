@@ -1,4 +1,4 @@
-"""What the paper claims, claim by claim, and what a sweep of runs says of it.
+"""Chapter 5: claims.  What the paper claims, claim by claim, and what a sweep of runs says of it.
 
 A claim is one row of the table CLAIMS at the end: a statistic, what counts as holding, and what is
 exchanged to learn what chance gives.  Beside it stand the numbers of the paper (Billa 2026, arXiv

@@ -1,4 +1,4 @@
-"""When a capability emerges, what came before it, and how sure one can be.
+"""Chapter 4: emergence.  When a capability emerges, what came before it, and how sure one can be.
 
 The input is curves: a number per snapshot of training.  The output is dates (a step, or None for
 "never") and tests of what they say.  Try it on curves drawn by hand, or your own (`from_table`):

@@ -1,4 +1,4 @@
-"""Figures, sentences and report.html: what the findings of a sweep look like to a reader.
+"""Chapter 7: report.  Figures, sentences and a page: how a reader sees the findings.
 
 The numbers come from emergence.py (events, medians over seeds) and claims.py (claims, verdicts).
 Here they become pictures and words.  This file dates no event and tests nothing.  It reads no run

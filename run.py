@@ -1,4 +1,4 @@
-"""The command line.  It parses, calls, prints, and nothing else: the science does not need it.
+"""Chapter 9: run.  The command line: it parses, calls, prints, and nothing else.
 
     python run.py                                  which commands there are
     python run.py sweep --task modadd              train, measure, find the events: the main job
@@ -9,8 +9,7 @@ Where everything goes (sweep.py says what is in a run's folder):
         <size>-s<seed>/                            a run: one model, trained once
         report.html, findings.json, events.csv, figures/*.png       derived: `analyse` remakes them
 
-The same command again resumes.  torch takes two seconds to import, so that is left to the bodies of
-the commands: help, and most mistakes, are answered at once.
+torch takes two seconds to import, so that is left to the bodies of the commands.
 """
 import contextlib
 import dataclasses
@@ -55,8 +54,8 @@ def pick_device(name):
     """auto, cpu or cuda -> cpu or cuda."""
     import torch
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu, or "
-                         "install torch with CUDA")
+        raise ValueError("device cuda: torch finds none here; use --device cpu, or install torch "
+                         "with CUDA; a run that was made with it is measured where it was made")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -96,7 +95,7 @@ def bar(text):
 # sweep
 
 # The least and the most that a field of the config may be; the others are positive and finite.
-LEAST = {"snapshots": 2, "state_examples": 2, "linear_examples": 8} | dict.fromkeys(
+LEAST = {"snapshots": 2, "state_examples": 2, "linear_examples": 8, "llc_draws": 4} | dict.fromkeys(
     ("seed", "warmup", "final_lr", "weight_decay", "beta1", "beta2", "keep", "llc_burnin",
      "compile", "until", "strength"), 0)
 MOST = {"beta1": 0.99999, "beta2": 0.99999, "train_fraction": 1, "threads": 1024, "compile": 1}
@@ -175,8 +174,8 @@ def run_sweep(
         task: str = typer.Option(..., help="names of `python run.py tasks`, with commas; or all"),
         sizes: str = typer.Option("nano,micro", help="from nano to xl, with commas; or all"),
         seeds: int = typer.Option(3, min=1, max=10000, help="number of seeds: 0 to N-1"),
-        steps: int = typer.Option(None, min=1, help="training steps  [default: 600 for one task, "
-                                                    "1500 for up to four, else 2000]"),
+        steps: int = typer.Option(None, min=1, help="training steps  [default: 600 for up to 3 "
+                                   "task-levels, shams included, 1500 for up to 12, else 2000]"),
         measures: str = typer.Option(None, help="such as rankme,llc; or all; or none  [default: "
                                      "rankme, and in the first run all, less often]"),
         controls: int = typer.Option(None, min=0, help="shams beside them  [default: 4 with --task "
@@ -185,7 +184,7 @@ def run_sweep(
                                              "1, accuracy on unseen ones is a column"),
         out_dir: Path = typer.Option("runs", "--out", help="where the sweep's directory goes"),
         device: Device = DEVICE,
-        workers: int = typer.Option(None, min=1, help="processes  [default: as there are cores]"),
+        workers: int = typer.Option(None, min=1, help="processes  [default: all cores or GPUs]"),
         keep: int = typer.Option(0, min=0, help="keep every so-many-th snapshot's weights"),
         settings: list[str] = SETTINGS,
         dry_run: bool = typer.Option(False, "--dry-run", help="plan and cost, nothing else")):
@@ -227,7 +226,7 @@ def run_sweep(
               f"threads of each: {plan[0].train.threads})")
     show_cost(plan, waiting, workers)
     if not dry_run:
-        carry_out(folder, plan, waiting, workers, alone=not launched)
+        carry_out(folder, plan, waiting, workers, alone=not launched and len(plan) == 1)
 
 
 def carry_out(folder, plan, waiting, workers, alone):
@@ -412,8 +411,7 @@ def calibrate(snapshot, evals, folder):
                        r.mean / r.nbeta, r.r_hat, r.losses.numel(), r.ess)
             table.add_row(*(f"{number:.4g}" for number in numbers))
     out.print(table)
-    best = [f"{gamma:g}: {'none' if lr is None else format(lr, 'g')}"
-            for gamma, lr in measures.recommended(cells).items()]
+    best = [f"{gamma:g}: {lr or 'none'}" for gamma, lr in measures.recommended(cells).items()]
     out.print("The largest lr with a bias under 5% and an R-hat under 1.05, at localization "
               f"{'; '.join(best)} (`sweep --set llc_lr=...`).")
     path = folder / "figures" / f"llc-calibration-{snapshot.step}.png"
@@ -735,6 +733,7 @@ def pythia_measure(
     waiting = [step for step in kept if step not in done]
     if waiting and not yes:
         typer.confirm(f"download {len(waiting)} checkpoints, one at a time?", abort=True)
+    sweep.write_or_check_config(folder, sweep.rounded(config))
     sweep.write_atomically(folder / "manifest.json", json.dumps(listing) + "\n")
     with bar("step {task.fields[step]}") as progress:
         line = progress.add_task("", total=len(kept), completed=len(kept) - len(waiting), step="")
@@ -759,7 +758,7 @@ def pythia_evals(
                                       "a file per model and step"),
         threshold: float = typer.Option(0.05, help="share of the way from chance to perfect"),
         persistence: int = typer.Option(3, min=1),
-        figure: Path = typer.Option("pythia-evals.png", help="where to draw the curves")):
+        figure: Path = typer.Option("runs/pythia-evals.png", help="where to draw the curves")):
     """When each task emerges in the published evaluations, by size."""
     import pythia
     import report
@@ -771,10 +770,11 @@ def pythia_evals(
         table.add_row(e.task, e.model, f"{e.chance:.3f}", span(e.emergence), f"{e.best:.3f}",
                       f"{e.best_step:,}", last)
     out.print(table)
+    figure.parent.mkdir(parents=True, exist_ok=True)
     report.figure_evals(rows, events, pythia.CHANCE).savefig(figure, dpi=160)
     out.print(f"emerges: after one checkpoint and by the next: {threshold:g} of the way from "
-              f"chance to 1 and 3 standard errors above chance, {persistence} checkpoints in a "
-              f"row. {len(rows)} results; figure: {figure}")
+              f"chance to 1, and 3 standard errors, {persistence} checkpoints in a row. "
+              f"{len(rows)} results; figure: {figure}")
 
 
 @checkpoints.command("compare")

@@ -1,11 +1,11 @@
-"""What a run measures, what it leaves on the disk, and how a sweep's runs are shared out.
+"""Chapter 6: sweep.  What a run measures and leaves on the disk, and how runs are shared out.
 
     models.train() ------+  Snapshot             row
     pythia.snapshots() --+-----------> record ---------> metrics.jsonl ---------> analysis
                                       (measure)
 
-`record` is the only loop that measures and writes.  It takes any generator of Snapshots, so your
-own training loop can feed it too.  A new measure is one function and one row of MEASURES.  This
+`record` is the only loop that measures and writes.  It takes any function state -> Snapshots, so
+your own training loop can feed it too.  A new measure is one function, one row of MEASURES.  This
 file decides nothing about emergence, draws nothing, and prints warnings alone.  A run is a folder:
 
     runs/<sweep>/<size>-s<seed>/
@@ -181,7 +181,6 @@ class EvalSet:
         return max(2, min(most, total // len(self.levels)))
 
     def autocast(self):
-        """The precision of training."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16,
                               enabled=self.train.dtype == "bfloat16")
 
@@ -655,7 +654,7 @@ def save_checkpoint(folder, file, state):
 
 @contextlib.contextmanager
 def ending_for_good(folder, rows):
-    """A loss, a weight or a measure that is no longer finite ends a run: the file `failed`."""
+    """What is no longer finite, or cannot be measured, ends a run for good: the file `failed`."""
     try:
         yield
     except (FloatingPointError, ValueError) as error:
@@ -663,8 +662,8 @@ def ending_for_good(folder, rows):
             raise
         step = rows[-1]["step"] if rows else 0
         write_atomically(folder / "failed", {"step": step, "reason": str(error)})
-        raise Failed(f"{folder.parent}/{failure(folder)}; what is there is kept: try a smaller "
-                     "learning rate (--set lr=...) and another --out") from None
+        raise Failed(f"{folder.parent}/{failure(folder)}; what is there is kept: choose other "
+                     "settings, such as a smaller --set lr=..., and another --out") from None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -815,7 +814,7 @@ def run_worker(plan, alone=False):
                 if "--debug" in sys.argv:
                     traceback.print_exc()
                 failures[job.folder] = in_words(error)
-    return list(failures.values())
+    return [words for folder, words in failures.items() if not is_done(folder)]
 
 
 def worker_process(rank, plan, queue):
@@ -843,7 +842,8 @@ def run_workers(count, plan):
                 process.join()
         finally:                                                # stopped: by Ctrl-C, for instance
             for process in processes:
-                process.kill()
+                if process.pid:
+                    process.kill()
         if any(process.exitcode == 0 for process in processes):
             return queue.get()                                  # each of them meets every failure
     raise Failed("the workers were killed four times; the same command goes on from the last "

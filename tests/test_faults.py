@@ -315,7 +315,7 @@ TOO_ODD = {("step", "huge"), ("width", "huge")}     # a whole number, as it shou
 FIELDS = ("size", "seed", "steps", "levels", "width", "chance", "numbers")
 PLACES = [("step",), ("levels",), ("levels", "parity-1"), ("levels", "parity-1", "accuracy"),
           ("levels", "parity-1", "rankme", "first")]
-# Rows and `done` carry no checksum: these may be a sound file of another run.
+# Nothing tells that rows and `done` are a sound file of another run.
 UNNOTICED = {("metrics.jsonl", "swapped"), ("metrics.jsonl", "one bit flipped"),
              ("metrics.jsonl", "last byte gone"), ("done", "swapped")}
 FILES = {"stopped": ("config.json", "metrics.jsonl", "checkpoint.pt"),

@@ -36,16 +36,15 @@ def fresh(program):
 # Files
 
 def tracked():
-    """The files that git tracks, or would track.  None without git, or outside a checkout."""
+    """The files that git tracks.  None without git, or outside a checkout."""
     if shutil.which("git") is None:
         return None
-    done = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-                          cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.splitlines() if done.returncode == 0 else None
 
 
 @pytest.mark.system
-def test_nothing_stands_at_the_top_level_but_what_the_design_names():
+def test_nothing_stands_at_the_top_level_but_what_the_tables_name():
     paths = tracked()
     if paths is None:                                          # then all but what work leaves
         there = {path.name for path in ROOT.iterdir() if path.suffix != ".egg-info"}
@@ -240,7 +239,7 @@ PACKAGES = {                          # all that these may import from outside t
     "claims": {"numpy"},
 }
 
-PUBLIC = {                            # exercises, notebooks and outside checks rely on these
+PUBLIC = {                            # exercises and notebooks rely on these
     "tasks": "TASKS VOCAB_SIZE IGNORE Batch sample chance decode",
     "models": "SIZES GPT GPTConfig example_loss resample_answers Snapshot train INTERVENTIONS",
     "measures": "rankme effective_rank gradient_gram gradient_rank fisher_rank hessian_top "

@@ -781,6 +781,7 @@ def test_llc_of_groups_adds_up():
     assert joint.mean == pytest.approx(7, abs=max(0.14, 3 * joint.mc_error))
 
 
+@pytest.mark.slow
 def test_the_recommended_lr_is_the_largest_sound_one_of_its_localization():
     """Chains in a quadratic whose mini-batches pull apart: bias grows with lr, until chains
     diverge."""

@@ -67,6 +67,7 @@ def test_two_workers_make_the_files_of_one(alone, tmp_path):
 
 
 @pytest.mark.system
+@pytest.mark.slow
 def test_torchrun_makes_the_files_of_one_worker(alone, tmp_path):
     done = launch(tmp_path, launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
@@ -241,22 +242,29 @@ def test_workers_that_are_killed_again_and_again_are_given_up(monkeypatch):
 
 def test_threads_follow_from_the_plan_and_stay_what_a_run_began_with(
         tmp_path, capsys, monkeypatch):
-    """So seeds can be added to a sweep, and no number depends on how many workers there are."""
-    seen = []
+    """So seeds can be added to a sweep, and no number depends on how many workers there are.
+
+    A process with one worker waits for runs that another holds, if there are several."""
+    seen, alone = [], []
     options = ["sweep", *FOUR[:-2], "--out", tmp_path]
 
     def run_workers(workers, plan):
         seen.append((workers, [job.train.threads for job in plan]))
         return []
+
+    def run_worker(plan, by_itself):
+        alone.append(by_itself)
+        return run_workers(1, plan)
     with monkeypatch.context() as patch:
         patch.setattr(run, "cores", lambda: 8)
         patch.setattr(sweep, "estimate", lambda *_: (0, 0, 1))
         patch.setattr(sweep, "run_workers", run_workers)
-        patch.setattr(sweep, "run_worker", lambda plan, alone: run_workers(1, plan))
+        patch.setattr(sweep, "run_worker", run_worker)
         for extra in (["--workers", "1"], ["--workers", "3"], [], ["--seeds", "16"],
                       ["--seeds", "1"]):
             assert call(capsys, *options, *extra)[0] == 0
     assert seen == [(1, [2] * 4), (3, [2] * 4), (4, [2] * 4), (8, [1] * 16), (1, [8])]
+    assert alone == [False, True]
 
     monkeypatch.setattr(sweep, "estimate", lambda *_: (0, 0, 1))
     options += ["--seeds", "1", "--steps", "5"]
