@@ -213,7 +213,7 @@ class Processes:
 
 class Process:
     def __init__(self, owner, exitcode):
-        self.owner, self.exitcode = owner, exitcode
+        self.owner, self.exitcode, self.pid = owner, exitcode, 1
 
     def start(self):
         pass
