@@ -26,7 +26,8 @@ import assignments
 from assignments import (ROOT, Graders, award, blank, cut_out, exercises, graft, handout, job_for,
                          place)
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="grading forks")
+pytestmark = [pytest.mark.system,        # a course: not while editing
+              pytest.mark.skipif(not hasattr(os, "fork"), reason="grading forks")]
 ALL = {exercise.name: exercise for exercise in exercises()}
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 import bench
 import models
 
+pytestmark = pytest.mark.system        # whole sweeps and courses: not while editing
+
 RUN = str(Path(__file__).parent.parent / "run.py")
 
 

@@ -23,6 +23,8 @@ import run
 import sweep
 from faults import TINY, Disk, call, contents, differences
 
+pytestmark = pytest.mark.system        # whole sweeps and courses: not while editing
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):

@@ -26,6 +26,8 @@ import sweep
 import tasks
 from faults import call, rows_of, same_weights, weights
 
+pytestmark = pytest.mark.system        # whole sweeps and courses: not while editing
+
 ROOT = Path(run.__file__).parent
 SMALL = ["--task", "parity,copy", "--controls", "1", "--sizes", "nano", "--seeds", "1",
          "--steps", "40", "--measures", "rankme"]

@@ -18,6 +18,8 @@ import run
 import sweep
 from faults import call, rows_of, same_weights
 
+pytestmark = pytest.mark.system        # whole sweeps and courses: not while editing
+
 RUN = str(Path(run.__file__))
 FOUR = ["--task", "parity", "--sizes", "nano", "--seeds", "4", "--steps", "40",
         "--measures", "rankme"]
