@@ -485,11 +485,16 @@ class LLC:
     def warnings(self):
         """Sentences on what is wrong; empty if all is well."""
         part = abs(self.bias) / max(abs(self.mean + self.bias), 1e-30)
+        draws = self.nbeta * (self.losses - self.baselines)[~self.diverged]     # (C, n)
+        half = draws.shape[1] // 2
+        early, late = float(draws[:, :half].mean()), float(draws[:, -half:].mean())
+        drift = abs(early - late) > max(0.1 * abs(self.mean), 3 * self.mc_error)
         doubts = [
             (self.num_diverged > 0, f"{self.num_diverged} of {len(self.losses)} chains diverged"),
             (self.mean < 0, "the value is negative: w0 is no minimum of this loss"),
             (part > 0.05, f"the bias is {part:.0%} of the raw value: smaller lr or larger batches"),
             (0 < self.ess < 100, f"only {self.ess:.0f} effective draws: more draws or larger lr"),
+            (drift, f"the halves of the chains disagree ({early:.4g}, {late:.4g}): more burn-in"),
             (self.r_hat > 1.05, f"R-hat {self.r_hat:.2f}: the chains or their halves disagree"),
         ]
         return [sentence for condition, sentence in doubts if condition]

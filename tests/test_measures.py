@@ -689,6 +689,16 @@ def warns(result, words):
     return any(words in sentence for sentence in result.warnings)
 
 
+def test_chains_that_drift_are_named_and_steady_ones_are_not():
+    """Both chains rise alike: a ramp from 0 to 2 around a mean of 1."""
+    for ramp, named in ((torch.linspace(0, 2, 100), True), (torch.ones(100), False)):
+        losses = ramp.double().repeat(2, 1)
+        found = measures.LLC(mean=1.0, bias=0.0, mc_error=0.01, losses=losses, nbeta=1.0,
+                             baselines=torch.zeros_like(losses), ess=200.0, r_hat=1.0,
+                             diverged=torch.zeros(2, dtype=torch.bool))
+        assert any("halves" in sentence for sentence in found.warnings) == named
+
+
 def test_llc_says_what_is_wrong():
     slope = toy_llc(torch.full((10,), 2.0), quadratic(1.0), nbeta=100.0, lr=1e-3, num_draws=200,
                     num_burnin_steps=200)
