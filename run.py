@@ -360,7 +360,7 @@ def analyse_one(folder, planned=()):
         findings = {"choices": dataclasses.asdict(specification),
                     "runs": [run.name for run in runs], "missing": missing,
                     **claims.study(runs, specification, universe),
-                    "levels": emergence.medians(events)}
+                    "levels": claims.medians(events)}
         for line in report.write(folder, events, findings, universe, sweep.write_atomically,
                                  drawing):
             out.print(line)
