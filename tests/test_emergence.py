@@ -543,7 +543,7 @@ def made_up_events(onset, emerged, levels=LEVELS, parameters=None) -> EventTable
     arrays = dict.fromkeys(emergence.ARRAYS, np.ones(onset.shape))
     arrays |= {"onset": onset, "emergence": emerged, "first": np.zeros(onset.shape),
                "censored": np.full(onset.shape, np.inf)}
-    by = event_table(runs[:1]).dated_by
+    by = vars(claims.Specification())
     return EventTable(runs, tuple(levels), by, "floor", **arrays)
 
 
