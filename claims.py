@@ -292,7 +292,9 @@ def swap_rate(events, drawn):
 # ------------------------------------------------------------------------------------------------
 # Intervals.  What is drawn anew, tasks or runs?  Both are tried, and the wider one is shown.
 
-def interval(statistic, events, limits=(0, 1)):
+SHARE, RATIO = (0, 1), (0, math.inf)  # the least and the largest value
+
+def interval(statistic, events, limits=SHARE):
     """A 95% interval of a statistic of events: (low, high, "tasks" or "runs"), by the jackknife.
 
         variance = sum over strata of (n - 1) / n * sum_i (value without i - mean of these)^2
@@ -320,15 +322,12 @@ def interval(statistic, events, limits=(0, 1)):
         if each.sum() > 1e-18:
             half = t_quantile(each.sum() ** 2 / parts_of) * math.sqrt(each.sum())
         low, high = values[0] - half, values[0] + half
-        if half == 0 and limits == (0, 1):
+        if half == 0 and limits == SHARE:
             _, low, high = rate_with_interval(values[0] * len(parts), len(parts))
         low, high = np.exp([low, high]) if ratio else (low, high)
         found.append((high - low, max(low, limits[0]), min(high, limits[1]), over))
     _, low, high, over = max(found, default=(0, math.nan, math.nan, ""))
     return float(low), float(high), over
-
-
-RATIO = (0, math.inf)
 
 
 def as_they_are(statistic, null, events):
@@ -576,7 +575,7 @@ class Claim:
     by_interval: bool = False     # ... the whole interval
     form: str = "{:.0%}"          # how its value is written
     needs: str = ""               # what a sweep must have for it, besides RankMe
-    limits: tuple = (0, 1)        # of its value
+    limits: tuple = (-math.inf, math.inf)                     # of its value
     reads: tuple = tuple(vars(Specification()))               # the choices that it depends on
     counts: bool = True           # in Holm's correction: not where another row is the same test
     leader: str = ""              # what is said to lead: then it must be better than behaviour too
@@ -727,13 +726,13 @@ def study(runs: list, specification: Specification = Specification(),
     universe: of `multiverse`.  forecast_null: so many exchanges give the forecast's p-value."""
     with_shams = event_table(runs, **vars(specification))
     events = with_shams.only(shams=False)
-    drawn = draw_tasks(events)
+    drawn, exact = draw_tasks(events), len(events.owner) <= 9
     check, leads, claims = lead_check(with_shams), lead_rows(events, drawn), list(CLAIMS)
     against = {row["measure"]: row["against"] for row in leads if row["quantity"] == row["measure"]}
     rows = [study_claim(claim, events, universe) for claim in claims]
     if universe and not np.isnan(events.floor).all():
-        claims.append(MEAN_EXCESS)
-        rows.append(mean_excess_row(events, universe, drawn))
+        claims.insert(0, MEAN_EXCESS)
+        rows.insert(0, mean_excess_row(events, universe, drawn))
 
     # verdicts, with p-values that know how many such claims there are
     counted = [row["p"] if claim.above_null and claim.counts else None
@@ -742,14 +741,14 @@ def study(runs: list, specification: Specification = Specification(),
         row["p_holm"] = p if claim.counts else row["p"]
         row["against"] = against.get(claim.leader, {})
         row["verdict"] = judge(claim, events, row, check["information"])
-        if row.get("decides") and 0.1 < row["share"] < 0.9:
+        if row.get("decides") and 0.1 < row["share"] < 0.9 and "tell" not in row["verdict"]:
             row["verdict"] += f"; depends on {row['decides']}"
     return {"claims": rows, "lead_check": check, "leads": leads,
             "forecasts": forecasts(runs, events, forecast_null),
             "classes": class_rates(events, drawn, difficulty(events)),
             "floor_ratio_of_shares": float(floor_ratio(
                 replace(events, floor=events.floor / events.ceiling), None)[0]),
-            "exchanges": len(drawn), "exact": len(events.owner) <= 9,
+            "exchanges": f"all {len(drawn):,}" if exact else f"{len(drawn):,} random",
             "specifications": len(universe.specifications) if universe else 0}
 
 
@@ -803,30 +802,31 @@ def forecasts(runs, events, null=0) -> list[dict]:
 def _measure(name):
     """What the claims on measures other than RankMe have in common."""
     return dict(statistic=functools.partial(measure_rate, name), null=TASKS, reads=RARELY,
-                leader=name, needs=f"shams, and --measures {name}")
+                limits=SHARE, leader=name, needs=f"shams, and --measures {name}")
 
 
 CLAIMS = (
     Claim("C1", "RankMe collapses, losing half of what it has above 1",
-          "all tasks", "all tasks", "all tasks", collapse_rate, above=0.9, reads=FLOOR),
+          "all tasks", "all tasks", "all tasks", collapse_rate, above=0.9, limits=SHARE,
+          reads=FLOOR),
     Claim("C1 floor", "the floor depends on the task (share of its variance)",
           "yes", "yes", "yes", task_share,
-          null=LEVELS, above_null=True, needs="two tasks", reads=FLOOR),
+          null=LEVELS, above_null=True, limits=SHARE, needs="two tasks", reads=FLOOR),
     Claim("C2", "the floor does not depend on scale (largest / smallest)",
           "same at all", "same at all", "task-specific", floor_ratio, above=0.8, below=1.25,
           by_interval=True, form="{:.2f}", limits=RATIO, needs="two sizes", reads=FLOOR),
     Claim("C3 depth", "deeper layers have lower floors (task x size)",
           "32/32", "28/32", "top-down", functools.partial(top_down_cells, 0),
-          null=LAYERS, above_null=True, needs="two blocks", reads=DEPTH),
+          null=LAYERS, above_null=True, limits=SHARE, needs="two blocks", reads=DEPTH),
     Claim("C3 time", "deeper layers reach their floors first (task x size)",
           "32/32", "28/32", "top-down", functools.partial(top_down_cells, 1),
-          null=LAYERS, above_null=True, needs="two blocks", reads=DEPTH),
+          null=LAYERS, above_null=True, limits=SHARE, needs="two blocks", reads=DEPTH),
     Claim("C4", "RankMe recovers before emergence",
           "75-100%", "100%", "hard tasks only", precursor_rate,
-          null=TASKS, above_null=True, needs="an emergence", leader="rankme"),
+          null=TASKS, above_null=True, limits=SHARE, needs="an emergence", leader="rankme"),
     Claim("C4 risk set", "those that have recovered emerge sooner (events above chance)",
           "-", "-", "-", risk_set_excess, null=TASKS, above_null=True, form="{:.1f}",
-          limits=(-math.inf, math.inf), counts=False),
+          counts=False),
     Claim("C5", "the LLC does not lead (share that it does)",
           "0/24", "0/24", "no precursor", within=0.1, **_measure("llc")),
     Claim("C6", "the top Hessian eigenvalue does not lead",
@@ -835,10 +835,10 @@ CLAIMS = (
           ".57-.90", ".57-.90", "-", order_correlation, null=TASKS, above_null=True,
           form="{:.2f}", needs="an emergence", limits=(-1, 1)),
     Claim("C7 fine", "but not within a difficulty class (concordance)",
-          "27%", "52-69%", "-", within_class, null=TASKS, within=0.1,
+          "27%", "52-69%", "-", within_class, null=TASKS, within=0.1, limits=SHARE,
           needs="two seeds of a size, and several task-levels in a class"),
     Claim("C8", "where sizes reverse an order, prediction fails (swap test)",
-          "26%", "26%", "-", swap_rate, null=TASKS, within=0.1,
+          "26%", "26%", "-", swap_rate, null=TASKS, within=0.1, limits=SHARE,
           needs="two sizes that reverse an order"),
     Claim("C10", "a linear probe finds the answer before behaviour does",
           "-", "-", "yes", above_null=True, **_measure("linear_probe")),

@@ -312,7 +312,7 @@ def risk_sets(emergence, censored):
 # From a table of measurements, which any training loop can write, to runs
 
 COLUMNS = ("run", "level", "step", "quantity", "value")
-DEFAULTS = {"size": "", "parameters": math.nan, "width": math.inf, "warmup": 0, "numbers": {},
+DEFAULTS = {"size": "", "parameters": math.nan, "width": math.nan, "warmup": 0, "numbers": {},
             "train_fraction": 1.0, "eval_examples": None, "linear_examples": None, "chance": {},
             "chance_log_prob": {}, "token_chance": {}, "answer_tokens": {}, "errors": {}}
 ENDS = ("embedding", "final_norm")

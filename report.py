@@ -64,8 +64,7 @@ def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **
 
     One task: one figure, with a row for each size.
     Several tasks: a figure for each size, with a row for each task.
-    A panel, width x height inches: a row of claims.medians, its title, its runs, and the place
-    of its level among theirs."""
+    A panel, width x height inches: a row of claims.medians, its title, runs, and level's place."""
     several = len(set(events.only(shams=False).tasks)) > 1
     figures = {}                                            # {name: {name of a row: panels}}
     for medians in claims.medians(events):
@@ -283,9 +282,7 @@ def aligned_curves(events):
 
 @sweep_style
 def figure_measures(events):
-    """Every measure along training, with emergence at 1 on the step axis: median, middle half.
-
-    No figure where nothing emerges."""
+    """Every measure along training, with emergence at 1 on the step axis: median, middle half."""
     log_ratios, scaled = aligned_curves(events.only())
     if not scaled:
         return {}
@@ -314,16 +311,14 @@ def figure_measures(events):
 
 @sweep_style
 def figure_choices(events, findings, universe):
-    """How far the claims depend on choices of analysis: {"choices": Figure}.
-
-    universe: of claims.multiverse.  No figure without it, or where nothing ever emerges."""
-    if not universe or np.isnan(universe.values["C4"]).all():
+    """How far the claims depend on choices of analysis."""
+    rates = universe.values["C4"] if universe else np.array([[math.nan]])   # (combinations, M)
+    if np.isnan(rates).all() or min(rates.shape) < 2:
         return {}
     figure = Figure(figsize=(9.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
 
     # left: a rate for each combination of choices, sorted by the observed one
-    rates = universe.values["C4"]                           # (combinations, M)
     rates = rates[np.lexsort((np.median(rates[:, 1:], axis=1), rates[:, 0]))]
     low, middle, high = np.quantile(rates[:, 1:], (0.025, 0.5, 0.975), axis=1)
     left.fill_between(range(len(rates)), low, high, color=CONTROL, alpha=0.4, linewidth=0,
@@ -362,8 +357,7 @@ def figure_choices(events, findings, universe):
 def figure_llc_grid(cells):
     """The LLC over lr x localization.  cells: (lr, localization, LLC), as measures.llc_grid yields.
 
-    Above: value, bias and effective draws over lr, a line for each localization.
-    Below: the trace of every chain of every cell, a diverged one in black."""
+    Above: value, bias, effective draws; below: the traces of all chains, diverged ones black."""
     lrs = sorted({lr for lr, _, _ in cells})
     localizations = sorted({localization for _, localization, _ in cells})
     found = {(lr, localization): result for lr, localization, result in cells}
@@ -634,10 +628,11 @@ def sentences(findings):
     if not missing(findings["floor_ratio_of_shares"]):
         lines.append(SENTENCES["ceilings"].format(**findings))
     for row in findings["claims"]:
-        if row.get("without"):
+        if row.get("without") and row["p"] is not None:
             worst, (excess, p) = min(row["without"].items(), key=itemgetter(1))
             lines.append(SENTENCES["without"].format(worst=worst, excess=excess, p=p_text(p)))
-    lines += [SENTENCES["class"].format(**row) for row in findings["classes"]]
+    lines += [SENTENCES["class"].format(span=span_text(row), p_text=p_text(row["p"]), **row)
+              for row in findings["classes"]]
     lines += [lead_sentence(row, findings["leads"]) for row in findings["leads"]
               if row["quantity"] == row["measure"]]
     for row in findings["forecasts"]:
@@ -647,12 +642,16 @@ def sentences(findings):
     return lines + [f"missing: {what}" for what in findings["missing"]]
 
 
+def span_text(row):
+    return "" if missing(row["low"]) else " ({low:.0%} to {high:.0%} over {over})".format(**row)
+
+
 def lead_sentence(row, rows):
     """One measure, and what stands beside it on the same snapshots."""
     beside = [f"{other['quantity'].replace('_', ' ')} {other['rate']:.0%} (chance "
               f"{other['null']:.0%})" for other in rows if other["measure"] == row["measure"]]
     return SENTENCES["lead"].format(
-        beside=", ".join(beside[1:]), p_text=p_text(row["p"]),
+        beside=", ".join(beside[1:]), p_text=p_text(row["p"]), span=span_text(row),
         verdict="It leads." if row["leads"] else "It is not shown to lead.",
         lead_text="" if row["lead"] is None else f", median lead {row['lead']:.0f} steps",
         room=f"; {row['without_room']} more have no room" if row["without_room"] else "", **row)
@@ -736,7 +735,7 @@ MEDIAN_LEGEND = (
 
 CLAIM_LEGEND = (
     "here: the value in these runs, with a 95% interval over tasks or over runs, the wider one. "
-    "chance: its mean over {exchanges:,} ways to exchange whole tasks, levels, seeds and sizes "
+    "chance: its mean over {exchanges} exchanges of whole tasks, levels, seeds and sizes "
     "together. p: how often such data are as far out, after Holm's correction over the claims "
     "that are tests. choices: the share of {specifications} combinations of reasonable choices "
     "under which the claim holds, and how often exchanged data reach that share.")
@@ -759,11 +758,11 @@ SENTENCES = {
         "With any one run or task left out, the mean excess over all choices is at least "
         "{excess:.3f} (without {worst}; p {p})."),
     "class": (
-        "RankMe first among the {class} (by other seeds): {rate:.0%} ({low:.0%} to {high:.0%} over "
-        "{over}) of {events}; chance {null:.0%}, p = {p:.2g}."),
+        "RankMe first among the {class} (by other seeds): {rate:.0%}{span} of {events}; chance "
+        "{null:.0%}, p {p_text}."),
     "lead": (
-        "{quantity} on the {snapshots} snapshots of {measure}: first in {rate:.0%} ({low:.0%} to "
-        "{high:.0%} over {over}) of {events}{room}; chance {null:.0%}, p {p_text}{lead_text}.  "
+        "{quantity} on the {snapshots} snapshots of {measure}: first in {rate:.0%}{span} of "
+        "{events}{room}; chance {null:.0%}, p {p_text}{lead_text}.  "
         "Beside it (behaviour at a tenth of its way): {beside}.  {verdict}"),
     "forecast": (
         "Forecast with each {over} left out: {what} {verb} to behaviour, {gain:.2f} ({low:.2f} to "

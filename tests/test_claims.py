@@ -583,20 +583,21 @@ def test_every_table_of_leads_has_its_reference_rows():
     assert not any(row["leads"] for row in leads if "leads" in row)         # two tasks: p >= .5
 
 
-def lead_sweep(rng, shape=None, lead=0.5, runs=4, token_accuracy=True):
-    """8 tasks x 3 levels and 2 shams whose behaviour rises at emergence; RankMe rises at `lead` of
-    that step.  shape: a quantity "mine" of the run's progress, which is the same for all levels."""
+def lead_sweep(rng, shape=None, sharp=False, runs=4):
+    """8 tasks x 3 levels and 2 shams.  Behaviour rises at emergence, and sharp behaviour jumps
+    there; RankMe rises at half of that step, give or take 10%.  shape: of a quantity "mine", which
+    is the same for all levels."""
     steps = np.unique(np.round(8 * 1.15 ** np.arange(40))).astype(int)      # up to 1,860
     task, rows = 1.4 * rng.normal(0, 0.5, 8), []
     for r in range(runs):
         for k, level in enumerate([*LEVELS, "sham-add-1", "sham-copy-1"]):
             sham, j = level.startswith("sham"), min(k // 3, 7)
             at = 200 * 2.0 ** (task[j] + 0.3 * (k % 3) + rng.normal(0, 0.15))
-            rises = lead * at * 1.1 ** rng.normal()
-            way = 0 * steps if sham else 1 / (1 + np.exp(-12 * np.log(steps / at)))
+            rises = 0.5 * at * 1.1 ** rng.normal()
+            way = 1 / (1 + np.exp(-(200 if sharp else 5) * np.log(steps / at).clip(-3, 3)))
+            way = 0 * way if sham else way
             columns = {"accuracy": way, "rankme.first.0": 2.0 + 5 * (steps >= rises) * (not sham)}
-            if token_accuracy:
-                columns["token_accuracy"] = way
+            columns["token_accuracy"] = way
             if shape is not None:
                 columns["mine"] = shape(steps) + 0.02 * rng.normal(0, 1, len(steps))
             rows += [(f"run{r}", level, int(step), name, float(x))
@@ -605,13 +606,18 @@ def lead_sweep(rng, shape=None, lead=0.5, runs=4, token_accuracy=True):
 
 
 def test_geometry_that_leads_by_more_than_behaviour_does_is_said_to_lead():
-    found = []
-    for seed in range(3):
-        events = event_table(lead_sweep(np.random.default_rng(seed))).only()
+    """Where behaviour jumps, its tenth of the way is no earlier than its emergence.  Where it
+    creeps up, its tenth is as early as geometry: that is above chance, and does not lead."""
+    found = {True: [], False: []}
+    for seed, sharp in itertools.product(range(10), found):
+        events = event_table(lead_sweep(np.random.default_rng(seed), sharp=sharp)).only()
         row = rows_of(claims.lead_rows(events, exchanges(range(8))), "rankme")["rankme"]
         assert set(row["against"]) == {"accuracy", "token_accuracy"}
-        found.append(row["leads"])
-    assert sum(found) <= 3                                    # low bars of behaviour lead as well
+        found[sharp].append((row["p"] < 0.05, row["leads"]))
+    print(found)
+    assert sum(leads for _, leads in found[True]) >= 6
+    assert sum(above for above, _ in found[False]) >= 6
+    assert sum(leads for _, leads in found[False]) <= 1
 
 
 @pytest.mark.parametrize("shape", [
@@ -818,6 +824,22 @@ def test_robustness_says_which_choice_decides():
     assert robustness(CLAIM["C1"], universe)["p_multiverse"] is None
     never = claims.Multiverse(everything, {"C4": np.full((720, 11), math.nan)}, None, None)
     assert robustness(CLAIM["C4"], never) == {}
+
+
+def test_more_than_nine_tasks_are_exchanged_at_random_and_the_findings_say_so():
+    rng = np.random.default_rng(0)
+    levels = [f"task{chr(97 + k)}-1" for k in range(12)]
+    rows = [(run, level, step, name, x) for run in ("a", "b") for k, level in enumerate(levels)
+            for step in range(0, 400, 10)
+            for name, x in (("accuracy", float(step >= 100 + 15 * k)),
+                            ("rankme.first.0", 2.0 + 3 * (step >= 50 + 14 * k) + rng.random() / 9))]
+    findings = claims.study(from_table(rows))
+    assert findings["exchanges"] == "10,000 random"
+    rows = claim_rows(findings)
+    assert rows["C7"]["value"] > 0.9 and rows["C7"]["p"] == 1e-4
+    assert rows["C7"]["verdict"] == "holds: above chance"
+    few = claims.study([made_up_run(seed, levels=FOUR) for seed in range(2)])
+    assert few["exchanges"] == "all 2"
 
 
 def test_the_mean_excess_has_each_run_and_each_task_left_out():

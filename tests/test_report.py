@@ -464,7 +464,7 @@ def test_sentences_of_the_joint_sweep_give_its_numbers(joint):
     assert lines[0] == report.SENTENCES["rule shams"]
     assert "As shares of their ceilings, floors have a ratio of 1.00." in lines
     (mean,) = [line for line in lines if line.startswith("With any one run or task left out")]
-    row = findings["claims"][-1]
+    row = findings["claims"][0]
     assert f"{min(excess for excess, _ in row['without'].values()):.3f}" in mean
     (llc,) = [line for line in lines if line.startswith("llc on the 11 snapshots of llc")]
     assert "rankme 100%" in llc and "accuracy" in llc and "It is not shown to lead." in llc
