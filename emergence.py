@@ -45,7 +45,6 @@ def first_lasting(flags, steps, persistence, lasting):
     steps, S = np.asarray(steps, dtype=float), flags.shape[-1]
     if S == 0:
         return np.full(flags.shape[:-1], -1)
-    # for each snapshot, the last one that must agree with it
     last = np.searchsorted(steps, lasting * steps, side="right") - 1
     last = np.maximum(last, np.arange(S) + persistence - 1)                 # (S,)
     observed = (last < S) & (lasting * steps <= steps[-1])
@@ -304,8 +303,8 @@ def risk_sets(emergence, censored):
     """The times at which something emerges; who is at risk then, and who emerges: (L, times)."""
     emerged = np.isfinite(emergence) & (emergence <= censored)
     t = np.unique(emergence[emerged])
-    at_risk = np.minimum(emergence, censored)[:, None] >= t
-    return t, at_risk, emerged[:, None] & (emergence[:, None] == t)
+    return (t, np.minimum(emergence, censored)[:, None] >= t,
+            emerged[:, None] & (emergence[:, None] == t))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -621,14 +620,15 @@ def emergences(run, behaviour, threshold, persistence, lasting, warmup):
 @functools.lru_cache(maxsize=5000)
 def geometry(run, rule, persistence, lasting, warmup, position, layer, smoothing, rise):
     """What RankMe says in one run: {name of an array of EventTable: (L,)}."""
-    steps, floor, floor_step, smooth = floors(run, position, smoothing, warmup)
+    steps, floor, floor_step, _ = floors(run, position, smoothing, warmup)
+    # the shams' bar may have been crossed within the warm-up
+    seen, _, _, smooth = floors(run, position, smoothing, warmup or rule in NEED_SHAMS)
     curves = layer_of(smooth, layer)
-    risen = ONSETS[rule](curves, curves[run.shams], steps, rise)
+    risen = ONSETS[rule](curves, curves[run.shams], seen, rise)[:, np.isin(seen, steps)]
     onset = steps_at(steps, first_lasting(risen, steps, persistence, lasting))
     # RankMe is at most the number of distinct states, and at most the width
-    distinct = measured_at(run, run.table("distinct"))[1][:, 0]
-    if position == "answer":
-        distinct = distinct * run.per_level("answer_tokens", 1)[:, 0]
+    states = run.per_level("answer_tokens", 1)[:, 0] if position == "answer" else 1
+    distinct = states * measured_at(run, run.table("distinct"))[1][:, 0]
     return {"onset": onset, "floor": layer_of(floor, layer),
             "floor_step": layer_of(floor_step, layer),
             "start": measured_at(run, run.rankme_at(position, layer))[1][:, 0],

@@ -698,6 +698,17 @@ def test_a_sweep_without_shams_has_its_onsets_by_the_floor_and_says_so():
     assert event_table([made_up_run()]).onset_rule == "shams"
 
 
+def test_a_bar_of_shams_may_be_crossed_within_the_warm_up():
+    """add-1 recovers at 100, add-2 at 200.  By the floor nothing within the warm-up counts, and
+    what is found after it is another floor."""
+    run = made_up_run(warmup=120)
+    events = event_table([run], warmup=False).only()
+    assert events.onset.tolist() == [[120, 200]] and events.first.tolist() == [[120, 120]]
+    assert event_table([run]).only().onset.tolist() == [[100, 200]]
+    by_floor = event_table([run], warmup=False, onset="floor").only()
+    assert by_floor.onset[0, 0] > 120 and by_floor.onset[0, 1] == 200
+
+
 def test_what_is_there_when_watching_begins_is_in_no_rate():
     run = made_up_run(warmup=170)
     events = event_table([run], warmup=False).only()
