@@ -710,7 +710,7 @@ def judge(claim, events, row, information=math.inf) -> str:
         (claim.above_null and not significant, "not shown: chance gives as much"),
         (not claim.counts, "above chance; the same test as C4, counted once"),
         (claim.above_null and beaten,
-         f"above chance, but no lead: {' and '.join(beaten)} at a tenth of the way do as well"),
+         f"above chance, but not shown to beat {' and '.join(beaten)} at a tenth of the way"),
         (claim.above_null, "holds: above chance"),
         (math.isnan(judged[0]), "cannot tell: no interval"),
         (low <= judged[0] and judged[1] <= high, "holds"),

@@ -682,7 +682,7 @@ CANNOT = "cannot tell: the interval over tasks is not within "
     ("C4", dict(p_holm=0.06), "not shown: chance gives as much"),
     ("C4", dict(runs=1), "cannot tell: one run"),
     ("C4", dict(against={"accuracy": 0.9, "log_prob": 0.01}),
-     "above chance, but no lead: accuracy at a tenth of the way do as well"),
+     "above chance, but not shown to beat accuracy at a tenth of the way"),
     ("C4 risk set", dict(), "above chance; the same test as C4, counted once"),
     ("C5", dict(value=0.5, low=0.45, high=0.55), "holds"),
     ("C5", dict(value=0.5, low=0.3, high=0.55), CANNOT + "40% to 60%"),
