@@ -605,11 +605,11 @@ class Multiverse(NamedTuple):
     counted: np.ndarray
 
 
-def multiverse(runs, specifications: list[Specification], thinned=THINNED) -> Multiverse:
-    """Every claim under every specification, but for rare measures, which no choice varies."""
+def multiverse(runs, specifications: list[Specification], thinned=THINNED, each=iter) -> Multiverse:
+    """Every claim but those on rare measures under each specification.  each: may show progress."""
     varying = [claim for claim in CLAIMS if claim.reads != RARELY]
     drawn, values, found, counts = {}, {claim.key: [] for claim in varying}, {}, []
-    for specification in specifications:
+    for specification in each(specifications):
         events = event_table(runs, **vars(specification)).only(shams=False)
         counts.append(precursor_counts(events))
         for claim in varying:

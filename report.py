@@ -353,47 +353,6 @@ def figure_choices(events, findings, universe):
 # ------------------------------------------------------------------------------------------------
 # The figures of single commands: `measure` and `pythia`
 
-@default_style
-def figure_llc_grid(cells):
-    """The LLC over lr x localization.  cells: (lr, localization, LLC), as measures.llc_grid yields.
-
-    Above: value, bias, effective draws; below: the traces of all chains, diverged ones black."""
-    lrs = sorted({lr for lr, _, _ in cells})
-    localizations = sorted({localization for _, localization, _ in cells})
-    found = {(lr, localization): result for lr, localization, result in cells}
-    heights = (3.2, 1.6 * len(localizations))
-    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
-
-    value, bias, draws = above.subplots(1, 3, subplot_kw={"xscale": "log", "xlabel": "lr"})
-    traces = below.subplots(len(localizations), len(lrs), sharex=True, squeeze=False)
-    for localization, axes in zip(localizations, traces):
-        row = [found[lr, localization] for lr in lrs]
-        line = {"marker": "o", "label": f"localization {localization:g}"}
-        value.errorbar(lrs, [r.mean for r in row], yerr=[2 * r.mc_error for r in row], **line)
-        bias.errorbar(lrs, [100 * abs(r.bias / (r.mean + r.bias)) for r in row], **line)
-        draws.errorbar(lrs, [r.ess for r in row], **line)
-        for lr, r, ax in zip(lrs, row, axes):
-            rises = r.nbeta * (r.losses - r.baselines)      # (chains, draws)
-            for rise, diverged in zip(rises, r.diverged):
-                ax.plot(rise, linewidth=0.6, color="black" if diverged else None)
-            ax.set_title(f"lr {lr:g}, localization {localization:g}", fontsize="small")
-
-    bias.axhline(5, color="grey", linestyle=":")
-    draws.axhline(100, color="grey", linestyle=":")
-    value.set(title="LLC, corrected (bars: 2 Monte Carlo errors)")
-    bias.set(title="bias, % of the raw value", yscale="log")
-    draws.set(title="effective draws", yscale="log")
-    for ax in (value, bias, draws):
-        ax.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
-        ax.minorticks_off()
-    above.legend(*value.get_legend_handles_labels(), loc="outside upper center",
-                 ncols=len(localizations), fontsize="small")
-    below.supxlabel("draw after burn-in")
-    below.supylabel("nbeta (L(w) - L(w0))")
-    return figure
-
-
 def panels(names, last):
     """A panel for each name, steps to the right, with room for 0: (Figure, {name: axes})."""
     columns, rows = min(3, len(names)), math.ceil(len(names) / 3)

@@ -270,24 +270,6 @@ def test_choices_have_no_figure_without_a_universe_or_an_emergence(joint):
 # ------------------------------------------------------------------------------------------------
 # Figures of single commands
 
-def test_llc_grid_has_a_line_for_each_localization_and_a_trace_for_each_chain():
-    losses = np.arange(12.0).reshape(3, 4)
-    cells = [(lr, gamma, SimpleNamespace(
-        mean=gamma + lr, mc_error=0.5, bias=1.0, ess=50.0, nbeta=10.0, losses=losses,
-        baselines=losses[:, :1], diverged=[False, False, lr == 0.1]))
-        for gamma in (0.0, 100.0) for lr in (0.1, 0.01)]
-    figure = report.figure_llc_grid(cells)
-    value, bias, draws, *traces = figure.axes
-    assert value.containers[1].lines[0].get_data()[1].tolist() == [100.01, 100.1]
-    assert bias.containers[0].lines[0].get_ydata() == pytest.approx([100 / 1.01, 100 / 1.1])
-    assert draws.containers[0].lines[0].get_ydata().tolist() == [50, 50]
-    titles = [ax.get_title() for ax in traces]
-    assert titles == [f"lr {lr}, localization {gamma}" for gamma in (0, 100) for lr in (0.01, 0.1)]
-    assert traces[1].lines[2].get_ydata().tolist() == [0, 10, 20, 30]       # nbeta times the rise
-    assert [line.get_color() == "black" for line in traces[1].lines] == [False, False, True]
-    assert report.png({"grid": figure})["grid"].startswith(b"\x89PNG")
-
-
 def eval_row(model, step, task, value):
     return SimpleNamespace(model=model, step=step, task=task, metric="acc", value=value,
                            stderr=0.01)
