@@ -102,6 +102,8 @@ def steps_axis(ax, last):
 
 def rank_axis(ax, top):
     """Effective ranks: a tick at each power of two."""
+    if not np.isfinite(top):                                # RankMe was not measured
+        return ax.set_yticks([])
     ax.set_yscale("log", base=2)
     ticks = [2 ** k for k in range(11) if 2 ** k <= top]
     ax.set_yticks(ticks, [str(tick) for tick in ticks])
@@ -232,6 +234,8 @@ def figure_layers(events):
 def figure_floors(events):
     """The floor of RankMe against the number of parameters; bars are the range over seeds."""
     medians = claims.medians(events)
+    if not all(row["floor"] for row in medians):            # RankMe was not measured
+        return {}
     real = events.only(shams=False)
     tasks = list(dict.fromkeys(real.tasks))
     many = len(real.levels)

@@ -342,17 +342,17 @@ def analyse_one(folder, planned=(), forecast_null=0):
     planned: the names of the runs that there should be.  forecast_null: see claims.study."""
     import claims
     import emergence
+    import numpy as np
     import report
     import sweep
     begin = time.monotonic()
     rows, configs, missing = sweep.load(folder)
     missing += [f"{name} was not started" for name in planned
                 if not (folder / name / "config.json").exists()]
-    if not all("rankme" in config["measures"] for config in configs.values()):
-        out.print("RankMe was not measured: there is nothing to find in this sweep",
-                  *(f"missing: {line}" for line in missing), sep="\n")
-        return None
     runs, specification = emergence.from_table(rows, configs), claims.Specification()
+    if all(np.isnan(run.rankme_at(specification.position, -2)).all() for run in runs):
+        out.print("RankMe was not measured: capabilities are dated, but nothing can be said of what "
+                  "comes before them")
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn) if large else contextlib.nullcontext() as pool:

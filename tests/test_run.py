@@ -118,6 +118,7 @@ def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
         one = tmp_path / name / "copy+parity/nano-s0"
         assert same_weights(one, finished[0] / "nano-s0"), name
         assert ("RankMe was not measured" in screen) == (name == "unmeasured")
+        assert "could not be drawn" not in screen
     assert rows_of(tmp_path / "twice/copy+parity/nano-s0") == rows_of(finished[0] / "nano-s0")
 
 
