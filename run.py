@@ -351,8 +351,8 @@ def analyse_one(folder, planned=(), forecast_null=0):
                 if not (folder / name / "config.json").exists()]
     runs, specification = emergence.from_table(rows, configs), claims.Specification()
     if all(np.isnan(run.rankme_at(specification.position, -2)).all() for run in runs):
-        out.print("RankMe was not measured: capabilities are dated, but nothing can be said of what "
-                  "comes before them")
+        out.print("RankMe was not measured: capabilities are dated, but nothing can be said of "
+                  "what comes before them")
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn) if large else contextlib.nullcontext() as pool:
