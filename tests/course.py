@@ -147,8 +147,8 @@ QUESTIONS = {                         # on figures that the reader's own command
         Question(5, "Run `python run.py tasks modadd` and `python run.py tasks compare`. Why is "
                     "chance 1/7 for modadd-1, but 1/3 for every level of compare? What would "
                     "chance be for compare-1 if both numbers were drawn independently?",
-                 ((2, "the best blind answer: each of 7 residues equally often; three signs, drawn "
-                      "equally often on purpose"),
+                 ((2, "the best blind answer: 7 residues, equally often; three signs, drawn "
+                      "equally often"),
                   (2, "drawn independently, 10 of 100 pairs are equal, so `<` and `>` have 45% "
                       "each: chance .45"),
                   (1, "and it would grow with the level, towards 1/2"))),
@@ -192,7 +192,7 @@ QUESTIONS = {                         # on figures that the reader's own command
         Question(5, "Measure the LLC at step 0, at your onset and at the last step (`--step`). "
                     "One of them may be negative. What does that say about w0?",
                  ((2, "three values with their errors"),
-                  (3, "w0 is no minimum: the chains found lower loss near it, so the number is no "
+                  (3, "w0 is no minimum: chains found lower loss near it, and the number is no "
                       "learning coefficient"))),
     ],
     4: [

@@ -256,10 +256,10 @@ class Grader:
         kept = ("PATH", "HOME", "LD_LIBRARY_PATH")
         environment = {key: value for key, value in os.environ.items() if key in kept}
         environment |= {"LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-                        "OPENBLAS_NUM_THREADS": "1"}
+                        "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
         with (home / "errors").open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-I", PROGRAM, home / "job.json", home / "results"],
+                [sys.executable, "-s", PROGRAM, home / "job.json", home / "results"],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 start_new_session=True, env=environment, cwd=home)
             with contextlib.suppress(subprocess.TimeoutExpired):
