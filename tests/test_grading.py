@@ -64,12 +64,11 @@ def hostile(name):
     return text + "\ndef _entropy(x):\n    return 1.0\n" * (name == "helper")
 
 
-SLOW = {"sleeps", "memory in python", "crash", "keyboard", "patched comparison",
-        "edits the tests", "very deep", "a long message", "sys.exit", "kills its parent"}
+QUICK = ["endless loop", "fork", "memory", "os._exit"]
 
 
-@pytest.mark.parametrize("names", [pytest.param(sorted(set(HOSTILE) - SLOW), id="some"),
-                                   pytest.param(sorted(SLOW), id="the others",
+@pytest.mark.parametrize("names", [pytest.param(QUICK, id="some"),
+                                   pytest.param(sorted(set(HOSTILE) - set(QUICK)), id="the others",
                                                 marks=pytest.mark.slow)])
 def test_hostile_submissions_are_graded_for_what_they_are_and_change_no_other(tmp_path, two, names):
     for name in names:
@@ -248,7 +247,8 @@ def test_files_of_one_canvas_student_are_one_entry(tmp_path):
 # --------------------------------------------------------------------------------------------------
 # Sets and variants
 
-def test_what_does_not_fit_the_handout_is_refused(tmp_path, two):
+def test_what_does_not_fit_the_handout_is_refused(tmp_path, two, monkeypatch):
+    monkeypatch.setattr(grading, "run_all", lambda *_: None)
     for name, number, variant in (("a", 2, 0), ("b", 2, 17), ("c", None, 17), ("d", 3, 0)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "measures.py").write_text(handed_out(number, variant)["measures.py"])
@@ -318,7 +318,7 @@ def test_a_roster_gives_canvas_its_columns(tmp_path):
 
 
 def test_a_stopped_grading_goes_on_where_it_was(tmp_path, two, monkeypatch):
-    for name in ("ann", "bob", "carl"):
+    for name in ("ann", "bob", "carl"):                         # ann's and carl's are the same
         (tmp_path / name).mkdir()
         (tmp_path / name / "measures.py").write_text(right() + f"# {name}\n")
     (tmp_path / "bob" / "measures.py").write_text(hostile("sys.exit"))
@@ -350,9 +350,13 @@ KINDS = ("right in another style", "half right", "empty", "hostile", "zipped", "
          "a mistake in each", "in a notebook", "copied")
 
 
+IN_CLASS = ["os._exit", "endless loop", "fork", "output in gigabytes", "memory", "patched pytest",
+            "crash", "sys.exit"]
+
+
 def student(k, given):
     """What student k hands in: (name in the folder, content or {file: text})."""
-    kind, variant = KINDS[k % len(KINDS)], 1 + k % 4
+    kind, variant = KINDS[k % len(KINDS)], 1 + (k // len(KINDS) + (k == 5)) % 4
     files = dict(given[variant])
     chosen = exercises(2, ROOT, variant)
     for number, e in enumerate(chosen):
@@ -369,8 +373,7 @@ def student(k, given):
             old, new, _ = WRONG[e.name][k // len(KINDS) % 3]
             source = second(e.name).replace(old, new)
         if kind == "hostile" and e.name == "measures.rankme":
-            row = sorted(set(HOSTILE) - {"memory in python", "sleeps"})[k // len(KINDS)]
-            source = cut_out(hostile(row), "rankme")[0] or "def rankme(x):\n    return (\n"
+            source = cut_out(hostile(IN_CLASS[k // len(KINDS)]), "rankme")[0]
         files[e.file] = graft(files[e.file], e.function, source)
     name = f"student{k:02}"
     if kind == "zipped":
@@ -431,9 +434,9 @@ def test_the_whole_way_of_a_class(tmp_path, count):
     assert len(table.splitlines()) == count + 1
     scores = [json.loads(gradebook.as_gradescope(result))["score"] for result in results]
     assert scores == [result.points for result in results]
-    # once more from the beginning: all of the large class, two of the small one
+    # once more from the beginning: all of the large class, one of the small one
     journal = tmp_path / "class" / entries.JOURNAL
-    kept = journal.read_text().splitlines(keepends=True)[2:] if count == 10 else []
+    kept = journal.read_text().splitlines(keepends=True)[1:] if count == 10 else []
     journal.write_text("".join(kept))
     again = grading.grade([tmp_path / "class"], workers=2, seconds=10 if count > 10 else 2)
     assert gradebook.as_csv(again) == table
