@@ -1,7 +1,6 @@
 """Chapter 3: measures.  Five numbers that describe the inside of a network, and a probe.
 
-A network that is about to acquire a capability may change inside before its behaviour changes.
-This file measures the inside of any torch.nn.Module, from easy to hard:
+Before its behaviour changes, the inside of a network may.  From easy to hard:
 
   1  RankMe                  how many directions the hidden states use
   2  gradient, Fisher rank   in how many directions the examples pull the weights
@@ -9,14 +8,14 @@ This file measures the inside of any torch.nn.Module, from easy to hard:
   4  LLC                     how much of the weight space around the weights w0 has a low loss
   5  linear probe            whether a linear map can read the answer from a hidden state
 
-They are those of "Anatomy of Capability Emergence" (arXiv 2602.15997).  Three rules hold:
+Three rules hold, for any torch.nn.Module:
   - `loss_fn(model, batch)` returns one loss per example, (B,).  `data` is a tuple of tensors with a
     row for each example.
   - Measuring disturbs nothing.  It works on a copy in eval mode, over all parameters that require
     gradients, with random generators of its own.
   - What cannot be measured is a ValueError that says where.  What cannot be trusted carries its
     diagnostics.
-This file trains nothing, writes no file, knows no task, and does not decide what "emerged" means.
+It trains nothing, writes no file, and knows no task.
 Letters: B batch, D width, N examples, P parameters, C chains, J groups, M matrices.
 
 Between two steps of any training loop:
@@ -52,8 +51,8 @@ from torch.nn.utils import vector_to_parameters
 def rankme(features: Tensor, eps: float = 1e-7) -> float:
     """Effective rank of a feature matrix: how many directions it really uses.
         p_i = s_i / sum_j s_j + eps        RankMe = exp(-sum_i p_i log p_i)
-    features: (N, D), one row per example.  Unit: dimensions, from about 1 to min(N, D).
-    The s_i are not squared (26.0 would read 2.7), the rows not centred (31.4).  Report N with it.
+    features: (N, D).  Unit: dimensions, from about 1 to min(N, D).  Report N with it.
+    The s_i are not squared (26.0 would read 2.7), the rows not centred (31.4).
     Raises ValueError if features are not a matrix, not finite, or all zero.
     Source: Garrido et al. 2023 (arXiv 2210.02885).  Differs from the paper: nothing known.
     Exercise: measures.rankme (set 2, 10 points, without rankme_many)
@@ -68,6 +67,46 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
     s = torch.linalg.svdvals(x)                                 # (min(N, D),)
     p = s / s.sum() + eps                                       # eps keeps log finite when s_i = 0
     return float(torch.exp(-(p * p.log()).sum()))
+
+
+def centred(features: Tensor, weights: Tensor | None = None) -> tuple:
+    """Rows without their mean, and the mean share: how much of their energy was in that mean.
+        sum_i w_i |mean|^2 / sum_i w_i |x_i|^2        mean = sum_i w_i x_i / sum_i w_i
+    features: (..., N, D).  weights: (..., N), how often each row counts; None: each once.
+    Returns sqrt(w_i) (x_i - mean), (..., N, D), which has the RankMe of the rows repeated w_i
+    times, and the shares, (...), from 0 to 1; both float64.  nan where all features are zero."""
+    x = features.detach().double()
+    if not torch.isfinite(x).all() or x.dim() < 2:
+        raise ValueError(f"features must be (N, D) and finite, got shape {tuple(x.shape)}")
+    w = x.new_ones(x.shape[:-1]) if weights is None else weights.detach().to(x)         # (..., N)
+    if w.shape != x.shape[:-1] or not (w >= 0).all() or not (w.sum(-1) > 0).all():
+        raise ValueError(f"weights must be {tuple(x.shape[:-1])}, none negative, not all zero")
+    w = (w / w.sum(-1, keepdim=True)).unsqueeze(-1)             # (..., N, 1)
+    size = x.abs().amax((-1, -2), keepdim=True)                 # so that squares stay in range
+    mean = (w * (x / size)).sum(-2, keepdim=True)               # (..., 1, D)
+    share = mean.square().sum((-1, -2)) / (w * (x / size).square()).sum((-1, -2))
+    return w.sqrt() * (x - mean * size), share
+
+
+def mean_share(features: Tensor, weights: Tensor | None = None) -> float:
+    """Share of the energy of the rows that lies in the direction they have in common.
+        N |mean row|^2 / sum_i |row_i|^2
+    features: (N, D).  weights: (N,), how often each row counts.  0: the mean is zero.  1: all rows
+    are the same.  RankMe, which is not centred, is small where this is near 1.
+    >>> round(mean_share(torch.tensor([[3., 1.], [3., -1.]])), 6)
+    0.9"""
+    share = float(centred(features, weights)[1])
+    if math.isnan(share):
+        raise ValueError("mean_share: features are all zero")
+    return share
+
+
+def rankme_centred(features: Tensor, weights: Tensor | None = None, eps: float = 1e-7) -> float:
+    """RankMe of the rows without their (weighted) mean: at most min(N - 1, D)."""
+    rest, share = centred(features, weights)
+    if not share < 1 - 1e-12:
+        raise ValueError("rankme_centred: all rows are the same")
+    return rankme(rest, eps)
 
 
 # --------------------------------------------------- what the measures of a loss have in common
@@ -153,10 +192,9 @@ def per_example_gradients(net, loss_fn, data):
 def gradient_gram(model: Module, loss_fn: Callable, data: tuple, chunk: int = 8) -> Tensor:
     """Gram matrix of the per-example gradients, over all parameters.
         K_ij = g_i . g_j        g_i = gradient of example i's loss, (P,)
-    Returns (N, N) float64 on the CPU; unit: loss^2 / weight^2.  Apart from zeros, K = G G^T has the
-    eigenvalues of G^T G, (P, P).  Memory: at most 3 * chunk gradients, or 1 GiB if that is more.
-    Raises ValueError on NaN (parameter or example named), or if loss_fn does not return (N,).
-    Differs from the paper: all parameters; there the first 50K, which are mostly embeddings.
+    Returns (N, N) float64 on the CPU; apart from zeros, K = G G^T has the eigenvalues of G^T G.
+    Memory: at most 3 * chunk gradients, or 1 GiB if that is more.
+    Differs from the paper: all parameters, not the first 50K.
     Exercise: measures.gradient_gram (set 2, 15 points)
     Hint: _prepare; one backward pass per example (per_example_gradients); K in float64 at once.
     >>> w = torch.nn.Linear(2, 1, bias=False)                   # the gradient of w . x is x
@@ -178,8 +216,7 @@ def gradient_gram(model: Module, loss_fn: Callable, data: tuple, chunk: int = 8)
 def gradient_rank(model: Module, loss_fn: Callable, data: tuple) -> float:
     """Effective rank of the gradient covariance: along how many directions do examples disagree?
         exp(entropy(eigenvalues of (I - 1/N) K (I - 1/N)))        K = gradient_gram
-    Unit: dimensions, from 1 to N - 1.  The value lies near that ceiling: report it with its N.
-    Raises ValueError for one example, or if all gradients coincide: there is no covariance."""
+    From 1 to N - 1, and near that ceiling: report it with its N."""
     gram = gradient_gram(model, loss_fn, data)
     centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
     if not centred.trace() > 1e-10 * gram.trace():
@@ -190,9 +227,8 @@ def gradient_rank(model: Module, loss_fn: Callable, data: tuple) -> float:
 def fisher_rank(model: Module, loss_fn: Callable, data: tuple) -> float:
     """Effective rank of the Fisher matrix: that of K itself, not centred.
         exp(entropy(eigenvalues of K))        K = gradient_gram
-    Unit: dimensions, from 1 to N.  With true labels it is the `empirical` Fisher matrix, whose rank
-    nearly equals gradient_rank; with labels drawn from the model, the Fisher matrix itself.
-    Differs from the paper: it reports the empirical one."""
+    From 1 to N.  With true labels it is the `empirical` Fisher matrix, whose rank nearly equals
+    gradient_rank, and which the paper reports; with labels drawn from the model, the Fisher."""
     return effective_rank(torch.linalg.eigvalsh(gradient_gram(model, loss_fn, data)))
 
 
@@ -232,8 +268,7 @@ def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
         v = hv / hv.norm()
 
 
-# Lanczos is power iteration that remembers.  It keeps every vector so far, and finds the best
-# approximate eigenpairs in their span (Ritz pairs):
+# Lanczos keeps every vector so far, and finds the best eigenpairs in their span (Ritz pairs):
 #     Q = [q_1 .. q_k],    (Q^T H Q) s = theta s,    v = Q s,    r = H v - theta v
 # The next vector q_{k+1} is the remainder r of the best pair, orthogonalised against Q.
 
@@ -290,7 +325,7 @@ class Span:
 def lanczos(matvec, start, tol=1e-2, max_iters=100, max_basis=24):
     """The same eigenvalue as power_iteration, in far fewer products.
     start: (P,), or (m, P): several vectors that may be nearly eigenvectors.
-    Memory: about 2 * max_basis * P numbers; max_basis is at least 4."""
+    Memory: about 2 * max_basis * P numbers."""
     span = Span(matvec)
     for vector in start.reshape(-1, start.shape[-1]):
         q = orthogonalise(vector, span.basis)
@@ -344,13 +379,9 @@ def hessian_top(model: Module, loss_fn: Callable, data: tuple, tol: float = 3e-3
                 generator: Generator | None = None) -> HessianTop:
     """Top eigenvalue of the Hessian of the mean loss: the curvature of the sharpest direction.
         H v = lambda v        |lambda| largest, reported with its sign: spectrum {-2, 1} gives -2
-    Unit: loss / weight^2.  tol bounds the residual |Hv - lambda v| / |lambda|.  The error of lambda
-    is about tol^2 / gap, both relative: 1e-3 by default where the next eigenvalue is 1% away.
+    tol bounds the residual |Hv - lambda v| / |lambda|.  The error of lambda is about tol^2 / gap.
     start: (P,), or (m, P) such as the `vectors` of the previous snapshot, which saves half of the
-    products.  None: random.  A start that is an eigenvector is accepted as the answer, even if
-    another eigenvalue has overtaken it: now and then start cold.
-    Raises ValueError on NaN (parameter or example named), a wrong argument or shape of the losses.
-    Differs from the paper: nothing known; its method and batch are not public."""
+    products.  A start that is an eigenvector is accepted, even if another has overtaken it."""
     net, params, data, _ = _prepare("hessian_top", model, data)
     count = sum(p.numel() for p in params)
     if start is None:
@@ -408,8 +439,6 @@ def plain_llc(model, loss_fn, data, nbeta, lr, localization, num_draws, num_burn
     return float(llc_draws(losses, losses[:, :1], nbeta, num_burnin_steps).mean())
 
 
-# How far can such a mean be trusted?  The draws of a chain depend on one another.
-
 def split_r_hat(traces):
     """Gelman & Rubin's R-hat of chains cut in halves: do the parts agree, given their own spread?
         R^2 = (h - 1) / h + Var(means of the parts) / W        W = mean of their variances
@@ -457,8 +486,6 @@ def effective_samples(traces):
     return ess, math.sqrt(float(total) / ess)
 
 
-# Now the sampler itself: several chains, mini-batches, groups of rows, diagnostics.
-
 @dataclass
 class LLC:
     mean: float = math.nan        # nbeta (E[L(w)] - L(w0)) - bias, over chains that did not diverge
@@ -503,7 +530,7 @@ class LLC:
 class Sampler:
     """SGLD chains, and what they share: a density, the make-up of a mini-batch, the losses at w0.
         exp(-nbeta L(w) - localization/2 |w - w0|^2)        L = mean loss over data
-    A mini-batch has equally many rows of each group.  Each counts by its group's share of data."""
+    A mini-batch has equally many rows of each group, which count by its share of data."""
 
     def __init__(self, net, loss_fn, data, groups, batch_size, lr, nbeta, localization, autocast):
         self.net, self.loss_fn, self.data, self.autocast = net, loss_fn, data, autocast
@@ -628,31 +655,20 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 30.0, lr: 
         generator: Generator | None = None, groups: Tensor | None = None,
         autocast: torch.dtype | None = None) -> LLC:
     """Local learning coefficient: how fast the loss grows around w0, in effective parameters / 2.
-        LLC = nbeta (E[L(w)] - L(w0)) - bias
-        w ~ exp(-nbeta L(w) - localization/2 |w - w0|^2), by SGLD (see sgld_step)
+        LLC = nbeta (E[L(w)] - L(w0)) - bias        w ~ exp(-nbeta L - localization/2 |w - w0|^2)
         bias = lr/8 nbeta^2 E|d|^2 s / (s + localization)
         d: noise of a mini-batch's gradient        s: nbeta times the curvature along d
     With localization 0 it is k/2 for a quadratic loss of k weights, and 1/4 for w^4.
-    nbeta: n / log n, n the size of the training set, NOT the rows of `data`.  30 means n = 150.
-    lr: SGLD's eps.  The largest whose bias stays under 5% mixes best.
-    localization: gamma.  The prior's standard deviation is gamma^-1/2 per weight.
-    num_draws: kept of each chain, after num_burnin_steps that are not.  A chain begins at a draw of
-      the prior, where most directions also end: a short burn-in is enough.
-    batch_size: rows per draw, None: 256; at most all of data.  L(w0) is over the rows of L(w).
+    nbeta: n / log n, n the size of the training set, NOT the rows of `data`.
+    lr, localization: SGLD's eps and gamma; the prior's deviation is gamma^-1/2 per weight.
+    num_draws: kept of each chain, after num_burnin_steps that are not.
+    batch_size: rows per draw, None: 256; at most all of data.
     groups: (N,) integers, such as the task of each row.  The chains yield an LLC_j for each group.
     autocast: such as torch.bfloat16, for all losses but those of the curvature.
-    Returns LLC.  The value is that of this nbeta and localization, not the asymptotic lambda.
-    A chain diverged if a loss is not finite, or if its excess over L(w0) grows thirtyfold from one
-      half to the next.  It is set aside and counted; with none left mean is nan.
-    The bias is that of mini-batches: exact for quadratics of one curvature along d, else an upper
-      bound.  The error of the step, of second order in lr, is not in it: compare with half the lr.
     Raises ValueError on NaN in a parameter or a loss at w0 (named), or an argument out of range.
     Source: Lau et al. 2023 (arXiv 2308.12108).
     Differs from the paper: its nbeta, lr, localization and number of draws are not public.
-    Differs from the paper: chains begin spread out by the localization, not at w0.
-    Differs from the paper: each step's noise is averaged with that of the step before.
-    Differs from the paper: with groups, one set of chains on the joint loss, not one per task.
-      Each group then holds the weights with its share of nbeta only, so its value is larger."""
+    Differs from the paper: chains begin spread out by the localization; noise is averaged."""
     net, params, data, _ = _prepare("llc", model, data)
     batch_size = 256 if batch_size is None else batch_size
     for key, value, low in (("nbeta", nbeta, 0), ("lr", lr, 0), ("num_chains", num_chains, 0),
@@ -708,66 +724,53 @@ def _summary(sampler, traces, num_burnin_steps):
     return result
 
 
-def llc_grid(model, loss_fn, data, lrs=(2e-4, 5e-4, 1e-3, 2e-3),
-             localizations=(100.0, 300.0, 1000.0), **options):
-    """Which settings?  Yields (lr, localization, LLC) for every pair, all with the same seed.
-    The value must not depend on lr.  It does on localization, which sets the distance from w0."""
-    for localization in localizations:
-        for lr in lrs:
-            yield lr, localization, llc(model, loss_fn, data, lr=lr, localization=localization,
-                                        generator=Generator().manual_seed(0), **options)
-
-
-def recommended(cells):
-    """{localization: lr} from the cells of llc_grid: the largest lr of a sound cell, or None.
-    Sound: no chain diverged, a positive value, a bias under 5% of the raw value, R-hat < 1.05."""
-    best = {}
-    for lr, localization, r in cells:
-        sound = (r.num_diverged == 0 and r.mean > 0 and r.r_hat < 1.05
-                 and abs(r.bias) < 0.05 * abs(r.mean + r.bias))
-        best.setdefault(localization, []).append(lr if sound else 0)
-    return {localization: max(lrs) or None for localization, lrs in best.items()}
-
-
 # ----------------------------------------------------------------------------- 5  linear probe
 
 def linear_probe(features: Tensor, labels: Tensor, generator: Generator | None = None,
-                 ridge: float = 1e-3, steps: int = 30) -> float:
+                 inputs: Tensor | None = None, ridge: float = 1e-3) -> float:
     """Held-out accuracy of a linear classifier: can the answer be read from the features?
         W minimises  mean cross-entropy(X W, y) + ridge/2 |W|^2
     features: (N, D), 2,000 rows or more for a number that means something.  labels: (N,), any
-    integers.  `generator` chooses the held-out quarter of the rows; the others standardise X.
-    Read it beside the same probe on shuffled labels (chance) and on the untrained model.
-    Raises ValueError for wrong shapes or types, NaN, fewer than 8 rows, or one class only.
+    integers.  inputs: (N,) integers, equal where the input is; None: no two rows have one input.
+    `generator` chooses a quarter of the inputs, whose rows are held out: a probe that only
+    remembers its inputs scores at chance.  The other rows standardise X.
+    Raises ValueError for wrong shapes or types, NaN, fewer than 8 inputs, or one class only.
     Source: Alain & Bengio 2016.  Differs from the paper: its probe's details are not public."""
-    if features.dim() != 2 or not torch.isfinite(features).all():
-        raise ValueError(f"linear_probe: needs finite features (N, D), got {tuple(features.shape)}")
-    if labels.shape != features.shape[:1] or labels.is_floating_point():
-        raise ValueError("linear_probe: needs integer labels (N,), got "
-                         f"{tuple(labels.shape)} and {labels.dtype}")
-    classes, y = labels.to(features.device).unique(return_inverse=True)
-    n = len(y)
-    if n < 8 or len(classes) < 2:
-        raise ValueError(f"linear_probe: needs 8 rows and 2 classes, got {n} and {len(classes)}")
-    # split the rows, standardise, append a constant feature for the bias
-    order = torch.randperm(n, generator=_generator(generator)).to(y.device)
-    test, fit = order[:n // 4], order[n // 4:]
-    x = features.detach().float()
-    spread, mean = torch.std_mean(x[fit], 0)
-    floor = 1e-6 * float(spread.max()) + 1e-30                  # a constant feature stays 0
-    x = (x - mean) / spread.clamp(min=floor)
-    x = torch.cat([x, x.new_ones(n, 1)], 1)                     # (N, D + 1)
-    # Newton-like steps that cannot overshoot: in each class the Hessian of the cross-entropy is at
-    # most X^T X / n / 2 (Boehning 1992).  With Nesterov's momentum 30 are enough.
-    a, onehot = x[fit], F.one_hot(y[fit], len(classes)).float()
-    bound = a.T @ a / len(a) / 2 + ridge * torch.eye(a.shape[1], device=a.device)
-    factor = torch.linalg.cholesky(bound)
-    w = ahead = x.new_zeros(a.shape[1], len(classes))
-    for step in range(steps):
-        gradient = a.T @ ((a @ ahead).softmax(1) - onehot) / len(a) + ridge * ahead
-        new = ahead - torch.cholesky_solve(gradient, factor)
-        ahead, w = new + (new - w) * (step / (step + 3)), new
-    return float(((x[test] @ w).argmax(1) == y[test]).float().mean())
+    x = features.detach().double()
+    if x.dim() != 2 or not torch.isfinite(x).all():
+        raise ValueError(f"linear_probe: needs finite features (N, D), got {tuple(x.shape)}")
+    n = len(x)
+    inputs = torch.arange(n, device="cpu") if inputs is None else inputs
+    for name, column in (("labels", labels), ("inputs", inputs)):
+        if column.shape != (n,) or column.is_floating_point():
+            raise ValueError(f"linear_probe: {name} must be integers, ({n},), got "
+                             f"{tuple(column.shape)} and {column.dtype}")
+    classes, y = labels.to(x.device).unique(return_inverse=True)
+    different, owner = inputs.to(x.device).unique(return_inverse=True)
+    count = len(different)
+    if count < 8 or len(classes) < 2:
+        raise ValueError("linear_probe: needs 8 different inputs and 2 classes, got "
+                         f"{count} and {len(classes)}")
+    # hold out the rows of a quarter of the inputs
+    order = torch.randperm(count, generator=_generator(generator), device="cpu")
+    test = torch.isin(owner, order[:count // 4].to(x.device))   # (N,) bool
+    # standardise; a constant feature becomes 0; append a 1 for the bias
+    x = x / x.abs().max().clamp(min=1e-300)
+    spread, mean = torch.std_mean(x[~test], 0)
+    floor = 1e-6 * spread.max() + 1e-12 * mean.abs() + 1e-300
+    x = F.pad((x - mean) / torch.maximum(spread, floor), (0, 1), value=1.0).float()     # (N, D + 1)
+    with torch.inference_mode(False), torch.enable_grad():
+        x, y = x.clone(), y.clone()
+        w = x.new_zeros(x.shape[1], len(classes), requires_grad=True)
+        optimizer = torch.optim.LBFGS([w], max_iter=40, line_search_fn="strong_wolfe")
+
+        def loss():
+            optimizer.zero_grad()
+            value = F.cross_entropy(x[~test] @ w, y[~test]) + ridge / 2 * w.square().sum()
+            value.backward()
+            return value
+        optimizer.step(loss)
+        return float(((x[test] @ w).argmax(1) == y[test]).float().mean())
 
 
 # --------------------------------------------------------------------------- for speed alone
@@ -777,15 +780,17 @@ def rankme_many(features, eps=1e-7):
     """RankMe of M feature matrices of one shape, several times faster than M calls of rankme.
         s_i = sqrt(eigenvalue_i of X^T X), in float64: in float32 a collapsed rank of 1 reads 1.045
     features: (M, N, D).  Returns (M,) float64, within 1e-4 of rankme's.  Errors name the matrix."""
-    if features.dim() != 3:
+    if features.dim() != 3 or 0 in features.shape[1:]:
         raise ValueError(f"rankme_many: features must be (M, N, D), got {tuple(features.shape)}")
-    bad = ~(torch.isfinite(features).flatten(1).all(1) & features.flatten(1).any(1))
-    if bad.any():
-        raise ValueError("rankme_many: features must be finite and not all zero; "
-                         f"matrix {int(bad.nonzero()[0])} is not")
-    ranks = []
-    for x in features.detach().split(16):                       # 16 of 200 x 128 stay in the cache
-        x = x.double()
+    ranks = [torch.zeros(0, dtype=torch.float64, device=features.device)]
+    for first in range(0, len(features), 16):                   # 16 of 200 x 128 stay in the cache
+        x = features[first:first + 16].detach().double()
+        size = x.abs().amax((1, 2))                             # (16,)
+        bad = ~(torch.isfinite(size) & (size > 0))
+        if bad.any():
+            raise ValueError("rankme_many: features must be finite and not all zero; "
+                             f"matrix {first + int(bad.nonzero()[0])} is not")
+        x = x / size[:, None, None]                             # so that squares stay in range
         gram = x.mT @ x if x.shape[1] >= x.shape[2] else x @ x.mT
         s = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()     # (16, min(N, D))
         p = s / s.sum(1, keepdim=True) + eps
@@ -810,8 +815,7 @@ def per_example_gradients_vmap(net, loss_fn, data):
 
 
 def gradient_blocks(net, loss_fn, data, chunk, small=2**26):
-    """The same, one parameter after another, in bounded memory: where the gradients do not fit, the
-    backward pass is repeated for blocks of parameters.  small: numbers that always fit."""
+    """The same, one parameter after another: where not all gradients fit, in several passes."""
     params = [p for p in net.parameters() if p.requires_grad]
     n, total = len(data[0]), sum(p.numel() for p in params)
     rows = min(n, max(chunk, small // total))                   # examples at a time
@@ -840,8 +844,6 @@ def gradient_blocks(net, loss_fn, data, chunk, small=2**26):
 def on_cores(job, inputs, device):
     """[job(x) for x in inputs], on a CPU each on a core of its own: small matrices share badly."""
     workers = min(len(inputs), torch.get_num_threads()) if device.type == "cpu" else 1
-    if workers == 1:
-        return [job(x) for x in inputs]
     # set_num_threads holds for the worker thread that calls it
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(job, inputs))

@@ -10,9 +10,10 @@ from torch import nn
 
 import measures
 from measures import (effective_rank, effective_samples, fisher_rank, gradient_gram, gradient_rank,
-                      hessian_top, lanczos, linear_probe, llc, llc_draws, llc_grid,
+                      hessian_top, lanczos, linear_probe, llc, llc_draws, mean_share,
                       per_example_gradients, per_example_gradients_vmap, plain_llc,
-                      power_iteration, rankme, rankme_many, recommended, sgld_step, split_r_hat)
+                      power_iteration, rankme, rankme_centred, rankme_many, sgld_step,
+                      split_r_hat)
 
 exercise = pytest.mark.exercise
 
@@ -145,6 +146,75 @@ def test_rankme_many_names_the_matrix_that_has_no_rank():
     with pytest.raises(ValueError, match=r"\(M, N, D\)"):
         rankme_many(good)
     assert rankme_many(torch.zeros(0, 30, 8)).shape == (0,)
+
+
+def repeated(x, times):
+    return x.repeat_interleave(times, 0)
+
+
+def test_mean_share_of_known_rows():
+    """x = m + z, z without mean: |m|^2 of |m|^2 + E|z|^2.  All equal rows: 1."""
+    z = normal(50, 6, dtype=torch.float64)
+    z, m = z - z.mean(0), torch.arange(6.0, dtype=torch.float64)
+    exact = float(m @ m / (m @ m + z.square().sum(1).mean()))
+    assert mean_share(z + m) == pytest.approx(exact)
+    assert mean_share(z) == pytest.approx(0, abs=1e-12)
+    assert mean_share(torch.ones(9, 3)) == pytest.approx(1)
+    assert mean_share(torch.eye(4)) == pytest.approx(1 / 4)     # rows at right angles: 1 / N
+
+
+def test_rankme_centred_of_known_rows():
+    assert rankme_centred(torch.eye(10)) == pytest.approx(9, rel=1e-4)
+    assert rankme_centred(normal(400, 5) + 1e4) == pytest.approx(5, rel=0.01)
+    pair = torch.tensor([[0.0, 0.0], [5.0, 5.0]])
+    assert rankme_centred(pair) == pytest.approx(1, abs=1e-4)
+
+
+def test_weights_are_numbers_of_repetitions():
+    x, times = normal(30, 6) + torch.arange(6.0), torch.arange(30) % 4
+    assert mean_share(x, times) == pytest.approx(mean_share(repeated(x, times)))
+    assert rankme_centred(x, times) == pytest.approx(rankme_centred(repeated(x, times)))
+    stack = torch.stack([x, x ** 2])
+    rest, share = measures.centred(stack, times.expand(2, -1))
+    assert share.tolist() == pytest.approx([mean_share(part, times) for part in stack])
+    assert rankme_many(rest).tolist() == pytest.approx([rankme_centred(part, times)
+                                                        for part in stack], rel=1e-4)
+
+
+@pytest.mark.parametrize("measure", [mean_share, rankme_centred])
+def test_what_has_no_mean_share_or_no_rank_is_refused(measure):
+    x = normal(5, 3)
+    for bad in (x * math.nan, x[0], torch.zeros(5, 3)):
+        with pytest.raises(ValueError):
+            measure(bad)
+    for weights in (torch.zeros(5), torch.ones(4), -torch.ones(5), torch.full((5,), math.nan)):
+        with pytest.raises(ValueError, match="weights"):
+            measure(x, weights)
+    with pytest.raises(ValueError, match="same"):
+        rankme_centred(normal(1, 7).expand(5, 7) * 0.1)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
+def test_ranks_do_not_see_the_scale(scale):
+    x = normal(40, 8, dtype=torch.float64) + 1
+    assert float(rankme_many((x * scale)[None])) == pytest.approx(rankme(x), rel=1e-6)
+    assert rankme(x * scale) == pytest.approx(rankme(x), rel=1e-6)
+    assert rankme_centred(x * scale) == pytest.approx(rankme_centred(x), rel=1e-6)
+    assert mean_share(x * scale) == pytest.approx(mean_share(x), rel=1e-6)
+
+
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8, torch.int64, *FLOAT8])
+def test_features_of_other_dtypes_have_the_rank_of_their_values(dtype):
+    x = (normal(40, 8) * 4).round().to(dtype)
+    exact = x.double()
+    for measure in (rankme, rankme_centred, mean_share):
+        assert measure(x) == measure(exact)
+    assert float(rankme_many(x[None])) == float(rankme_many(exact[None]))
+    labels = (exact[:, 0] > 0).long()
+    assert linear_probe(x, labels, seeded()) == linear_probe(exact, labels, seeded())
 
 
 # --------------------------------------------------------------------------- gradient, Fisher rank
@@ -791,27 +861,6 @@ def test_llc_of_groups_adds_up():
     assert joint.mean == pytest.approx(7, abs=max(0.14, 3 * joint.mc_error))
 
 
-@pytest.mark.slow
-def test_the_recommended_lr_is_the_largest_sound_one_of_its_localization():
-    """Chains in a quadratic whose mini-batches pull apart: bias grows with lr, until chains
-    diverge."""
-    pulls = torch.cat([torch.eye(6), -torch.eye(6)]) * 2
-    lrs = (3e-4, 1e-3, 3e-3, 0.1)
-    cells = list(llc_grid(Toy(torch.zeros(6)), pulled, (pulls,), lrs, localizations=(0.0, 100.0),
-                          nbeta=100.0, batch_size=6, num_draws=1000))
-    assert [cell[:2] for cell in cells] == [(lr, gamma) for gamma in (0.0, 100.0) for lr in lrs]
-    assert all(result.num_diverged == 4 for lr, _, result in cells if lr == 0.1)
-    best = recommended(cells)
-    assert list(best) == [0.0, 100.0]
-    for gamma, lr in best.items():
-        stable = {x: r for x, g, r in cells if g == gamma and x < 0.1}
-        share = {x: abs(r.bias / (r.mean + r.bias)) for x, r in stable.items()}
-        assert lr == max(x for x, r in stable.items() if share[x] < 0.05 and r.r_hat < 1.05)
-        assert any(value >= 0.05 for value in share.values())
-    diverged = [cell for cell in cells if cell[0] == 0.1]
-    assert recommended(diverged) == {0.0: None, 100.0: None}
-
-
 def test_llc_under_autocast_follows_the_moving_weights():
     """A stale bfloat16 copy of the weights would leave the loss where it was at w0."""
     model = nn.Linear(32, 1, bias=False)
@@ -884,8 +933,35 @@ def test_linear_probe_finds_classes_that_lie_between_others():
     assert linear_probe(constant, y, seeded()) > 0.7
 
 
+def test_rows_of_one_input_never_stand_on_both_sides():
+    """Labels random for each input, 8 rows of each: who remembers inputs is right, until all rows
+    of an input are held out together."""
+    inputs = torch.arange(1600) % 200
+    x = normal(200, 300)[inputs] + normal(1600, 300, seed=1) / 100
+    y = torch.randint(4, (200,), generator=seeded(2))[inputs]
+    assert linear_probe(x, y, seeded()) > 0.95
+    apart = linear_probe(x, y, seeded(), inputs=inputs)
+    assert abs(apart - 1 / 4) < 4 * (3 / 16 / 50) ** 0.5        # 50 inputs are held out
+    names = inputs * 7 - 300                                    # any integers will do
+    assert linear_probe(x, y, seeded(), inputs=names) == apart
+
+
+def test_linear_probe_does_not_see_scale_and_offset():
+    x = normal(800, 16, dtype=torch.float64)
+    y = (x[:, 0] + x[:, 1] > 0).long()
+    exact = linear_probe(x, y, seeded())
+    assert exact > 0.95
+    for other in (x + 1e8, x * 1e-200, x * 1e200, x - 1e6 * x[:1]):
+        assert linear_probe(other, y, seeded()) == pytest.approx(exact, abs=0.01)
+    with torch.inference_mode():
+        assert linear_probe(x, y, seeded()) == exact
+
+
 def test_linear_probe_refuses_bad_input():
     x, y = normal(50, 4), torch.arange(50) % 2
+    for inputs in (torch.zeros(50, dtype=torch.int64), torch.arange(49), torch.rand(50)):
+        with pytest.raises(ValueError, match="inputs"):
+            linear_probe(x, y, seeded(), inputs=inputs)
     for features, labels in ((x[0], y), (x, y[:40]), (x * math.nan, y), (x, y.float()),
                              (x, torch.zeros_like(y)), (x[:4], y[:4])):
         with pytest.raises(ValueError, match="linear_probe"):
