@@ -1,33 +1,36 @@
 """Chapter 5: claims.  What the paper claims, claim by claim, and what a sweep of runs says of it.
 
-A claim is one row of the table CLAIMS at the end: a statistic, what counts as holding, and what is
-exchanged to learn what chance gives.  Beside it stand the numbers of the paper (Billa 2026, arXiv
-2602.15997; v1 and v2 agree, v3 and v4 differ).
+A claim is one row of the table CLAIMS at the end: a statistic, what is exchanged to learn what
+chance gives, and what counts as holding.  Beside it stand the numbers of the paper (Billa 2026,
+arXiv 2602.15997; v1 and v2 agree, v3 and v4 differ).
 
 Every date depends on choices: how clear is "clearly above chance"?  A Specification is one set of
-choices.  The *multiverse* recomputes every claim under all reasonable ones (Steegen et al. 2016),
-on the data and on data sets in which tasks were exchanged (specification-curve inference:
-Simonsohn, Simmons & Nelson 2020).  So each claim comes with
+choices.  The *multiverse* recomputes every claim under all reasonable ones (Steegen et al. 2016;
+Simonsohn, Simmons & Nelson 2020).  Each claim comes with
 
-    value, interval     under the default choices
-    null, p             what chance gives; how often chance is as far out (Holm over all claims)
-    share, p            under which share of the choices it holds; how often chance gets there
-    verdict             one sentence
+    value, interval     under the default choices; over tasks or over runs, whichever is wider
+    null, p             what chance gives, and how often it is as far out
+    share               under which share of the choices it holds
+    verdict             one sentence; "cannot tell", and why, where that is so
 
-Dates, tests and the letters for shapes are those of emergence.py.  This file knows nothing of
-models, of run directories, and of figures.
+To come before emergence is not to lead it: behaviour with a lower bar comes first as well.  So the
+table of leads has such rows for reference: a measure leads if its excess over chance is above
+theirs.  This file knows nothing of models, of run directories, and of figures.
 """
 import functools
 import itertools
 import math
+import statistics
 from dataclasses import dataclass, replace
-from typing import Callable
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
-from emergence import (EventTable, clustered_interval, event_table, holm, order_signs, p_value,
-                       precursor_rate, rare_onset, rise_index, risk_set_sums, risk_sets, shuffles,
-                       split_level, steps_at)
+from emergence import (ONSETS, EventTable, as_times, emergence_index, emergences, event_table,
+                       exchanged, exchanges, first_lasting, floors, forecast, from_below, holm,
+                       lead_time, measured_at, order_signs, p_value, precursor_counts,
+                       rate_with_interval, risk_set_test, risk_sets, split_level, steps_at,
+                       t_quantile, way_from_chance)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Specification:
     The paper's own choices are public only in outline ("a low threshold that persists")."""
     threshold: float = 0.3        # above every plateau of a half-learned answer (a guess, a sign)
     persistence: int = 3          # one or two may be luck
+    lasting: float = 1.25         # three snapshots may span one step in twenty
     behaviour: str = "accuracy"
+    onset: str = "shams"          # RankMe of shams rises and falls back, too
     rise: float = 0.2             # RankMe of 200 examples wanders by some 10% along a flat floor
     position: str = "first"
     layer: int = -2
@@ -45,38 +50,55 @@ class Specification:
     warmup: bool = True
 
 
-# What other researchers might as well have chosen: 864 combinations.
+# What other researchers might as well have chosen: 720 combinations.
 ALTERNATIVES = {
-    "threshold": (0.1, 0.3, 0.5), "persistence": (3, 5), "behaviour": ("accuracy", "log_prob"),
-    "rise": (0.1, 0.2, 0.5), "position": ("first", "answer", "last"), "layer": (-2, -1),
-    "smoothing": (3, 7), "warmup": (True, False)}
+    "threshold": (0.1, 0.3, 0.5), "behaviour": ("accuracy", "log_prob"),
+    "onset": ("shams", "floor", "departure", "steepest", "mean_sham"), "rise": (0.1, 0.2, 0.5),
+    "position": ("first", "last"), "layer": (-2, -1), "warmup": (True, False)}
 
 
 def specifications(alternatives: dict = ALTERNATIVES) -> list[Specification]:
-    """All combinations of the alternatives."""
+    """All combinations of the alternatives; the other fields as by default."""
     return [Specification(**dict(zip(alternatives, options)))
             for options in itertools.product(*alternatives.values())]
 
 
 # ------------------------------------------------------------------------------------------------
-# Statistics that belong to single claims.  Like those of emergence.py, they take an EventTable
-# without shams and Permutations, and return (M,) numbers; or one number where nothing is exchanged.
-# The row of the claim says what is exchanged.
+# What is exchanged.  Each function draws data sets: the data as they are, then others.
 
-NOT_TOLD = np.full(1, math.nan)
+def draw_tasks(events):
+    """(M, T): whose geometry each task gets."""
+    return exchanges(events.tasks)
+
+
+def draw_levels(events, count=2001):
+    """(M, L): the tasks of each level on their own, for what whole tasks would not change."""
+    rng = np.random.default_rng(0)
+    drawn = np.tile(np.arange(len(events.levels)), (count, 1))
+    for same in by_level(events):
+        drawn[1:, same] = rng.permuted(drawn[1:, same], axis=1)
+    return drawn
+
+
+def draw_layers(events, count=4096):
+    """(M, R) bool: is the order of a run's layers reversed?  All 2^R ways, up to 12 runs."""
+    R = len(events.runs)
+    if 2 ** R <= count:
+        return np.array(list(itertools.product((False, True), repeat=R)))
+    drawn = np.random.default_rng(0).random((count, R)) < 0.5
+    drawn[0] = False
+    return drawn
+
+
+NULLS = {"whole tasks exchanged": draw_tasks, "tasks exchanged within a level": draw_levels,
+         "layers in reverse": draw_layers, "": draw_tasks}
+TASKS, LEVELS, LAYERS, NONE = NULLS     # where nothing is tested, what is drawn is not read
 
 
 def by_size(events):
     """For each size, the smallest first: which runs have it, (R,) bool."""
-    # unknown numbers of parameters are taken to be alike
-    parameters = np.nan_to_num([run.config["parameters"] for run in events.runs])
-    return [parameters == size for size in np.unique(parameters)]
-
-
-def by_task(events):
-    """For each task: which levels belong to it, (L,) bool."""
-    tasks = np.array(events.tasks)
-    return [tasks == task for task in dict.fromkeys(events.tasks)]
+    keys = [(np.nan_to_num(run.config["parameters"]), run.config["size"]) for run in events.runs]
+    return [np.array([key == size for key in keys]) for size in sorted(set(keys))]
 
 
 def by_level(events):
@@ -85,130 +107,141 @@ def by_level(events):
     return [numbers == number for number in np.unique(numbers)]
 
 
-def collapsed(events):
-    """(R, L): 1 if RankMe loses at least half of what it has above 1, the least there can be."""
+# ------------------------------------------------------------------------------------------------
+# Statistics of claims: an EventTable without shams, and what was drawn -> (M,) numbers
+
+NOT_TOLD = np.full(1, math.nan)
+PAIRED = 1000                         # exchanges for a statistic that is no sum over tasks
+THINNED = 500                         # exchanges for each specification of the multiverse
+
+
+def collapse_rate(events, drawn):
+    """Share of levels whose RankMe loses at least half of what it has above 1, its least value."""
     lost_half = events.floor - 1 <= (events.start - 1) / 2
-    return np.where(np.isnan(events.floor), math.nan, lost_half)
+    return np.where(np.isnan(events.floor), math.nan, lost_half).mean(keepdims=True).ravel()
 
 
-def collapse_rate(events, permutations):
-    return collapsed(events).mean(keepdims=True).ravel()
-
-
-def collapse_interval(events):
-    return clustered_interval(collapsed(events), events.tasks)
-
-
-def task_share(events, permutations):
+def task_share(events, drawn):
     """Share of the variance of log floors, within a level, that lies between tasks."""
-    tasks = by_task(events)
-    if len(tasks) < 2:
+    if len(events.owner) < 2:
         return NOT_TOLD
     x = np.log(events.floor).mean(0)                                        # (L,)
     for same in by_level(events):
         x[same] -= x[same].mean()
-    x = x[permutations.tasks]                                               # (M, L)
-    between = sum(x[:, own].mean(1) ** 2 * own.sum() for own in tasks)
+    x = x[drawn]                                                            # (M, L)
+    between = sum(x[:, own].mean(1) ** 2 * own.sum() for own in events.owner)
     return between / np.maximum((x ** 2).sum(1), 1e-12)
 
 
-def floor_ratio(events, permutations):
+def floor_ratio(events, drawn):
     """Floor at the largest size over floor at the smallest: geometric mean over task-levels."""
-    sizes = by_size(events)
+    sizes, log_floor = by_size(events), np.log(events.floor).mean(1)        # (R,)
     if len(sizes) < 2:
         return NOT_TOLD
-    log_floor = np.log(events.floor).mean(1)[permutations.runs]             # (M, R)
-    return np.exp(log_floor[:, sizes[-1]].mean(1) - log_floor[:, sizes[0]].mean(1))
+    return np.exp([log_floor[sizes[-1]].mean() - log_floor[sizes[0]].mean()])
 
 
-def floor_ratio_interval(events):
-    """The same ratio, (mean, low, high), over tasks."""
-    sizes, log_floor = by_size(events), np.log(events.floor)
-    per_level = log_floor[sizes[-1]].mean(0) - log_floor[sizes[0]].mean(0)  # (L,)
-    return tuple(np.exp(clustered_interval(per_level[None], events.tasks, rate=False)))
+def top_down(layer_values):
+    """Share of layer pairs whose deeper one has the smaller value: (..., layers) -> (...)
+
+    0.5 is no order.  The embedding (first entry) and the final LayerNorm (last) do not count; nan
+    for fewer than two others."""
+    blocks = np.asarray(layer_values, dtype=float)[..., 1:-1]
+    i, j = np.triu_indices(blocks.shape[-1], 1)
+    if len(i) == 0:
+        return np.full(blocks.shape[:-1], math.nan)
+    return ((1 + order_signs(blocks)[..., i, j]) / 2).mean(-1)
 
 
-def distance_from_one(ratios):
-    return np.abs(np.log(ratios))
+def top_downs(events):
+    """Of floors, and of the steps at which they are reached: `top_down`, both (R, L)."""
+    by = events.dated_by["smoothing"], events.dated_by["warmup"]
+    found = [floors(run, "first", *by) for run in events.runs]
+    return (np.array([top_down(floor)[events.rows] for _, floor, _, _ in found]),
+            np.array([top_down(step)[events.rows] for _, _, step, _ in found]))
 
 
-def top_down_cells(shares, events, permutations):
+def top_down_cells(which, events, drawn):
     """Share of task x size cells that are top-down, on average over levels and seeds.
 
-    shares: "down_floor" or "down_time", an array of the EventTable."""
-    down = getattr(events, shares)                                          # (R, L)
-    rows = np.array([down[:, own].mean(1) for own in by_task(events)]).T    # (R, tasks)
-    rows = np.where(permutations.upside_down[:, :, None], 1 - rows, rows)   # (M, R, tasks)
+    which: 0 in their floors, 1 in when they reach them, at the first answer token."""
+    down = top_downs(events)[which]                                         # (R, L)
+    if np.isnan(down).any():
+        return NOT_TOLD
+    rows = down @ events.owner.T / events.owner.sum(1)                      # (R, tasks)
+    rows = np.where(drawn[:, :, None], 1 - rows, rows)                      # (M, R, tasks)
     return np.mean([rows[:, size].mean(1) > 0.5 for size in by_size(events)], axis=(0, 2))
 
 
-def lead_rate_interval(events):
-    """Of the task-levels that emerge, the share whose onset came before: (mean, low, high)."""
-    emerges = np.isfinite(events.emergence)
-    first = np.where(emerges, events.onset < events.emergence, math.nan)
-    return clustered_interval(first, events.tasks)
+def rate_table(first, counted):
+    """(T, T): a precursor rate as a sum over tasks; of counts (T, T), summed over runs.
+
+        entry (j, i) = share of task j's emergences that come after task i's onset
+                       * task j's share of all emergences
+
+    Where two tasks have no level in common, the mean share of task j stands in."""
+    own = np.diagonal(counted)
+    known = counted > 0
+    share = np.where(known, first / np.maximum(counted, 1), 0)
+    usual = share.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+    return np.where(known, share, usual) * (own / (own.sum() or math.nan))[:, None]
 
 
-def risk_set_excess(events, permutations):
-    """(M,): U of the risk-set test over all runs, as a z against its own permutation distribution.
+def precursor_rate(events, drawn):
+    """Of the task-levels that emerge, the share whose onset came before.  nan: none emerges."""
+    first, counted = precursor_counts(events)
+    return exchanged(rate_table(first.sum(0), counted.sum(0)), drawn)
 
-    So what all levels have in common does not count.  Nor are the seeds, in which tasks repeat
-    themselves, taken for independent."""
-    levels, U = np.arange(events.onset.shape[1]), np.zeros(len(permutations.tasks))
-    for onset, emergence in zip(events.onset, events.emergence):
-        x, at_risk, emerges = risk_sets(onset, emergence)
-        # U is a sum over levels; entry (k, i) is what level k adds if the onset of i were its own
-        share = emerges.sum(0) / at_risk.sum(0)                             # (T,)
-        added = (emerges - share * at_risk) @ x.T.astype(float)             # (L, L)
-        U += added[levels, permutations.tasks].sum(1)
-    spread = U.std()
-    return (U - U.mean()) / spread if spread > 1e-9 else np.zeros_like(U)
+
+def risk_set_excess(events, drawn):
+    """U of the risk-set test over all runs, above its mean over exchanges: in emergences."""
+    table = np.zeros((len(events.owner),) * 2)
+    onset = events.of_partners(events.onset)                                # (R, L, T)
+    for r in range(len(events.runs)):
+        times, at_risk, emerges = risk_sets(events.arrivals[r], events.censored[r])
+        # each level adds these weights at the times after its onset
+        weights = emerges - at_risk * (emerges.sum(0) / at_risk.sum(0))     # (L, times)
+        after = onset[r][:, :, None] < times                                # (L, T, times)
+        added = np.einsum("lt,lit->li", weights, after.astype(float))
+        table += events.by_task(added[None])[0]
+    U = exchanged(table, drawn)
+    return U - U.mean()
 
 
 def ranks(values):
-    """1 for the smallest along the last axis, and so on; ties get the mean of their ranks.
-
-    >>> ranks([30, 10, 20, 10]).tolist()
-    [4.0, 1.5, 3.0, 1.5]
-    """
-    x = np.asarray(values, dtype=float)
-    smaller = (x[..., None] > x[..., None, :]).sum(-1)
-    equal = (x[..., None] == x[..., None, :]).sum(-1)                       # itself included
+    """1 for the smallest, and so on; ties get the mean of their ranks; "never" comes last."""
+    x = as_times(values)
+    smaller = (x[:, None] > x).sum(1)
+    equal = (x[:, None] == x).sum(1)                                        # itself included
     return smaller + (equal + 1) / 2
 
 
-def spearman(a, b):
-    """Correlation of two sets of `ranks` along the last axis; nan where one is constant."""
-    a = a - a.mean(-1, keepdims=True)
-    b = b - b.mean(-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(-1) / np.sqrt((a ** 2).sum(-1) * (b ** 2).sum(-1))
+def spearman(a: Sequence, b: Sequence) -> float:
+    """Correlation of the `ranks` of two lists of values; nan where one is constant."""
+    a, b = ranks(a), ranks(b)
+    a, b = a - a.mean(), b - b.mean()
+    size = math.sqrt((a ** 2).sum() * (b ** 2).sum())
+    return float((a * b).sum() / size) if size else math.nan
 
 
-def order_correlation(events, permutations):
+def order_correlation(events, drawn):
     """Spearman's rho of onset and emergence, mean over runs; what never came comes last."""
-    each = []
-    for onset, emergence in zip(events.onset, events.emergence):
-        rho = spearman(ranks(onset)[permutations.tasks], ranks(emergence))  # (M,)
-        if not np.isnan(rho[0]):
-            each.append(rho)
-    return np.mean(each, axis=0) if each else np.full(len(permutations.tasks), math.nan)
-
-
-def order_interval(events):
-    """(mean, low, high) over runs; no correlation is beyond -1 and 1."""
-    rho = [spearman(ranks(onset), ranks(emergence))
-           for onset, emergence in zip(events.onset, events.emergence)]
-    if len(rho) < 2:
-        return rho[0], math.nan, math.nan
-    return tuple(np.clip(clustered_interval(np.array(rho)[:, None], ("",), rate=False), -1, 1))
+    tables = []
+    for onset, emergence in zip(events.onset, events.arrivals):
+        a, b = ranks(onset), ranks(emergence)
+        a, b = a - a.mean(), b - b.mean()
+        size = math.sqrt((a ** 2).sum() * (b ** 2).sum())
+        if size:
+            products = b[:, None] * np.nan_to_num(events.of_partners(a[None])[0])   # (L, T)
+            tables.append(events.by_task(products[None])[0] / size)
+    return exchanged(np.mean(tables, axis=0), drawn) if tables else NOT_TOLD
 
 
 def difficulty(events):
     """(R, L): 0 easy, 1 middle, 2 hard; -1 for a run that is the only one of its size.
 
-    Classes are terciles of the median emergence over the *other* runs of the size.  Classes of a
-    run's own dates would make precursors: what emerges late has had time for an onset."""
+    Terciles of the median emergence over the *other* runs of the size: by a run's own dates, what
+    emerges late has had time for an onset."""
     R, L = events.emergence.shape
     classes = np.full((R, L), -1)
     for size in by_size(events):
@@ -220,210 +253,311 @@ def difficulty(events):
     return classes
 
 
-def within_class(events, permutations):
+def exchanged_onsets(events, drawn):
+    """(M', R, L): the onsets that levels get; of so many exchanges some serve, evenly spread."""
+    drawn = drawn[::max(1, len(drawn) // PAIRED)]
+    own = events.owner.argmax(0)                                            # (L,)
+    onsets = events.of_partners(events.onset)[:, np.arange(len(own)), drawn[:, own]]
+    return np.moveaxis(onsets, 0, 1)
+
+
+def within_class(events, drawn):
     """Concordance of onsets with emergence among the task-levels of one difficulty class."""
-    L = len(events.levels)
-    i, j = np.triu_indices(L, 1)
-    alike = pairs = np.zeros(len(permutations.tasks))
-    for onset, emergence, own in zip(events.onset, events.emergence, difficulty(events)):
-        order, true = order_signs(onset), order_signs(emergence)            # (L, L)
-        use = (own[i] == own[j]) & (own[i] >= 0) & ~np.isnan(true[i, j])
-        a, b = i[use], j[use]
-        # the order of the two onsets that levels a and b get in each data set, looked up in the
-        # flattened table: -1, 0 or 1, and nan if neither of the two ever came
-        place = permutations.tasks[:, a] * L + permutations.tasks[:, b]     # (M, pairs)
-        known = (~np.isnan(order)).astype(float).take(place).sum(1)
-        agree = np.nan_to_num(order).take(place) @ true[a, b]               # alike less not alike
-        alike = alike + (known + agree) / 2                                 # a tie counts one half
-        pairs = pairs + known
-    if not pairs.any():
-        return NOT_TOLD
-    return np.where(pairs > 0, alike / np.maximum(pairs, 1), math.nan)
+    onsets, alike, count = exchanged_onsets(events, drawn), 0.0, 0.0
+    for r, own in enumerate(difficulty(events)):
+        same = (own[:, None] == own) & (own >= 0)
+        i, j = np.triu(same, 1).nonzero()                                   # (pairs,)
+        agree = order_signs(onsets[:, r])[:, i, j] * order_signs(events.arrivals[r])[i, j]
+        known = ~np.isnan(agree)
+        count = count + known.sum(1)
+        alike = alike + ((1 + agree) / 2).sum(1, where=known)               # a tie counts one half
+    return np.where(count > 0, alike / np.maximum(count, 1), math.nan)
 
 
-def swap_rate(events, permutations):
+def swap_rate(events, drawn):
     """Of the pairs of task-levels that emerge in opposite orders at two sizes, the share whose
-    onsets have the order of emergence at both.
-
-    Dates are medians over seeds.  Orders drawn by lot get a quarter right."""
-    sizes, right, pairs = by_size(events), 0.0, 0
-    onset = [order_signs(np.median(events.onset[size], axis=0)) for size in sizes]
-    emergence = [order_signs(np.median(events.emergence[size], axis=0)) for size in sizes]
-    for a, b in itertools.combinations(range(len(sizes)), 2):
-        i, j = np.triu(emergence[a] * emergence[b] == -1).nonzero()
-        # the levels whose onsets the pairs get in each data set, each (M, pairs)
-        first, second = permutations.tasks[:, i], permutations.tasks[:, j]
-        right_at_a = onset[a][first, second] == emergence[a][i, j]
-        right_at_b = onset[b][first, second] == emergence[b][i, j]
-        right = right + (right_at_a & right_at_b).sum(1)
-        pairs += len(i)
-    return right / pairs if pairs else NOT_TOLD
+    onsets have the order of emergence at both, by medians over seeds.  By lot: a quarter."""
+    onsets, sizes = exchanged_onsets(events, drawn), by_size(events)
+    onset = [order_signs(np.median(onsets[:, size], axis=1)) for size in sizes]     # (M', L, L)
+    emergence = [order_signs(np.median(events.arrivals[size], axis=0)) for size in sizes]
+    right, count = 0.0, 0
+    for x, y in itertools.combinations(range(len(sizes)), 2):
+        i, j = np.triu(emergence[x] * emergence[y] == -1).nonzero()
+        both = [onset[size][:, i, j] == emergence[size][i, j] for size in (x, y)]
+        right = right + (both[0] & both[1]).sum(1)
+        count += len(i)
+    return right / count if count else NOT_TOLD
 
 
 # ------------------------------------------------------------------------------------------------
-# Measures that are taken at a few snapshots only.  What is looked at rarely looks late, so all that
-# they are compared with is dated on the same snapshots, the measure's grid.
+# Intervals.  What is drawn anew, tasks or runs?  Both are tried, and the wider one is shown.
 
-def rare_dates(events, measure):
-    """Date one rare measure: (own, rankme, grids).
+SHARE, RATIO = (0, 1), (0, math.inf)  # the least and the largest value
 
-    own, rankme: EventTables with the onset of the measure, and that of RankMe by the same rule;
-      emergence is put at the first snapshot of the grid that is not before it.
-    grids: (R,) the snapshots; None for a run with fewer than 3, which has no events at all."""
-    by, grids = events.dated_by, [None] * len(events.runs)
-    own, rankme, emergence = (np.full(events.onset.shape, np.inf) for _ in range(3))
-    for r, run in enumerate(events.runs):
-        grid, onset = rare_onset(events, run, measure)
-        if measure in run.measures and len(grid) > 2:
-            rank = run.rankme_at(by["position"], by["layer"])[events.rows]
-            grids[r], own[r] = grid, onset
-            rankme[r] = steps_at(grid, rise_index(rank[:, np.isin(run.steps, grid)]))
+def interval(statistic, events, limits=SHARE):
+    """A 95% interval of a statistic of events: (low, high, "tasks" or "runs"), by the jackknife.
+
+        variance = sum over strata of (n - 1) / n * sum_i (value without i - mean of these)^2
+        degrees of freedom, by Satterthwaite: variance^2 / sum of (a stratum's part)^2 / (n - 1)
+
+    Runs are drawn anew within their size, where each size has several.  For a mean over tasks it is
+    Student's t interval.  A rate that nothing changes has Wilson's, for as many events as clusters.
+    limits: of the value; a RATIO is taken in logs.  nan, nan, "" if nothing can be drawn anew."""
+    ratio = limits == RATIO
+    tasks, runs = np.arange(len(events.owner)), np.arange(len(events.runs))
+    sizes = by_size(events)
+    strata = sizes if all(size.sum() > 1 for size in sizes) else [runs >= 0]
+    without = {"tasks": ([tasks >= 0], [events.subset(levels=~own) for own in events.owner]),
+               "runs": (strata, [events.subset(runs=runs != r) for r in runs])}
+    found = []
+    for over, (strata, parts) in without.items():
+        values = np.array([statistic(part) for part in (events, *parts) if len(parts) > 1])
+        if len(values) == 0 or np.isnan(values).any():
+            continue
+        values = np.log(values) if ratio else values
+        groups = [values[1:][stratum] for stratum in strata]
+        each = np.array([(len(group) - 1) * group.var() for group in groups])
+        parts_of = sum(x ** 2 / (len(y) - 1) for x, y in zip(each, groups))
+        half = 0.0
+        if each.sum() > 1e-18:
+            half = t_quantile(each.sum() ** 2 / parts_of) * math.sqrt(each.sum())
+        low, high = values[0] - half, values[0] + half
+        if half == 0 and limits == SHARE:
+            _, low, high = rate_with_interval(values[0] * len(parts), len(parts))
+        low, high = np.exp([low, high]) if ratio else (low, high)
+        found.append((high - low, max(low, limits[0]), min(high, limits[1]), over))
+    _, low, high, over = max(found, default=(0, math.nan, math.nan, ""))
+    return float(low), float(high), over
+
+
+def as_they_are(statistic, null, events):
+    """A statistic of the data as they are."""
+    identity = {TASKS: np.arange(len(events.owner)), LEVELS: np.arange(len(events.levels)),
+                LAYERS: np.zeros(len(events.runs), bool), NONE: np.zeros(0)}
+    return statistic(events, identity[null][None])[0]
+
+
+def rate_beside_chance(events, drawn) -> dict:
+    """The precursor rate with its interval, and what exchanging whole tasks gives."""
+    rates = precursor_rate(events, drawn)
+    low, high, over = interval(functools.partial(as_they_are, precursor_rate, TASKS), events)
+    counted = np.isfinite(events.arrivals) & ~np.isnan(events.onset)
+    return {"events": int(counted.sum()), "rate": float(rates[0]), "low": low, "high": high,
+            "over": over, "null": float(rates.mean()), "p": p_value(rates),
+            "first": int((events.onset < events.arrivals)[counted].sum()),
+            "same": int((events.onset == events.arrivals)[counted].sum())}
+
+
+# ------------------------------------------------------------------------------------------------
+# The table of leads: RankMe, every measure on its own snapshots, and what they must be better than
+
+TENTH = 0.1
+REFERENCES = ("accuracy", "log_prob", "token_accuracy")       # past a tenth of their way
+ROOM = {"linear_probe": 0.75}         # a level whose untrained model is above that has no room
+ON_A_GRID = 2                         # the persistence where snapshots are few
+
+
+def outside_shams(run, name):
+    """(L, S): does a measure differ from all shams, at the same step, by more than its error?"""
+    values, error = run.table(name), run.error_of(name)
+    if not run.shams.any():
+        return np.zeros(values.shape, bool)
+    shams = values[run.shams]
+    return (values > np.fmax.reduce(shams) + error) | (values < np.fmin.reduce(shams) - error)
+
+
+def date_on(events, run, name, grid, persistence):
+    """(L,): when a quantity of one run moves, for one who looks at the snapshots of a grid alone.
+
+    RankMe: its onset.  Behaviour: a tenth of its way.  A measure: its first lasting departure from
+    the shams.  NaN: not measured, or without room (outside all along, or by the table ROOM)."""
+    by, on = events.dated_by, np.isin(run.steps, grid)
+    if name in REFERENCES:
+        values, chance = way_from_chance(run, name)
+        index = emergence_index(values[:, on], grid, chance, run.per_level("eval_examples",
+                                math.inf), TENTH, persistence, by["lasting"])
+        return np.where(np.isnan(values).all(-1), math.nan, steps_at(grid, index))
+    no_room = np.zeros(len(run.levels), bool)
+    if name == "rankme":
+        curves = run.rankme_at(by["position"], by["layer"])[:, on]
+        risen = ONSETS[events.onset_rule](curves, curves[run.shams], grid, by["rise"])
+    else:
+        outside = outside_shams(run, name)[:, on]
+        no_room = outside.all(-1) | (run.table(name)[:, on][:, 0] > ROOM.get(name, math.inf))
+        risen = from_below(outside)
+    dates = steps_at(grid, first_lasting(risen, grid, persistence, by["lasting"]))
+    return np.where(no_room, math.nan, dates)
+
+
+def grids_of(events, name):
+    """(R,) the snapshots at which a measure was taken; None for a run with fewer than 3."""
+    grids = [measured_at(run, run.table(name))[0] if name in run.measures else ()
+             for run in events.runs]
+    return [grid if len(grid) > 2 else None for grid in grids]
+
+
+def on_grids(events, name, grids, persistence=ON_A_GRID):
+    """Events with the dates of a quantity as onsets, for one who looks at the grids alone.
+
+    Emergence is put at the first snapshot of the grid that is not before it."""
+    onset, emergence, first = np.full((3, *events.onset.shape), np.inf)
+    for r, (run, grid) in enumerate(zip(events.runs, grids)):
+        if grid is not None:
+            onset[r] = date_on(events, run, name, grid, persistence)[events.rows]
             emergence[r] = steps_at(grid, np.searchsorted(grid, events.emergence[r]))
-    on_grid = replace(events, emergence=emergence)
-    return replace(on_grid, onset=own), replace(on_grid, onset=rankme), grids
+            first[r] = np.maximum(grid[0], events.first[r])
+    return replace(events, onset=onset, emergence=emergence, first=first)
 
 
-def rare_rate(measure, events, permutations):
-    """Of the task-levels that emerge, the share in which a rare measure rose before that."""
-    own, _, grids = rare_dates(events, measure)
-    if all(grid is None for grid in grids):
+def measure_rate(name, events, drawn):
+    """Of the task-levels that emerge, the share in which a measure left the shams before that."""
+    grids = grids_of(events, name)
+    if all(grid is None or not run.shams.any() for grid, run in zip(grids, events.runs)):
         return NOT_TOLD
-    return precursor_rate(own, permutations)
+    return precursor_rate(on_grids(events, name, grids), drawn)
 
 
-def rare_interval(measure, events):
-    return lead_rate_interval(rare_dates(events, measure)[0])
+def lead_rows(events, drawn) -> list[dict]:
+    """The table of leads: RankMe, then each measure on its grid; a row for each quantity."""
+    rows = []
+    if not np.isnan(events.floor).all():
+        grids = [run.steps for run in events.runs]
+        rows += rows_on_grids("rankme", events, grids, drawn, events.dated_by["persistence"])
+    for name in dict.fromkeys(name for run in events.runs for name in run.measures):
+        if any(run.shams.any() for run in events.runs):
+            rows += rows_on_grids(name, events, grids_of(events, name), drawn, ON_A_GRID)
+    return rows
 
 
-def lead_interval(grid, onset, emergence):
-    """The interval (low, high) in which a lead lies, both ends excluded: an event is dated at a
-    snapshot, and came after the snapshot before it.
+def rows_on_grids(measure, events, grids, drawn, persistence):
+    """One row for each quantity, on the events at which `measure` has room.
 
-    >>> lead_interval([0, 10, 20, 30], 10, 30)
-    (10, 30)
-    """
-    before = dict(zip(grid, [grid[0], *grid]))
-    return before[emergence] - onset, emergence - before[onset]
+    "leads": is its excess over chance above that of each of the REFERENCES, p < .05?"""
+    dated = {name: on_grids(events, name, grids, persistence)
+             for name in dict.fromkeys((measure, "rankme", *REFERENCES))}
+    if measure == "rankme":
+        dated["rankme"] = events                              # smoothed as always
+    own, rows, tables = dated[measure], [], {}
+    middle = statistics.median(dated["rankme"].onset[np.isfinite(own.arrivals)].tolist() or [0])
+    dated["step"] = replace(own, onset=np.full(own.onset.shape, middle))    # the same for all
+    for name, table in dated.items():
+        table = replace(table, onset=np.where(np.isnan(own.onset), math.nan, table.onset))
+        counted = np.isfinite(table.arrivals) & ~np.isnan(table.onset)
+        both = counted & np.isfinite(table.onset)
+        if counted.any():
+            tables[name] = rate_table(*(counts.sum(0) for counts in precursor_counts(table)))
+            taken = [len(grid) for grid in grids if grid is not None]
+            rows.append({"measure": measure, "quantity": name, "runs": len(taken),
+                         "snapshots": min(taken), **rate_beside_chance(table, drawn),
+                         "without_room": int((np.isfinite(own.arrivals) & ~counted).sum()),
+                         "lead": plain(np.median(table.arrivals[both] - table.onset[both]))
+                         if both.any() else None})
+    for row in rows:
+        if row["quantity"] in (measure, "rankme"):
+            own = tables[row["quantity"]]
+            row["against"] = {name: p_value(exchanged(own - tables[name], drawn))
+                              for name in REFERENCES if name in tables}
+            row["leads"] = all(p and p < 0.05 for p in (row["p"], *row["against"].values()))
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------
 # What stands beside the claims
 
 def lead_check(events: EventTable) -> dict:
-    """The risk-set test by its formula, each run a stratum; and the false alarms of the shams.
-
-    events: shams included.  z takes the runs for independent, but the tasks in them are the same.
-    So the verdict is left to the permutations of `risk_set_excess`."""
+    """The risk-set test by its formula, each run a stratum, which takes runs for independent: so
+    `risk_set_excess` decides.  And the false alarms of the shams, which `events` must include."""
     real, shams = events.only(shams=False), events.only(shams=True)
-    sums = [risk_set_sums(*dates) for dates in zip(real.onset, real.emergence)]
-    U, V = sum(u for u, _ in sums), sum(v for _, v in sums)
+    found = [risk_set_test(*dates) for dates in zip(real.onset, real.arrivals, real.censored)]
+    U = sum(z * math.sqrt(V) for z, V in found if V > 0)
+    V = sum(V for _, V in found)
     warmup = np.array([[run.config["warmup"]] for run in events.runs])      # (R, 1)
     return {"z": U / math.sqrt(V) if V > 0 else math.nan, "information": V,
-            "shams": shams.onset.size,
+            "shams": shams.onset.size, "onset_rule": events.onset_rule,
             "sham_onsets": int(np.isfinite(shams.onset).sum()),
             "sham_emergences": int(np.isfinite(shams.emergence).sum()),
+            "there_from_the_start": int(np.isneginf(real.arrivals).sum()),
             "warmup": float(np.median(warmup)),
             "median_onset": float(np.median(real.onset)),
             "onsets_in_warmup": float(np.mean(real.onset < warmup))}
 
 
-def rate_beside_chance(events, permutations) -> dict:
-    """Precursor rate, its interval, and what chance gives."""
-    rates = precursor_rate(events, permutations)
-    rate, low, high = lead_rate_interval(events)
-    return {"rate": rate, "low": low, "high": high,
-            "null": float(rates[1:].mean()), "p": p_value(rates)}
-
-
-def class_rates(events, permutations, classes) -> list[dict]:
+def class_rates(events, drawn, classes) -> list[dict]:
     """Precursor rate by difficulty class, (R, L), each beside the null of that class."""
     out = []
     for number, name in enumerate(("easy", "middle", "hard")):
-        emergence = np.where(classes == number, events.emergence, np.inf)
-        count = int(np.isfinite(emergence).sum())
-        if count:
-            among = replace(events, emergence=emergence)
-            out.append({"class": name, "events": count, **rate_beside_chance(among, permutations)})
+        among = replace(events, emergence=np.where(classes == number, events.emergence, np.inf))
+        if np.isfinite(among.arrivals).any():
+            out.append({"class": name, **rate_beside_chance(among, drawn)})
     return out
 
 
-def floors_across_sizes(events) -> dict:
-    """How much floors vary: coefficients of variation over sizes (of one task-level), seeds (of one
-    size) and tasks (of one level); and the ratio of C2 for floors as shares of their ceilings.
+def medians(events: EventTable) -> list[dict]:
+    """One dict per size and level, the smallest size first: medians over seeds with the range.
 
-    None where there is only one size, seed or task, or no RankMe."""
-    if np.isnan(events.floor).all():
-        return dict.fromkeys(("over_sizes", "over_seeds", "over_tasks", "ratio_of_shares"))
-    sizes = by_size(events)
-    floors = np.array([events.floor[size].mean(0) for size in sizes])       # (sizes, L)
-    seeds = [_variation(events.floor[size]) for size in sizes if size.sum() > 1]
-    tasks = [_variation(floors[:, same].T) or 0 for same in by_level(events)]
-    ceiling = np.where(np.isfinite(events.ceiling), events.ceiling, math.nan)
-    ratio = floor_ratio_interval(replace(events, floor=events.floor / ceiling))[0]
-    return {"over_sizes": _variation(floors),
-            "over_seeds": float(np.mean(seeds)) if seeds else None,
-            "over_tasks": float(np.mean(tasks)) if len(set(events.tasks)) > 1 else None,
-            "ratio_of_shares": float(ratio) if len(sizes) > 1 and not math.isnan(ratio) else None}
+    "emerged" counts the seeds with an emergence, "rankme_first" those with an onset before it."""
+    return [_level_medians(events.subset(runs=size, levels=[k]))
+            for size in by_size(events) for k in range(len(events.levels))]
 
 
-def _variation(x):
-    """Coefficient of variation along the first axis, mean over the others."""
-    return float(np.mean(x.std(0) / x.mean(0))) if len(x) > 1 else None
+def _level_medians(one):
+    """one: an EventTable of a single level, and of the runs of a single size."""
+    onset, emergence = one.onset[:, 0], one.emergence[:, 0]
+    down_floor, down_time = top_downs(one)                                  # (R, 1) each
+    finals = [run.accuracy[one.rows[0]] for run in one.runs]                # (S,) each
+    values = {
+        "floor": one.floor[:, 0], "floor_share": (one.floor / one.ceiling)[:, 0],
+        "floor_step": one.floor_step[:, 0], "onset": onset, "emergence": emergence,
+        "lead": [lead_time(a, b) for a, b in zip(onset, emergence)],
+        "top_down_floor": down_floor[:, 0], "top_down_time": down_time[:, 0],
+        "final_accuracy": [x for curve in finals for x in curve[~np.isnan(curve)][-1:]]}
+    return {"size": one.runs[0].config["size"], "parameters": one.runs[0].config["parameters"],
+            "level": one.levels[0], "control": bool(one.shams[0]), "seeds": len(one.runs),
+            "emerged": int(np.isfinite(emergence).sum()),
+            "rankme_first": int((onset < emergence)[np.isfinite(emergence)].sum()),
+            "ceiling": plain(one.ceiling[0, 0]),
+            **{name: seed_range(x) for name, x in values.items()}}
 
 
-def compare_measures(events, permutations) -> list[dict]:
-    """Lead and lag of every measure that was taken, with RankMe on the same grid beside it."""
-    out, classes = [], difficulty(events)
-    for name in dict.fromkeys(name for run in events.runs for name in run.measures):
-        own, rankme, grids = rare_dates(events, name)
-        emerges = np.isfinite(own.emergence)
-        if not emerges.any():
-            continue
-        # the interval of each lead, and the median of both its ends
-        spans = [lead_interval(grids[r].tolist(), own.onset[r, k], own.emergence[r, k])
-                 for r, k in zip(*(emerges & np.isfinite(own.onset)).nonzero())]
-        lead_low, lead_high = np.median(spans, axis=0).tolist() if spans else (None, None)
-        taken = [len(grid) for grid in grids if grid is not None]
-        out.append({
-            "measure": name, "runs": len(taken), "snapshots": min(taken),
-            "events": int(emerges.sum()),
-            "first": int((own.onset < own.emergence)[emerges].sum()),
-            "same": int((own.onset == own.emergence)[emerges].sum()),
-            "later_or_never": int((own.onset > own.emergence)[emerges].sum()),
-            **rate_beside_chance(own, permutations),
-            "rankme_rate": float(precursor_rate(rankme, permutations)[0]),
-            "lead_low": lead_low, "lead_high": lead_high,
-            "classes": class_rates(own, permutations, classes)})
+def seed_range(values):
+    """{"median", "low", "high"} of those that are numbers; None where none is."""
+    known = [plain(x) for x in values if plain(x) is not None]
+    if known:
+        return {"median": statistics.median(known), "low": min(known), "high": max(known)}
+
+
+def plain(x):
+    """A number as JSON has it: None for never, an int for a whole one."""
+    if x is None or not math.isfinite(x):
+        return None
+    return int(x) if x == int(x) else float(x)
+
+
+def event_rows(events: EventTable) -> list[dict]:
+    """A dict for each event: run, size, seed, task, level, sham, quantity, event, step.
+
+    event: "onset", of RankMe or a measure; "emergence", of behaviour.  step: None for never."""
+    out = []
+    by = [events.dated_by[choice] for choice in ("threshold", "persistence", "lasting", "warmup")]
+    for r, run in enumerate(events.runs):
+        found = [("rankme", "onset", events.onset[r])]
+        behaviours = ["accuracy", "log_prob"]
+        behaviours += ["accuracy_train"] if run.config["train_fraction"] < 1 else []
+        for name in behaviours:
+            found.append((name, "emergence", emergences(run, name, *by)["emergence"][events.rows]))
+        for name in run.measures:
+            dates = date_on(events, run, name, measured_at(run, run.table(name))[0], ON_A_GRID)
+            found.append((name, "onset", dates[events.rows]))
+        for k, level in enumerate(events.levels):
+            about = {"run": run.name, "size": run.config["size"], "seed": run.config["seed"],
+                     "task": events.tasks[k], "level": level, "sham": bool(events.shams[k])}
+            out += [about | {"quantity": quantity, "event": event, "step": plain(steps[k])}
+                    for quantity, event, steps in found]
     return out
-
-
-def aligned_curves(events: EventTable) -> tuple[np.ndarray, dict]:
-    """Curves of every level that emerges, with emergence at the same place: for a figure.
-
-    Returns x, (61,), log10 of step / step of emergence, from -2 to 1; and {name: (curves, 61)} for
-    accuracy, rankme and the measures taken, NaN beyond a curve's ends.  Each curve is scaled to its
-    own range, 0 to 1.  Left out are shams, and curves that are flat or too short."""
-    events = events.only(shams=False)
-    x, found, by = np.linspace(-2, 1, 61), {}, events.dated_by
-    for run, emergences in zip(events.runs, events.emergence):
-        tables = {"accuracy": run.accuracy, "rankme": run.rankme_at(by["position"], by["layer"])}
-        tables |= {name: run.table(name) for name in run.measures}
-        for row, emergence in zip(events.rows, emergences):
-            if not 0 < emergence < math.inf:
-                continue
-            for name, table in tables.items():
-                curves = found.setdefault(name, [])
-                used = (run.steps > 0) & ~np.isnan(table[row])              # 0 has no logarithm
-                steps, values = run.steps[used], table[row, used]
-                if len(values) > 2 and np.ptp(values) > 0:
-                    heights = (values - values.min()) / np.ptp(values)
-                    places = np.log10(steps / emergence)
-                    curves.append(np.interp(x, places, heights, left=math.nan, right=math.nan))
-    return x, {name: np.array(curves) for name, curves in found.items() if curves}
 
 
 # ------------------------------------------------------------------------------------------------
-# Verdicts
+# Claims, and all of them under every specification
 
 @dataclass(frozen=True)
 class Claim:
@@ -432,190 +566,285 @@ class Claim:
     v1: str                       # what the versions of the paper report
     v3: str
     v4: str
-    statistic: Callable           # (EventTable, Permutations) -> (M,)
-    above: float = -math.inf      # it holds for a value of at least that,
-    below: float = math.inf       # and of at most that
-    null: str = ""                # what the Permutations exchange
-    kind: str = "describe"        # or "beyond": worth something only if chance gives less;
-                                  # or "chance": it says that prediction fails
+    statistic: Callable           # (EventTable, what was drawn) -> (M,)
+    null: str = NONE              # what is exchanged: a key of NULLS
+    above_null: bool = False      # it holds if the value is above what chance gives, p < .05
+    within: float = 0.0           # it holds if the interval is no farther than that from chance
+    above: float = -math.inf      # it holds from here
+    below: float = math.inf       # to there: the value, or
+    by_interval: bool = False     # ... the whole interval
     form: str = "{:.0%}"          # how its value is written
     needs: str = ""               # what a sweep must have for it, besides RankMe
-    interval: Callable = None     # EventTable -> (mean, low, high)
-    distance_from_null: Callable = np.asarray                 # large is far from chance
-    reads: tuple = tuple(ALTERNATIVES)                        # the choices that it depends on
+    limits: tuple = (-math.inf, math.inf)                     # of its value
+    reads: tuple = tuple(vars(Specification()))               # the choices that it depends on
+    counts: bool = True           # in Holm's correction: not where another row is the same test
+    leader: str = ""              # what is said to lead: then it must be better than behaviour too
 
     def holds(self, values):
-        """Which of these values are as the paper says?  Never NaN."""
-        return (self.above <= values) & (values <= self.below)
+        """In which data sets it holds: (S, M) -> (S, M) bool; column 0 is what was observed."""
+        null = np.nanmean(values, axis=1, keepdims=True)
+        if self.within:
+            return np.abs(values - null) <= self.within
+        if not self.above_null:
+            return (self.above <= values) & (values <= self.below)
+        # p < .05: fewer than one data set in twenty is as far out
+        place = values.shape[1] - math.ceil(0.05 * values.shape[1])
+        bar = np.partition(np.nan_to_num(values, nan=-np.inf), place, axis=1)[:, [place]]
+        return values - 1e-9 > bar
 
 
-TASKS, LAYERS, SIZES = "tasks exchanged within a level", "layers in reverse", "sizes exchanged"
 FLOOR = ("position", "layer", "smoothing", "warmup")          # the choices that a floor depends on
+DEPTH = ("smoothing", "warmup")                               # top-down is read at one position
 RARELY = ()                       # taken at too few snapshots for other choices to matter
 
 
-def judge(claim, events, value, p, information) -> str:
-    """The verdict in plain words: that of the first condition that is met.
-
-    p: Holm's, over all claims.  information: of the risk-set test."""
-    runs, as_claimed = len(events.runs), bool(claim.holds(value))
-    beyond = p is not None and p < 0.05
-    verdicts = [
-        (claim.reads != RARELY and np.isnan(events.floor).all(),
-         "cannot tell: needs RankMe"),
-        (math.isnan(value),
-         f"cannot tell: needs {claim.needs}"),
-        (claim.null == TASKS and len(set(events.tasks)) < 2,
-         "cannot tell: a single task has no other to be exchanged with"),
-        (claim.null == LAYERS and runs < 5,
-         f"{'as claimed' if as_claimed else 'not as claimed'}; {runs} of the 5 runs that it takes "
-         "to tell it from chance"),
-        (claim.key == "C4 risk set" and information < 5,
-         f"cannot tell: information {information:.1f}, below 5"),
-        (claim.kind == "describe", "holds" if as_claimed else "does not hold"),
-        (claim.kind == "chance" and beyond, "does not hold: better than chance"),
-        (claim.kind == "chance", "holds: no better than chance"),
-        (as_claimed and beyond, "holds, and beyond chance"),
-        (as_claimed, "as claimed, but chance gives it too"),
-        (beyond, "weaker than claimed, but beyond chance"),
-        (True, "does not hold")]
-    return next(verdict for condition, verdict in verdicts if condition)
+class Multiverse(NamedTuple):
+    specifications: list          # (S,)
+    values: dict                  # {key of a claim: (S, M)}: what was observed, then thinned nulls
+    first: np.ndarray             # (S, R, T, T), of emergence.precursor_counts
+    counted: np.ndarray
 
 
-def multiverse(runs, specifications: list[Specification], count=501) -> tuple[list, dict]:
-    """Every claim under every specification, on the data and on count - 1 exchanged data sets.
-
-    Returns (specifications, {key of a claim: (specifications, M) numbers}); rare measures, which no
-    choice varies, are left out."""
+def multiverse(runs, specifications: list[Specification], thinned=THINNED, each=iter) -> Multiverse:
+    """Every claim but those on rare measures under each specification.  each: may show progress."""
     varying = [claim for claim in CLAIMS if claim.reads != RARELY]
-    values, found, permutations = {claim.key: [] for claim in varying}, {}, None
-    for specification in specifications:
+    drawn, values, found, counts = {}, {claim.key: [] for claim in varying}, {}, []
+    for specification in each(specifications):
         events = event_table(runs, **vars(specification)).only(shams=False)
-        if permutations is None:
-            permutations = shuffles(events.levels, len(runs), count)
+        counts.append(precursor_counts(events))
         for claim in varying:
+            if claim.null not in drawn:
+                every = NULLS[claim.null](events)
+                drawn[claim.null] = every[::max(1, len(every) // thinned)]
             # computed once for each combination of the choices that the claim depends on
             what = claim.key, *[getattr(specification, choice) for choice in claim.reads]
             if what not in found:
-                found[what] = np.broadcast_to(claim.statistic(events, permutations), count)
+                few = 10 if claim.within else 1               # enough for the mean of the null
+                found[what] = claim.statistic(events, drawn[claim.null][::few])
             values[claim.key].append(found[what])
-    return specifications, {key: np.array(rows) for key, rows in values.items()}
+    for key, rows in values.items():                            # what cannot be told is one NaN
+        values[key] = np.array([np.broadcast_to(row, max(map(len, rows))) for row in rows])
+    return Multiverse(specifications, values, *map(np.array, zip(*counts)))
 
 
-def robustness(claim, specifications, values) -> dict:
-    """Under which share of the specifications a claim holds, and which choice decides that.
+def robustness(claim, universe) -> dict:
+    """Under which share of the specifications a claim holds; {} where nothing can be told.
 
-    values: (specifications, M), of `multiverse`.  Returns {} where nothing can be told, else
-    share, options: the share; {choice: {option: the share among specifications with that option}}
-    p_multiverse: how often exchanged data reach the share
-    decides: the choice whose options differ most, if by more than 0.1"""
-    if np.isnan(values[:, 0]).all():
+    options: {choice: {option: the share among specifications with it}}.  p_multiverse: how often
+    exchanged data reach the share.  decides: the choice that matters most, if by more than 0.1."""
+    values = universe.values[claim.key]                                     # (S, M)
+    told = ~np.isnan(values[:, 0])
+    if not told.any():
         return {}
-    holds = claim.holds(values)                                             # (specifications, M)
+    holds = np.zeros(values.shape, bool)
+    holds[told] = claim.holds(values[told])
     share, options = holds.mean(0), {}
-    for choice in vars(specifications[0]):
-        chosen = [getattr(specification, choice) for specification in specifications]
-        options[choice] = {str(option): float(holds[[c == option for c in chosen], 0].mean())
-                           for option in dict.fromkeys(chosen)}
+    for choice in vars(universe.specifications[0]):
+        chosen = np.array([str(vars(one)[choice]) for one in universe.specifications])
+        if len(set(chosen)) > 1:
+            options[choice] = {option: float(holds[chosen == option, 0].mean())
+                               for option in dict.fromkeys(chosen.tolist())}
     swing = {choice: max(shares.values()) - min(shares.values())
              for choice, shares in options.items()}
-    most = max(swing, key=swing.get)
-    tested = claim.null and claim.kind == "beyond"
-    return {"share": float(share[0]), "p_multiverse": p_value(share) if tested else None,
-            "options": options, "decides": most if swing[most] > 0.1 else None}
+    most = max(swing, key=swing.get, default=None)
+    return {"share": float(share[0]), "p_multiverse": p_value(share) if claim.above_null else None,
+            "options": options, "decides": most if swing.get(most, 0) > 0.1 else None}
+
+
+def mean_excess(universe, drawn, runs=slice(None), tasks=slice(None)):
+    """(M,): the precursor rate less its null, on average over all specifications.
+
+    runs, tasks: those that count.  drawn: exchanges of these tasks."""
+    tables = []
+    for first, counted in zip(universe.first[:, runs], universe.counted[:, runs]):
+        table = rate_table(first.sum(0)[tasks][:, tasks], counted.sum(0)[tasks][:, tasks])
+        if not np.isnan(table).any():
+            tables.append(table)
+    if not tables:
+        return NOT_TOLD
+    rates = exchanged(np.mean(tables, axis=0), drawn)
+    return rates - rates.mean()
+
+
+def mean_excess_row(events, universe, drawn):
+    """The row of the claim on all specifications at once, with each run and each task left out."""
+    values, without = mean_excess(universe, drawn), {}
+    for r, run in enumerate(events.runs):
+        if len(events.runs) > 1:
+            others = np.arange(len(events.runs)) != r
+            without[run.name] = mean_excess(universe, drawn, runs=others)
+    for j, task in enumerate(dict.fromkeys(events.tasks)):
+        if len(events.owner) > 2:
+            others = np.arange(len(events.owner)) != j
+            fewer = exchanges(range(len(events.owner) - 1))
+            without[task] = mean_excess(universe, fewer, tasks=others)
+    return claim_row(MEAN_EXCESS, values, len(events.runs)) | {
+        "without": {name: [float(x[0]), p_value(x)] for name, x in without.items()}}
+
+
+# ------------------------------------------------------------------------------------------------
+# Verdicts
+
+def judge(claim, events, row, information=math.inf) -> str:
+    """The verdict in plain words, of the first condition that is met.
+
+    row: of `study`, without verdict.  information: of the risk-set test."""
+    value, runs, tasks = row["value"], row["runs"], len(events.owner)
+    significant = row["p_holm"] is not None and row["p_holm"] < 0.05
+    low, high = claim.above, claim.below
+    if claim.within:
+        low = max(row["null"] - claim.within, claim.limits[0])
+        high = min(row["null"] + claim.within, claim.limits[1])
+    judged = (row["low"], row["high"]) if claim.within or claim.by_interval else (value, value)
+    bounds = " to ".join(claim.form.format(end) for end in (low, high))
+    beaten = [name for name, p in row["against"].items() if p is None or p >= 0.05]
+    no_room = row["least"] is not None and row["least"] >= 0.05
+    verdicts = [
+        (claim.reads != RARELY and np.isnan(events.floor).all(), "cannot tell: needs RankMe"),
+        (math.isnan(value), f"cannot tell: needs {claim.needs}"),
+        (tasks < 2, "cannot tell: one task"),
+        (runs < 2, "cannot tell: one run"),
+        (claim.above_null and no_room, "cannot tell: the null cannot reach .05"),
+        (not claim.counts and information < 5,
+         f"cannot tell: information {information:.1f}, below 5"),
+        (claim.above_null and not significant, "not shown: chance gives as much"),
+        (not claim.counts, "above chance; the same test as C4, counted once"),
+        (claim.above_null and beaten,
+         f"above chance, but not shown to beat {' and '.join(beaten)} at a tenth of the way"),
+        (claim.above_null, "holds: above chance"),
+        (math.isnan(judged[0]), "cannot tell: no interval"),
+        (low <= judged[0] and judged[1] <= high, "holds"),
+        (judged[1] < low or high < judged[0], "does not hold"),
+        (True, f"cannot tell: the interval over {row['over']} is not within {bounds}")]
+    return next(verdict for condition, verdict in verdicts if condition)
 
 
 def study(runs: list, specification: Specification = Specification(),
-          universe: tuple | None = None, count: int = 2001) -> dict:
+          universe: Multiverse | None = None, forecast_null: int = 0) -> dict:
     """Everything that the runs of one sweep have to say: a dict for findings.json.
 
-    universe: what `multiverse` returned, or None."""
+    universe: of `multiverse`.  forecast_null: so many exchanges give the forecast's p-value."""
     with_shams = event_table(runs, **vars(specification))
     events = with_shams.only(shams=False)
-    permutations = shuffles(events.levels, len(runs), count)
-    check = lead_check(with_shams)
-    rows = [_claim_row(claim, events, permutations, universe) for claim in CLAIMS]
+    drawn, exact = draw_tasks(events), len(events.owner) <= 9
+    check, leads, claims = lead_check(with_shams), lead_rows(events, drawn), list(CLAIMS)
+    against = {row["measure"]: row["against"] for row in leads if row["quantity"] == row["measure"]}
+    rows = [study_claim(claim, events, universe) for claim in claims]
+    if universe and not np.isnan(events.floor).all():
+        claims.insert(0, MEAN_EXCESS)
+        rows.insert(0, mean_excess_row(events, universe, drawn))
 
-    # verdicts, with p-values that know how many claims there are
-    for row, claim, p in zip(rows, CLAIMS, holm([row["p"] for row in rows])):
-        row["p_holm"] = p
-        row["verdict"] = judge(claim, events, row["value"], p, check["information"])
-        if row.get("decides") and 0.1 < row["share"] < 0.9:
+    # verdicts, with p-values that know how many such claims there are
+    counted = [row["p"] if claim.above_null and claim.counts else None
+               for claim, row in zip(claims, rows)]
+    for claim, row, p in zip(claims, rows, holm(counted)):
+        row["p_holm"] = p if claim.counts else row["p"]
+        row["against"] = against.get(claim.leader, {})
+        row["verdict"] = judge(claim, events, row, check["information"])
+        if row.get("decides") and 0.1 < row["share"] < 0.9 and "tell" not in row["verdict"]:
             row["verdict"] += f"; depends on {row['decides']}"
-    return {"claims": rows, "lead_check": check,
-            "classes": class_rates(events, permutations, difficulty(events)),
-            "measures": compare_measures(events, permutations),
-            "floor_variation": floors_across_sizes(events),
-            "top_down_floor": clustered_interval(events.down_floor, events.tasks),
-            "top_down_time": clustered_interval(events.down_time, events.tasks),
-            "specifications": len(universe[0]) if universe else 0}
+    return {"claims": rows, "lead_check": check, "leads": leads,
+            "forecasts": forecasts(runs, events, forecast_null),
+            "classes": class_rates(events, drawn, difficulty(events)),
+            "floor_ratio_of_shares": float(floor_ratio(
+                replace(events, floor=events.floor / events.ceiling), None)[0]),
+            "exchanges": f"all {len(drawn):,}" if exact else f"{len(drawn):,} random",
+            "specifications": len(universe.specifications) if universe else 0}
 
 
-def _claim_row(claim, events, permutations, universe):
-    """What one claim comes to, but for what depends on the other claims."""
-    values = claim.statistic(events, permutations)
-    low = high = None
-    if claim.interval and not math.isnan(values[0]):
-        _, low, high = claim.interval(events)
-    row = {"claim": claim.key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4,
-           "value": float(values[0]), "low": low, "high": high,
-           "null": float(np.mean(values[1:])) if claim.null and len(values) > 1 else None,
-           "exchanged": claim.null or None,
-           "p": p_value(values, claim.distance_from_null) if claim.null else None}
-    if universe and claim.key in universe[1]:
-        row |= robustness(claim, universe[0], universe[1][claim.key])
-    return row
+def claim_row(claim, values, runs):
+    """What a claim comes to, but for its interval and its verdict."""
+    known, tested = values[~np.isnan(values)], claim.null and not math.isnan(values[0])
+    return {"claim": claim.key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4,
+            "form": claim.form, "value": float(values[0]), "low": math.nan, "high": math.nan,
+            "over": "", "runs": runs, "exchanged": claim.null or None,
+            "null": float(known.mean()) if tested else math.nan,
+            "p": p_value(values) if tested else None,           # least: the smallest it could be
+            "least": float((values >= known.max() - 1e-9).mean()) if tested else None}
+
+
+def study_claim(claim, events, universe):
+    of_all = claim.reads != RARELY
+    runs = sum(of_all or claim.leader in run.measures for run in events.runs)
+    row = claim_row(claim, claim.statistic(events, NULLS[claim.null](events)), runs)
+    if claim.counts and not math.isnan(row["value"]):
+        of_one = functools.partial(as_they_are, claim.statistic, claim.null)
+        row["low"], row["high"], row["over"] = interval(of_one, events, claim.limits)
+    return row | (robustness(claim, universe) if universe and claim.key in universe.values else {})
+
+
+ONE_FEATURE = "rankme.answer slope"   # fixed before the replication; see results/README.md
+
+
+def forecasts(runs, events, null=0) -> list[dict]:
+    """Does geometry add to a forecast by behaviour?  A row for each measure: see `forecast`.
+
+    It "adds" if low > 0, the gain is at least .05 nats, 7 of 8 tasks gain, and p < .05."""
+    rows, names = [], dict.fromkeys(name for run in runs for name in run.measures)
+    for features in [(ONE_FEATURE,), *[(name, f"{name} slope") for name in names]]:
+        quantity = features[0].partition(" ")[0]
+        r = [r for r, run in enumerate(runs) if not np.isnan(run.table(quantity)).all()]
+        for over in ("task", "run") if r else ():
+            found = forecast(runs, features, over, null if over == "task" else 0,
+                             events=events.subset(runs=r))
+            if found:
+                gaining = float(np.mean([gain > 0 for gain in found.each.values()]))
+                adds = found.low > 0 and found.gain >= 0.05 and gaining >= 7 / 8
+                if adds:                                        # None: no p was asked for
+                    adds = found.p and found.p < 0.05
+                rows.append(found._asdict() | {"gaining": gaining, "adds": adds, "runs": len(r)})
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------
 # The table of claims
 
-def _rare(measure):
-    """What the claims on rare measures have in common."""
-    return dict(statistic=functools.partial(rare_rate, measure), null=TASKS, reads=RARELY,
-                interval=functools.partial(rare_interval, measure), needs=f"--measures {measure}")
+def _measure(name):
+    """What the claims on measures other than RankMe have in common."""
+    return dict(statistic=functools.partial(measure_rate, name), null=TASKS, reads=RARELY,
+                limits=SHARE, leader=name, needs=f"shams, and --measures {name}")
 
 
-# The bounds: the lowest value that a version of the paper reports, or what its words mean at least.
 CLAIMS = (
     Claim("C1", "RankMe collapses, losing half of what it has above 1",
-          "all tasks", "all tasks", "all tasks", collapse_rate,
-          above=0.9, interval=collapse_interval, reads=FLOOR),
+          "all tasks", "all tasks", "all tasks", collapse_rate, above=0.9, limits=SHARE,
+          reads=FLOOR),
     Claim("C1 floor", "the floor depends on the task (share of its variance)",
           "yes", "yes", "yes", task_share,
-          above=0.5, null=TASKS, kind="beyond", needs="two tasks", reads=FLOOR),
+          null=LEVELS, above_null=True, limits=SHARE, needs="two tasks", reads=FLOOR),
     Claim("C2", "the floor does not depend on scale (largest / smallest)",
-          "same at all", "same at all", "task-specific", floor_ratio,
-          above=0.8, below=1.25, null=SIZES, form="{:.2f}", needs="two sizes",
-          interval=floor_ratio_interval, distance_from_null=distance_from_one, reads=FLOOR),
+          "same at all", "same at all", "task-specific", floor_ratio, above=0.8, below=1.25,
+          by_interval=True, form="{:.2f}", limits=RATIO, needs="two sizes", reads=FLOOR),
     Claim("C3 depth", "deeper layers have lower floors (task x size)",
-          "32/32", "28/32", "top-down", functools.partial(top_down_cells, "down_floor"),
-          above=0.87, null=LAYERS, kind="beyond", reads=FLOOR),
+          "32/32", "28/32", "top-down", functools.partial(top_down_cells, 0),
+          null=LAYERS, above_null=True, limits=SHARE, needs="two blocks", reads=DEPTH),
     Claim("C3 time", "deeper layers reach their floors first (task x size)",
-          "32/32", "28/32", "top-down", functools.partial(top_down_cells, "down_time"),
-          above=0.87, null=LAYERS, kind="beyond", reads=FLOOR),
+          "32/32", "28/32", "top-down", functools.partial(top_down_cells, 1),
+          null=LAYERS, above_null=True, limits=SHARE, needs="two blocks", reads=DEPTH),
     Claim("C4", "RankMe recovers before emergence",
           "75-100%", "100%", "hard tasks only", precursor_rate,
-          above=0.75, null=TASKS, kind="beyond", needs="an emergence",
-          interval=lead_rate_interval),
-    Claim("C4 risk set", "those that have recovered emerge sooner (z)",
-          "-", "-", "-", risk_set_excess,
-          above=1.645, null=TASKS, kind="beyond", form="{:.1f}"),
+          null=TASKS, above_null=True, limits=SHARE, needs="an emergence", leader="rankme"),
+    Claim("C4 risk set", "those that have recovered emerge sooner (events above chance)",
+          "-", "-", "-", risk_set_excess, null=TASKS, above_null=True, form="{:.1f}",
+          counts=False),
     Claim("C5", "the LLC does not lead (share that it does)",
-          "0/24", "0/24", "no precursor", below=0.25, **_rare("llc")),
+          "0/24", "0/24", "no precursor", within=0.1, **_measure("llc")),
     Claim("C6", "the top Hessian eigenvalue does not lead",
-          "about 17%", "lags", "no precursor", below=0.25, **_rare("hessian_top")),
+          "about 17%", "lags", "no precursor", within=0.1, **_measure("hessian_top")),
     Claim("C7", "order of onsets and of emergence go together (rho)",
-          ".57-.90", ".57-.90", "-", order_correlation,
-          above=0.57, null=TASKS, kind="beyond", form="{:.2f}", needs="an emergence",
-          interval=order_interval),
+          ".57-.90", ".57-.90", "-", order_correlation, null=TASKS, above_null=True,
+          form="{:.2f}", needs="an emergence", limits=(-1, 1)),
     Claim("C7 fine", "but not within a difficulty class (concordance)",
-          "27%", "52-69%", "-", within_class,
-          below=0.69, null=TASKS, kind="chance",
+          "27%", "52-69%", "-", within_class, null=TASKS, within=0.1, limits=SHARE,
           needs="two seeds of a size, and several task-levels in a class"),
     Claim("C8", "where sizes reverse an order, prediction fails (swap test)",
-          "26%", "26%", "-", swap_rate,
-          below=0.5, null=TASKS, kind="chance", needs="two sizes that reverse an order"),
+          "26%", "26%", "-", swap_rate, null=TASKS, within=0.1, limits=SHARE,
+          needs="two sizes that reverse an order"),
     Claim("C10", "a linear probe finds the answer before behaviour does",
-          "-", "-", "yes", above=0.5, kind="beyond", **_rare("linear_probe")),
+          "-", "-", "yes", above_null=True, **_measure("linear_probe")),
 )
+
+# The claim on which the study stands; it is about the whole multiverse.
+MEAN_EXCESS = Claim("C4 all choices", "RankMe comes first more often than chance has it (mean "
+                    "excess)", "-", "-", "-", precursor_rate, null=TASKS, above_null=True,
+                    form="{:.3f}", needs="an emergence")

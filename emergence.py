@@ -1,38 +1,31 @@
 """Chapter 4: emergence.  When a capability emerges, what came before it, and how sure one can be.
 
-The input is curves: a number per snapshot of training.  The output is dates (a step, or None for
-"never") and tests of what they say.  Try it on curves drawn by hand, or your own (`from_table`):
+Curves (a number per snapshot of training) come in; dates (a step, or None for "never") and tests
+of what they say come out.  Try it on curves drawn by hand, or your own (`from_table`):
 
     >>> steps    = [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
     >>> accuracy = [0,  0,  0,  0,  0,  0, .2, .7, .9,  1]
     >>> rank     = [8,  5,  3,  2,  2,  3,  4,  6,  7,  8]
     >>> emergence_step(steps, accuracy), collapse(steps, rank)
     (70, Collapse(floor=2.0, floor_step=30, onset_step=50))
-    >>> lead_time(50, 70)
-    20
 
-The paper (Billa 2026, arXiv 2602.15997) tells a story of three moments.  This file dates them:
+The paper (Billa 2026, arXiv 2602.15997) tells of three moments.  This file dates them:
 
     collapse      training begins, and RankMe of the hidden states falls to a *floor*
-    onset         the representation recovers: RankMe rises clearly above its floor
+    onset         the representation recovers: RankMe rises clearly above what says nothing
     emergence     the model answers clearly better than chance
 
 If the onset comes first, geometry "leads".  The onset of *another* task might have come first as
-well: so this file also says what chance gives.  What can go wrong:
-
-    An onset that is early for every task comes before everything, and says nothing.
-    A sharp rise may be the metric's own: compare "log_prob" (Schaeffer 2023, arXiv 2304.15004).
-    A measure that is looked at rarely looks late.
-
+well: so this file also says what chance gives, by exchanging whole tasks.  The last section asks
+more than order: does geometry help to *forecast* an emergence, if behaviour is known already?
 This file knows nothing of models, of run directories, of figures, and of what the paper claims.
 
-Letters for shapes:  R runs, L task-levels of a run, S snapshots, G snapshots of a rare measure,
-M data sets (the observed one, then M - 1 in which something was exchanged at random).
+Letters for shapes:  R runs, L task-levels of a run, T tasks, S snapshots, J landmarks, N rows of a
+forecast, M data sets (the observed one, then M - 1 in which whole tasks were exchanged).
 """
 import functools
+import itertools
 import math
-import re
-import statistics
 import warnings
 from dataclasses import dataclass, replace
 from typing import Iterable, NamedTuple, Sequence
@@ -42,92 +35,93 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 
 # ------------------------------------------------------------------------------------------------
-# Dates on one curve.  `emergence_index` and `recovery` take any number of curves at once, (..., S),
-# and answer with indices, -1 for "never".
+# Dates.  What is not about one curve takes many at once, (..., S), and returns indices; -1: never.
 
-def _first_run(flags, persistence):
-    """Where the first `persistence` True in a row begin; -1 where there are none."""
-    if flags.shape[-1] < persistence:
+def first_lasting(flags, steps, persistence, lasting):
+    """Index of the first snapshot from which all flags are True for long enough; -1 for never.
+
+    Long enough: at every snapshot from its step t up to lasting * t, which must have been reached,
+    and at `persistence` snapshots at least.  flags: (..., S) bool.  steps: (S,)."""
+    steps, S = np.asarray(steps, dtype=float), flags.shape[-1]
+    if S == 0:
         return np.full(flags.shape[:-1], -1)
-    in_a_row = sliding_window_view(flags, persistence, axis=-1).all(-1)
-    return np.where(in_a_row.any(-1), in_a_row.argmax(-1), -1)
+    last = np.searchsorted(steps, lasting * steps, side="right") - 1
+    last = np.maximum(last, np.arange(S) + persistence - 1)                 # (S,)
+    observed = (last < S) & (lasting * steps <= steps[-1])
+    # how many flags are True from each snapshot to its last one
+    total = np.concatenate([np.zeros((*flags.shape[:-1], 1), int), flags.cumsum(-1)], axis=-1)
+    held = total[..., np.minimum(last, S - 1) + 1] - total[..., :-1]
+    lasts = observed & (held == last + 1 - np.arange(S))
+    return np.where(lasts.any(-1), lasts.argmax(-1), -1)
 
 
-def emergence_index(values, chance, examples, threshold, persistence):
-    """Index of the first of `persistence` snapshots in a row clearly above chance; -1 for never.
+def emergence_index(values, steps, chance, examples, threshold, persistence, lasting):
+    """Index of the first snapshot from which values stay clearly above chance; -1 for never.
 
         (values - chance) / (1 - chance) >= bar - 1e-12
         bar = max(threshold, 3 sqrt(chance / (1 - chance) / examples))
 
     values: (..., S); NaN, not measured, counts as "no".  chance: in [0, 1), a number or (..., 1).
-    examples: how many the values were measured on; None: the bar is the threshold alone.
-    1e-12 is for rounding: a value that is on the bar counts.  Returns integers, (...).
+    examples: how many the values were measured on, likewise; infinity: all that there are.
+    A value that is on the bar, but for rounding, counts.  Returns integers, (...).
     Exercise: emergence.emergence_index (set 4, 10 points)
-    Hint: _first_run(flags, persistence) does the counting in a row.
-
-    >>> curves = np.array([[.5, .6, .9, .9], [.5, .9, .6, .9]])
-    >>> emergence_index(curves, 0.5, None, 0.3, 2).tolist()
-    [2, -1]
-    """
-    bar = threshold
-    if examples:
-        bar = np.maximum(threshold, 3 * np.sqrt(chance / (1 - chance) / examples))
-    return _first_run((values - chance) / (1 - chance) >= bar - 1e-12, persistence)
+    Hint: first_lasting(flags, steps, persistence, lasting) does what "stay" means."""
+    bar = np.maximum(threshold, 3 * np.sqrt(chance / (1 - chance) / examples))
+    above = (values - chance) / (1 - chance) >= bar - 1e-12
+    return first_lasting(above, steps, persistence, lasting)
 
 
 def emergence_step(steps: Sequence, accuracy: Sequence, chance: float = 0.0,
-                   threshold: float = 0.3, persistence: int = 3,
+                   threshold: float = 0.3, persistence: int = 3, lasting: float = 1.25,
                    examples: int | None = None) -> int | None:
     """The step from which a model is clearly above chance, by `emergence_index`; None for never.
 
-    accuracy: a number in [0, 1] per step, None where it was not measured.
-    Raises ValueError if lengths differ, steps do not increase, or chance is not in [0, 1)."""
-    values = _as_curve(steps, accuracy, "emergence_step")
+    accuracy: in [0, 1], None where it was not measured.  examples: None, all that there are.
+    ValueError if lengths differ, steps do not increase, or a number is out of its range."""
+    steps, values = _as_curve(steps, accuracy, "emergence_step")
     if not 0 <= chance < 1:
         raise ValueError(f"emergence_step: chance {chance}: expected at least 0 and below 1")
-    index = emergence_index(values, chance, examples, threshold, persistence)
+    check_share(values, "emergence_step: accuracy")
+    index = emergence_index(values, steps, chance, examples or math.inf, threshold, persistence,
+                            lasting)
     return None if index < 0 else steps[index]
 
 
 def _as_curve(steps, values, name):
+    steps, values = list(steps), list(values)
     if len(steps) != len(values):
         raise ValueError(f"{name}: {len(steps)} steps but {len(values)} values")
     if any(later <= earlier for earlier, later in zip(steps, steps[1:])):
         raise ValueError(f"{name}: the steps must increase")
-    return np.array(values, dtype=float)                                    # None becomes NaN
+    return steps, np.array(values, dtype=float)                             # None becomes NaN
 
 
-def recovery(smooth, rise, persistence):
-    """The floor of a smoothed curve, and where the curve leaves it.
+def check_share(values, what):
+    wrong = values[(values < -1e-9) | (values > 1 + 1e-9)]
+    if len(wrong):
+        raise ValueError(f"{what} {wrong[0]:g}: an accuracy lies between 0 and 1; divide percent "
+                         "by 100")
+
+
+def recovery(smooth, rise):
+    """The floor of a smoothed curve, and where the curve stands clearly above it.
 
         floor = min_t x_t, first reached at index low
-        onset = first of `persistence` indices t > low in a row with x_t >= (1 + rise) floor
+        risen = t > low  and  x_t >= (1 + rise) floor
 
-    smooth: (..., S), NaN where there is no value; no curve has NaN only.
-    Returns (floor, low, onset), each (...); onset is -1 for "never".
+    smooth: (..., S), NaN where there is no value.  Returns (floor, low, risen), of which risen is
+    (..., S) bool; floor is NaN if all values are.
     Exercise: emergence.recovery (set 4, 10 points)
     Hint: NaN is neither a minimum nor a recovery; and a curve may stand above its floor before it
-    gets there, which is not one either.
-
-    >>> curves = np.array([[8., 2., 2., 5., 6.], [8., 6., 4., 3., 2.]])
-    >>> [x.tolist() for x in recovery(curves, 0.2, 2)]
-    [[2.0, 2.0], [1, 4], [3, -1]]
-    """
+    gets there, which is not one either."""
     low = np.where(np.isnan(smooth), np.inf, smooth).argmin(-1)
     floor = np.take_along_axis(smooth, low[..., None], -1)                  # (..., 1)
     later = np.arange(smooth.shape[-1]) > low[..., None]
-    onset = _first_run(later & (smooth >= (1 + rise) * floor), persistence)
-    return floor[..., 0], low, onset
+    return floor[..., 0], low, later & (smooth >= (1 + rise) * floor)
 
 
 def running_median(values, window):
-    """Median of the `window` values around each, along the last axis; fewer at the ends.
-
-    NaN does not count; the median is NaN where all of them are.
-
-    >>> running_median([1, 9, 1, 1], 3).tolist()
-    [5.0, 1.0, 1.0, 1.0]
-    """
+    """Median of the `window` values around each, fewer at the ends; NaN does not count."""
     half, values = window // 2, np.asarray(values, dtype=float)
     margins = [(0, 0)] * (values.ndim - 1) + [(half, half)]
     padded = np.pad(values, margins, constant_values=math.nan)
@@ -137,34 +131,77 @@ def running_median(values, window):
 
 
 class Collapse(NamedTuple):
-    floor: float                  # the lowest value of the smoothed curve
+    floor: float                  # the lowest value
     floor_step: int               # where it was first reached
     onset_step: int | None        # where recovery begins; None: it does not
 
 
 def collapse(steps: Sequence, rank: Sequence, smoothing: int = 3, rise: float = 0.2,
-             persistence: int = 3) -> Collapse:
-    """Where a curve of effective ranks has its floor, and where it starts to recover.
-
-    It is the `recovery` of the running median over `smoothing` snapshots.
-    Raises ValueError if lengths differ, steps do not increase, or there is no value at all."""
-    smooth = running_median(_as_curve(steps, rank, "collapse"), smoothing)
+             persistence: int = 3, lasting: float = 1.25) -> Collapse:
+    """Where a curve of effective ranks, smoothed, has its floor, and where it leaves it lastingly.
+    ValueError if lengths differ, steps do not increase, or there is no value at all."""
+    steps, values = _as_curve(steps, rank, "collapse")
+    smooth = running_median(values, smoothing)
     if np.isnan(smooth).all():
         raise ValueError("collapse: the curve has no values")
-    floor, low, onset = recovery(smooth, rise, persistence)
+    floor, low, risen = recovery(smooth, rise)
+    onset = first_lasting(risen, steps, persistence, lasting)
     return Collapse(float(floor), steps[low], None if onset < 0 else steps[onset])
+
+
+# What counts as a recovery: each row of ONSETS takes curves (L, S), the shams' (K, S), steps (S,)
+# and `rise`, and says where a curve has risen, (L, S) bool.
+
+def from_below(flags):
+    """Without what is True from the first snapshot on: a bar must be crossed."""
+    return flags & ~np.logical_and.accumulate(flags, axis=-1)
+
+
+def above_highest_sham(curves, shams, steps, rise):
+    """Above all that tasks reach which cannot be learned, at the same step of the same run."""
+    return from_below(curves >= (1 + rise) * np.fmax.reduce(shams))
+
+
+def above_mean_sham(curves, shams, steps, rise):
+    return from_below(curves >= (1 + rise) * shams.mean(axis=0))
+
+
+def above_floor(curves, shams, steps, rise):
+    return recovery(curves, rise)[2]
+
+
+def above_floor_for_good(curves, shams, steps, rise):
+    """After the last departure from the floor: that looks at all that comes later."""
+    risen = recovery(curves, rise)[2]
+    return np.logical_and.accumulate(risen[..., ::-1], axis=-1)[..., ::-1]
+
+
+def after_steepest_rise(curves, shams, steps, rise):
+    """After the steepest step of log RankMe over log step, behind the floor."""
+    if curves.shape[-1] < 2:
+        return np.zeros(curves.shape, bool)
+    _, low, _ = recovery(curves, rise)
+    slopes = np.diff(np.log(curves)) / np.diff(np.log1p(steps))             # (L, S - 1)
+    slopes = np.where((np.arange(slopes.shape[-1]) >= low[..., None]) & (slopes > 0), slopes, 0)
+    steepest = slopes.argmax(-1)[..., None]
+    return (np.arange(curves.shape[-1]) > steepest) & (slopes > 0).any(-1, keepdims=True)
+
+
+ONSETS = {"shams": above_highest_sham, "floor": above_floor, "departure": above_floor_for_good,
+          "steepest": after_steepest_rise, "mean_sham": above_mean_sham}
+NEED_SHAMS = ("shams", "mean_sham")   # a sweep without shams takes "floor" in their place
 
 
 def lead_time(geometry_step: int | None, emergence_step: int | None) -> int | None:
     """Steps by which geometry came first, negative if behaviour did; None unless both happened."""
-    if np.isinf(_as_times((geometry_step, emergence_step))).any():
+    if np.isinf(as_times((geometry_step, emergence_step))).any():
         return None
     return emergence_step - geometry_step
 
 
-def _as_times(dates):
-    """Steps, None or NaN for "never" -> floats, infinity for "never"."""
-    times = np.array(dates, dtype=float)                                    # None becomes NaN
+def as_times(dates):
+    """Steps; None, NaN, "" or infinity for "never" -> floats, infinity for "never"."""
+    times = np.array([math.inf if date is None or date == "" else date for date in dates], float)
     return np.where(np.isnan(times), np.inf, times)
 
 
@@ -172,81 +209,29 @@ def _as_times(dates):
 # Statistics of several events
 
 def rate_with_interval(k: float, n: float, z: float = 1.959964) -> tuple[float, float, float]:
-    """k of n, with Wilson's interval, 95% by default: (rate, low, high).
+    """k of n independent events, with Wilson's interval, 95% by default: (rate, low, high).
 
-    It takes the n for independent; the levels of one model are not: see `clustered_interval`.
-    n = 0 gives (nan, 0, 1).  Raises ValueError unless 0 <= k <= n.
-
-    >>> [round(x, 3) for x in rate_with_interval(24, 24)]
-    [1.0, 0.862, 1.0]
-    """
+    n = 0 gives (nan, 0, 1).  Raises ValueError unless 0 <= k <= n."""
     if not 0 <= k <= n:
         raise ValueError(f"rate_with_interval: {k} of {n} is not a rate")
     if n == 0:
         return math.nan, 0.0, 1.0
-    rate = k / n
-    centre = rate + z * z / (2 * n)
-    spread = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return rate, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    rate, scale = k / n, 1 + z * z / n
+    centre = (rate + z * z / (2 * n)) / scale
+    spread = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / scale
+    return rate, max(0.0, centre - spread), min(1.0, centre + spread)
 
 
-def _student_quantile(df):
-    """97.5% quantile of Student's t: Cornish and Fisher's expansion, good to 1% from df = 3 on."""
-    if round(df) < 3:
-        return {1: 12.706, 2: 4.303}[round(df)]
-    z = 1.959964
-    return (z + (z ** 3 + z) / (4 * df) + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / (96 * df ** 2)
-            + (3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z) / (384 * df ** 3))
+@functools.lru_cache(maxsize=1000)
+def t_quantile(df: float, confidence: float = 0.95) -> float:
+    """How many standard errors a two-sided interval of Student's t reaches; df >= 1, any number.
 
-
-def clustered_interval(values, tasks, rate=True) -> tuple[float, float, float]:
-    """Mean of a table of events with its 95% interval: (mean, low, high); nan for an empty table.
-
-    It knows that the events of one task are alike, and those of one run:
-
-        variance = T + R - C, and no less than the larger of T and R
-        T, R: if tasks, or runs, are drawn anew; C: if the cells task x run are
-        each is  sum over clusters (sum of deviations in the cluster / n)^2 * g / (g - 1)
-        for g clusters; C is without the last factor
-
-    It is what a bootstrap over tasks x runs estimates, in closed form.
-    values: (R, L); NaN entries are left out.  tasks: (L,) labels.
-    rate: the entries are 0 or 1.  Then it is Wilson's interval for as many independent events as
-    have the same variance: at most n; if all entries are alike, the larger number of clusters.
-    Source: Cameron, Gelbach & Miller 2011; Student's t with Satterthwaite's degrees of freedom."""
-    present = ~np.isnan(values)
-    n = present.sum()
-    if n == 0:
-        return math.nan, math.nan, math.nan
-
-    # sums of the deviations in each cell, and how many tasks and runs there are
-    mean = float(values[present].mean())
-    deviations = np.where(present, values - mean, 0) / n                    # (R, L)
-    labels = np.unique(tasks, return_inverse=True)[1]
-    cells = np.zeros((len(values), labels.max() + 1))                       # (R, tasks)
-    np.add.at(cells.T, labels, deviations.T)
-    clusters = [len(np.unique(labels[present.any(0)])), int(present.any(1).sum())]
-
-    # the variance; with one cluster only, its term says nothing
-    sums = [cells.sum(0), cells.sum(1)]
-    terms = [(x ** 2).sum() * g / (g - 1) if g > 1 else 0.0 for x, g in zip(sums, clusters)]
-    variance = sum(terms)
-    if min(clusters) > 1:
-        variance = max(variance - (cells ** 2).sum(), *terms)
-    df = max(clusters)
-    if variance > 0:
-        df = sum(terms) ** 2 / sum(x ** 2 / (g - 1) for x, g in zip(terms, clusters) if g > 1)
-    t = _student_quantile(df)
-    if not rate:
-        half = t * math.sqrt(variance)
-        return mean, float(mean - half), float(mean + half)
-
-    # a rate; the variance of n independent events is no estimate: it gets the normal's quantile
-    independent = mean * (1 - mean) / variance if variance > 1e-12 else max(clusters)
-    if independent >= n:
-        return rate_with_interval(mean * n, n)
-    return rate_with_interval(mean * independent, independent, t)
+    With t = sqrt(df) tan(angle), the density of the angle is proportional to cos(angle)^(df - 1):
+    its integral is taken numerically, and looked up where it reaches `confidence`."""
+    edges = np.linspace(0, math.pi / 2, 100_001)
+    density = np.cos((edges[1:] + edges[:-1]) / 2) ** (df - 1)
+    share = np.concatenate([[0], density.cumsum()]) / density.sum()
+    return math.sqrt(df) * math.tan(np.interp(confidence, share, edges))
 
 
 def order_signs(x):
@@ -258,15 +243,11 @@ def order_signs(x):
 def concordance(a: Sequence, b: Sequence) -> float:
     """Share of pairs (i, j) that a and b put in the same order; unrelated orders give 0.5.
 
-    A tie in either counts one half.  None means "never", later than every step; two that never came
-    have no order.  Returns nan if no pair counts.  Raises ValueError if the lengths differ.
-
-    >>> concordance([1, 2, 3, None], [10, 30, 20, 40])
-    0.8333333333333334
-    """
+    A tie in either counts one half.  None (or NaN, "", infinity), never, is later than every step;
+    two that never came have no order.  nan if no pair counts; ValueError if lengths differ."""
     if len(a) != len(b):
         raise ValueError(f"concordance: {len(a)} and {len(b)} values")
-    alike = order_signs(_as_times(a)) * order_signs(_as_times(b))           # 1: alike; 0: a tie
+    alike = order_signs(as_times(a)) * order_signs(as_times(b))             # 1: alike; 0: a tie
     alike = alike[np.triu_indices(len(a), 1)]
     alike = alike[~np.isnan(alike)]
     return float((1 + alike).mean() / 2) if len(alike) else math.nan
@@ -277,14 +258,10 @@ def holm(p_values):
 
         sorted, the k-th smallest of n becomes the largest of min(1, (n - j + 1) p_j) over j <= k
 
-    k and j count from 1.  Returns a list in the order given; p_values stay as they are.
-    None, a test that could not be made, stays None and does not count.  Source: Holm 1979.
+    k and j count from 1.  A list in the order given; p_values stay as they are.  None, a test that
+    could not be made, stays None and does not count.  Source: Holm 1979.
     Exercise: emergence.holm (set 4, 5 points)
-    Hint: go through them from the smallest up, and remember the largest so far.
-
-    >>> holm([0.01, 0.04, None, 0.03])
-    [0.03, 0.06, None, 0.06]
-    """
+    Hint: go through them from the smallest up, and remember the largest so far."""
     known = [i for i, p in enumerate(p_values) if p is not None]
     order = sorted(known, key=p_values.__getitem__)
     out, worst = [None] * len(p_values), 0.0
@@ -294,55 +271,56 @@ def holm(p_values):
     return out
 
 
-def risk_set_test(onsets: Sequence, emergences: Sequence) -> tuple[float, float]:
+def risk_set_test(onsets: Sequence, emergences: Sequence,
+                  censored: Sequence | None = None) -> tuple[float, float]:
     """Do levels whose geometry has recovered emerge sooner than the others?  -> (z, information)
 
-    At each emergence time t, the risk set R holds the levels that have not emerged before t; x = 1
-    for those with an onset before t; m is the mean of x over R; d levels emerge at t:
+    At each emergence time t, the risk set R holds the levels that have not emerged before t and are
+    still watched; x = 1 for those with an onset before t, m their share of R; d levels emerge at t:
 
         U = sum_t [sum of x over those d  -  d m]
         V = sum_t d m (1 - m) (|R| - d) / (|R| - 1)            z = U / sqrt(V)
 
     If onsets have nothing to do with emergence, z is standard normal.  V, the information, says how
     much is learned: nothing where onsets are early for all levels alike, for then m is 1.
-    None means censored: it has not happened by the end of the run.  z is nan where V = 0.
-    Raises ValueError if the lengths differ.
-    Source: the log-rank (Mantel-Haenszel) test with a covariate that changes in time (Cox 1972).
-    Differs from the paper: it has no null at all."""
-    U, V = risk_set_sums(onsets, emergences)
+    None (or NaN, "", infinity): it has not happened while it was watched.  censored: the steps at
+    which watching ended; None: after everything.  z is nan where V = 0.  ValueError if lengths
+    differ.  Source: log-rank test with a covariate that changes in time (Cox 1972)."""
+    censored = [None] * len(emergences) if censored is None else censored
+    lengths = len(onsets), len(emergences), len(censored)
+    if len(set(lengths)) > 1:
+        raise ValueError("risk_set_test: %d onsets, %d emergences, %d ends of watching" % lengths)
+    times, at_risk, emerges = risk_sets(as_times(emergences), as_times(censored))
+    x = as_times(onsets)[:, None] < times                                   # (L, times)
+    size, d = at_risk.sum(0), emerges.sum(0)                                # (times,)
+    m = (x & at_risk).sum(0) / size
+    U = float(((x & emerges).sum(0) - d * m).sum())
+    V = float((d * m * (1 - m) * (size - d) / np.maximum(size - 1, 1)).sum())
     return (U / math.sqrt(V) if V > 0 else math.nan), V
 
 
-def risk_set_sums(onsets, emergences):
-    """(U, V) of `risk_set_test`: over several runs, or strata, they add up."""
-    if len(onsets) != len(emergences):
-        raise ValueError(f"risk_set_test: {len(onsets)} onsets but {len(emergences)} emergences")
-    x, at_risk, emerges = risk_sets(_as_times(onsets), _as_times(emergences))
-    size, d = at_risk.sum(0), emerges.sum(0)                                # (T,)
-    m = (x & at_risk).sum(0) / size
-    U = (x & emerges).sum(0) - d * m
-    V = d * m * (1 - m) * (size - d) / np.maximum(size - 1, 1)
-    return float(U.sum()), float(V.sum())
-
-
-def risk_sets(onset, emergence):
-    """A column for each of T emergence times: x, is it in the risk set, does it emerge; (L, T)."""
-    t = np.unique(emergence[np.isfinite(emergence)])
-    return onset[:, None] < t, emergence[:, None] >= t, emergence[:, None] == t
+def risk_sets(emergence, censored):
+    """The times at which something emerges; who is at risk then, and who emerges: (L, times)."""
+    emerged = np.isfinite(emergence) & (emergence <= censored)
+    t = np.unique(emergence[emerged])
+    return (t, np.minimum(emergence, censored)[:, None] >= t,
+            emerged[:, None] & (emergence[:, None] == t))
 
 
 # ------------------------------------------------------------------------------------------------
 # From a table of measurements, which any training loop can write, to runs
 
 COLUMNS = ("run", "level", "step", "quantity", "value")
-DEFAULTS = {"size": "", "parameters": math.nan, "width": math.inf, "warmup": 0,
-            "train_fraction": 1.0, "eval_examples": None, "chance": {}, "chance_log_prob": {},
-            "answer_tokens": {}, "numbers": {}}
+DEFAULTS = {"size": "", "parameters": math.nan, "width": math.nan, "warmup": 0, "numbers": {},
+            "train_fraction": 1.0, "eval_examples": None, "linear_examples": None, "chance": {},
+            "chance_log_prob": {}, "token_chance": {}, "answer_tokens": {}, "errors": {}}
+ENDS = ("embedding", "final_norm")
+SHARES = ("accuracy", "accuracy_train", "accuracy_test", "token_accuracy")
+KNOWN = (*SHARES, "log_prob", "loss", "distinct", "linear_probe_shuffled")      # no measures
 
 
 @dataclass(eq=False)              # compared, and cached, by identity
-class Run:
-    """The curves of one run as arrays; NaN where nothing was measured."""
+class Run:                        # NaN: not measured
     name: str
     config: dict                  # config.json, completed by DEFAULTS
     levels: list                  # (L,) names such as "add-1"; controls begin with "sham-"
@@ -350,19 +328,21 @@ class Run:
     curves: dict                  # {quantity: (L, S)}
 
     def table(self, quantity):
-        """One quantity of all levels, (L, S)."""
-        unmeasured = np.full((len(self.levels), len(self.steps)), math.nan)
-        return self.curves.get(quantity, unmeasured)
+        """One quantity of all levels, (L, S); if it has layers, that after the last block."""
+        if quantity in self.layered:
+            return layer_of(self.layered[quantity], -2)
+        return self.curves.get(quantity, self.unmeasured)
 
-    def curve(self, level, quantity):
-        """One quantity of one level, only where it was measured: (steps, values)."""
-        values = self.table(quantity)[self.levels.index(level)]
-        measured = ~np.isnan(values)
-        return self.steps[measured], values[measured]
+    @functools.cached_property
+    def unmeasured(self):
+        return np.full((len(self.levels), len(self.steps)), math.nan)
 
     def per_level(self, key, default):
-        """An entry of the config that has a number for each level, (L, 1)."""
-        return np.array([[self.config[key].get(level, default)] for level in self.levels])
+        """An entry of the config, {level: number}, or one number for all of them: (L, 1)."""
+        entry = self.config[key]
+        values = entry if isinstance(entry, dict) else dict.fromkeys(self.levels, entry)
+        return np.array([[default if values.get(level) is None else values[level]]
+                         for level in self.levels], dtype=float)
 
     @functools.cached_property
     def accuracy(self):
@@ -370,31 +350,60 @@ class Run:
         return self.table("accuracy_test" if self.config["train_fraction"] < 1 else "accuracy")
 
     @functools.cached_property
-    def rankme(self):
-        """{position: (L, layers, S)}, from the quantities "rankme.<position>.<layer>"."""
+    def shams(self):
+        """(L,) bool: is it a control, whose answers are shuffled so that no model can learn it?"""
+        return np.array([level.startswith("sham-") for level in self.levels], dtype=bool)
+
+    @functools.cached_property
+    def layered(self):
+        """{quantity: (L, layers, S)}, of curves such as "rankme.first.embedding", "mean_share.0".
+
+        Numbered layers come in their order.  Of named ones the embedding comes first and final_norm
+        last, NaN if not measured, with the blocks between them in order of appearance."""
         found = {}
-        for quantity, values in self.curves.items():
-            place = re.fullmatch(r"rankme\.(.*)\.(\d+)", quantity)
-            if place:
-                position, layer = place.groups()
-                found.setdefault(position, {})[int(layer)] = values
-        return {position: np.stack([layers[layer] for layer in sorted(layers)], axis=1)
-                for position, layers in found.items()}
+        for name, values in self.curves.items():
+            quantity, _, layer = name.rpartition(".")
+            if quantity and layer not in ("error", "mc_error"):
+                found.setdefault(quantity, {})[layer] = values
+        for quantity, layers in found.items():
+            order = ["embedding", *[x for x in layers if x not in ENDS], "final_norm"]
+            if all(layer.isdigit() for layer in layers):
+                order = sorted(layers, key=int)
+            found[quantity] = np.stack([layers.get(x, self.unmeasured) for x in order], axis=1)
+        return found
 
     def rankme_layers(self, position):
         """(L, layers, S).  RankMe at one position; a layer of NaN where it was not measured."""
-        unmeasured = np.full((len(self.levels), 1, len(self.steps)), math.nan)
-        return self.rankme.get(position, unmeasured)
+        return self.layered.get(f"rankme.{position}", self.unmeasured[:, None])
 
     def rankme_at(self, position, layer):
         """(L, S).  RankMe at one position and layer; NaN where it was not measured."""
-        layers = self.rankme_layers(position)
-        return layers[:, max(layer, -layers.shape[1])]                      # there may be only one
+        return layer_of(self.rankme_layers(position), layer)
 
-    @property
+    @functools.cached_property
     def measures(self):
-        """Names of the measures that were taken at a few snapshots only."""
-        return [name for name in self.config["numbers"] if not np.isnan(self.table(name)).all()]
+        """Names of the measured quantities that are neither behaviour nor RankMe."""
+        names = dict.fromkeys([*self.config["numbers"], *self.curves, *self.layered])
+        return [name for name in names
+                if name not in (*KNOWN, *self.config["errors"].values())
+                and name.partition(".")[0] != "rankme"
+                and ("." not in name or name in self.layered)
+                and not np.isnan(self.table(name)).all()]
+
+    def error_of(self, name):
+        """(L, S) the standard error of a measure's own values; 0 where none was recorded."""
+        if name == "linear_probe" and self.config["linear_examples"]:
+            share = self.table(name)
+            return np.sqrt(share * (1 - share) / (self.config["linear_examples"] / 4))
+        for place in (self.config["errors"].get(name), f"{name}.error", f"{name}.mc_error"):
+            if place in self.curves:
+                return np.nan_to_num(self.curves[place])
+        return np.zeros_like(self.unmeasured)
+
+
+def layer_of(layers, index):
+    """(L, layers, S) -> (L, S).  There may be fewer layers than the index asks for."""
+    return layers[:, max(index, -layers.shape[1])]
 
 
 def from_table(rows: Iterable, configs: dict | None = None) -> list[Run]:
@@ -402,13 +411,13 @@ def from_table(rows: Iterable, configs: dict | None = None) -> list[Run]:
 
     rows: dicts with the keys run, level, step, quantity, value, or tuples in that order; of two for
       the same place the last counts.  Numbers may be text; None, "" and NaN: not measured.
-      Understood are the quantities accuracy, accuracy_train, accuracy_test, log_prob, distinct
-      (how many inputs differ), rankme.<position>.<layer>, and the measures that a config names
-      under "numbers"; all others are kept as curves.
-    configs: {run: its config.json as a dict}.  What is absent is as in DEFAULTS; a level's chance
-      is 0, its answer_tokens 1; the seed is the run's place.  levels: in order of appearance; where
-      a config names them, others are left out.
-    Raises ValueError for a table without rows, a missing key, a step or value that is no number.
+      Quantities: accuracy, accuracy_train, accuracy_test, token_accuracy, log_prob, distinct (how
+      many inputs differ), rankme.<position>.<layer>.  All others are measures, and get a row in the
+      table of leads; <name>.error is a measure's standard error.
+    configs: {run: its config.json as a dict}; what is absent is as in DEFAULTS, chance 0, the seed
+      the run's place.  eval_examples: a number, or {level: number}; None: all that there are.
+      levels: in order of appearance; where a config names them, others are left out.
+    ValueError for no rows, a missing key, what is no number, an accuracy not between 0 and 1.
 
     >>> table = [("mine", "add-1", step, "accuracy", step / 100) for step in range(100)]
     >>> float(event_table(from_table(table)).emergence[0, 0])
@@ -445,28 +454,32 @@ def _run(name, series, config):
             unmeasured = np.full((len(levels), len(steps)), math.nan)
             table = curves.setdefault(quantity, unmeasured)
             table[levels.index(level), np.searchsorted(steps, taken)] = values
-    if (steps == np.floor(steps)).all():
-        steps = steps.astype(int)
+    for quantity in curves.keys() & set(SHARES):
+        check_share(curves[quantity], f"run {name!r}: {quantity}")
+    steps = steps.astype(int) if (steps == np.floor(steps)).all() else steps
     return Run(name, config, levels, steps, curves)
 
 
 # ------------------------------------------------------------------------------------------------
 # From runs to their events
 
+ARRAYS = ("onset", "emergence", "first", "censored", "floor", "floor_step", "start", "ceiling")
+
+
 @dataclass(frozen=True, eq=False)
-class EventTable:
-    """The events of all runs.  Arrays are (R, L); a step that never came is infinity."""
+class EventTable:                 # arrays are (R, L); a step that never came is infinity
     runs: list                    # (R,)
     levels: tuple                 # (L,)
     dated_by: dict                # the keywords of event_table
-    onset: np.ndarray             # step at which RankMe begins to recover
+    onset_rule: str               # the row of ONSETS that was used
+    onset: np.ndarray             # step at which RankMe begins to recover; NaN: it has no date
     emergence: np.ndarray         # step at which behaviour emerges
+    first: np.ndarray             # the first snapshot that counts
+    censored: np.ndarray          # the last step at which an emergence could be dated
     floor: np.ndarray             # the lowest RankMe; NaN where it was not measured
     floor_step: np.ndarray
     start: np.ndarray             # RankMe of the untrained model
     ceiling: np.ndarray           # RankMe is at most that
-    down_floor: np.ndarray        # share of layer pairs whose deeper one has the lower floor
-    down_time: np.ndarray         # ... whose deeper one reaches its floor first
 
     @functools.cached_property
     def tasks(self):
@@ -475,66 +488,91 @@ class EventTable:
 
     @functools.cached_property
     def shams(self):
-        """(L,) bool: is it a control, whose answers are shuffled so that no model can learn it?"""
-        return np.array([level.startswith("sham-") for level in self.levels])
+        return self.runs[0].shams[self.rows]
 
     @functools.cached_property
     def rows(self):
         """(L,) the rows of these levels in the curves of any of the runs."""
         return [self.runs[0].levels.index(level) for level in self.levels]
 
+    @functools.cached_property
+    def owner(self):
+        """(T, L) bool: which levels belong to each task."""
+        tasks = np.array(self.tasks)
+        return np.array([tasks == task for task in dict.fromkeys(self.tasks)])
+
+    @functools.cached_property
+    def partners(self):
+        """(L, T): the level of each task that has the number of level l; -1 where it has none."""
+        places = {split_level(level): k for k, level in enumerate(self.levels)}
+        return np.array([[places.get((task, split_level(level)[1]), -1)
+                          for task in dict.fromkeys(self.tasks)] for level in self.levels])
+
+    @functools.cached_property
+    def arrivals(self):
+        """(R, L) emergence; minus infinity for what was there when watching began, for nothing
+        can be seen to come before that: it is in no rate, and in no risk set."""
+        return np.where(self.emergence <= self.first, -np.inf, self.emergence)
+
+    def of_partners(self, dates):
+        """(R, L) -> (R, L, T): of level l, the date of its partner in each task; NaN for none."""
+        none = np.full((len(dates), 1), math.nan)
+        return np.concatenate([dates, none], axis=1)[:, self.partners]
+
+    def by_task(self, values):
+        """(R, L, T) -> (R, T, T): sums over the levels of each task, which become the rows."""
+        return np.einsum("jl,rli->rji", self.owner.astype(float), values)
+
+    def subset(self, runs=slice(None), levels=slice(None)) -> "EventTable":
+        """Some of the runs and of the levels, as indices or bool."""
+        r, k = np.arange(len(self.runs))[runs], np.arange(len(self.levels))[levels]
+        arrays = {name: getattr(self, name)[np.ix_(r, k)] for name in ARRAYS}
+        return replace(self, runs=[self.runs[i] for i in r],
+                       levels=tuple(self.levels[i] for i in k), **arrays)
+
     def only(self, shams: bool = False) -> "EventTable":
-        """The columns of the levels that can be learned, or those of the shams."""
-        chosen = np.flatnonzero(self.shams == shams)
-        columns = {name: getattr(self, name).take(chosen, axis=1) for name in ARRAYS}
-        return replace(self, levels=tuple(self.levels[k] for k in chosen), **columns)
-
-
-ARRAYS = ("onset", "emergence", "floor", "floor_step", "start", "ceiling", "down_floor",
-          "down_time")
+        return self.subset(levels=self.shams == shams)
 
 
 def split_level(level):
-    """A level's name -> (task, number as text); the number is "" where the name has none.
-
-    >>> split_level("modadd-2"), split_level("chess")
-    (('modadd', '2'), ('chess', ''))
-    """
+    """ "modadd-2" -> ("modadd", "2"); "chess" -> ("chess", "")."""
     task, _, number = level.rpartition("-")
     return (task, number) if task and number.isdigit() else (level, "")
 
 
-def event_table(runs, threshold=0.3, persistence=3, behaviour="accuracy", rise=0.2,
-                position="first", layer=-2, smoothing=3, warmup=True) -> EventTable:
+def event_table(runs, threshold=0.3, persistence=3, lasting=1.25, behaviour="accuracy",
+                onset="shams", rise=0.2, position="first", layer=-2, smoothing=3,
+                warmup=True) -> EventTable:
     """Date the events of all runs, each curve on the snapshots at which it was measured.
 
     threshold: share of the way from chance to perfect that counts as emerged.
-    persistence: snapshots in a row that must agree, for emergence and for onset.
+    persistence, lasting: how long an emergence, or an onset, must last: see first_lasting.
     behaviour: "accuracy", or "log_prob": 1 - log p of the answer / log p of the best blind answer.
-    rise: RankMe counts as recovering when it is that fraction above its floor.
+    onset: the row of ONSETS; where it needs shams, and a sweep has none, "floor" is used.
+    rise: RankMe counts as recovering when it is that fraction above its bar.
     position: whose hidden state: where the "first" answer token is predicted (nothing of the answer
       is known there), all "answer" tokens, or the "last" token of the line (all of it is known).
-    layer: 0 is the embedding, -2 the last block, -1 the final LayerNorm.
-    smoothing: RankMe's running median is over so many snapshots.
-    warmup: do snapshots within the learning rate's warm-up count?
-    Raises ValueError if the runs do not have the same levels."""
-    dated_by = dict(threshold=threshold, persistence=persistence, behaviour=behaviour, rise=rise,
-                    position=position, layer=layer, smoothing=smoothing, warmup=warmup)
+    layer: -2 the last block, -1 the final LayerNorm; at position "first" also 0, the embedding.
+    smoothing: snapshots of RankMe's running median.  warmup: does the learning rate's count?
+    ValueError if the runs do not have the same levels."""
+    lasts = dict(persistence=persistence, lasting=lasting, warmup=warmup)
+    where = dict(position=position, layer=layer, smoothing=smoothing, rise=rise)
+    dated_by = dict(threshold=threshold, behaviour=behaviour, onset=onset, **lasts, **where)
+    rule = "floor" if onset in NEED_SHAMS and not runs[0].shams.any() else onset
     rows = []
     for run in runs:
         if run.levels != runs[0].levels:
             raise ValueError(f"event_table: {runs[0].name} and {run.name} have different levels")
-        geometry = _geometry(run, position, layer, smoothing, rise, persistence, warmup)
-        emergence = _emergence(run, behaviour, threshold, persistence, warmup)
-        rows.append(geometry | {"emergence": emergence})
-    tables = {name: np.array([row[name] for row in rows]) for name in ARRAYS}
-    return EventTable(list(runs), tuple(runs[0].levels), dated_by, **tables)
+        rows.append(emergences(run, behaviour, threshold, **lasts)
+                    | geometry(run, rule, **lasts, **where))
+    tables = {name: np.array([row[name] for row in rows], dtype=float) for name in ARRAYS}
+    return EventTable(list(runs), tuple(runs[0].levels), dated_by, rule, **tables)
 
 
-def _measured(run, values, warmup=True):
-    """The snapshots at which any of the curves (..., S) was measured: steps, values.
+def measured_at(run, values, warmup=True):
+    """Steps and values at the snapshots where any of the curves (..., S) was measured.
 
-    Without warmup only those that come after it; the last one always counts."""
+    Without warmup: at those after it, and at the last one."""
     measured = ~np.isnan(values).all(axis=tuple(range(values.ndim - 1)))    # (S,)
     if not measured.any():
         return run.steps, values                                            # NaN all along
@@ -549,243 +587,264 @@ def steps_at(steps, index):
     return np.append(steps, np.inf)[index]
 
 
-@functools.lru_cache(maxsize=20000)       # the multiverse of claims.py asks again and again
-def _emergence(run, behaviour, threshold, persistence, warmup):
-    """(L,) steps at which a behaviour emerges: "accuracy", "log_prob", or a column of the table."""
-    values = run.accuracy if behaviour == "accuracy" else run.table(behaviour)
-    chance = run.per_level("chance", 0.0)                                   # (L, 1)
-    if behaviour == "log_prob":           # the share of the answer's entropy that is explained
-        values, chance = 1 - values / run.per_level("chance_log_prob", math.nan), 0.0
-    steps, values = _measured(run, values, warmup)
-    examples = run.config["eval_examples"]
-    return steps_at(steps, emergence_index(values, chance, examples, threshold, persistence))
+def way_from_chance(run, behaviour):
+    """values (L, S) and chance (L, 1) of a behaviour, whose (values - chance) / (1 - chance) count.
+
+    "log_prob" is the share of the answer's entropy that is explained; others are accuracies."""
+    chance = run.per_level("chance", 0.0)
+    if behaviour == "log_prob":
+        explained = 1 - run.table("log_prob") / run.per_level("chance_log_prob", math.nan)
+        return explained, np.zeros_like(chance)
+    if behaviour == "token_accuracy":     # chance not recorded: as if all tokens were alike
+        alike = chance ** (1 / run.per_level("answer_tokens", 1))
+        known = run.per_level("token_chance", math.nan)
+        return run.table(behaviour), np.where(np.isnan(known), alike, known)
+    return run.accuracy if behaviour == "accuracy" else run.table(behaviour), chance
 
 
-@functools.lru_cache(maxsize=20000)
-def _geometry(run, position, layer, smoothing, rise, persistence, warmup):
+@functools.lru_cache(maxsize=5000)        # the multiverse of claims.py asks again and again
+def emergences(run, behaviour, threshold, persistence, lasting, warmup):
+    """{"emergence", "first", "censored"}: (L,) steps."""
+    values, chance = way_from_chance(run, behaviour)
+    steps, values = measured_at(run, values, warmup)
+    index = emergence_index(values, steps, chance, run.per_level("eval_examples", math.inf),
+                            threshold, persistence, lasting)
+    # a level whose curve ends before the others is watched to its own end
+    last = np.where(np.isnan(values), -1, np.arange(len(steps))).max(-1)    # (L,)
+    in_time = np.append(steps, -np.inf)[np.maximum(last - persistence + 1, -1)]
+    end = np.minimum(np.append(steps, -np.inf)[last] / lasting, in_time)
+    return {"emergence": steps_at(steps, index), "first": np.full(len(values), steps[0]),
+            "censored": end}
+
+
+@functools.lru_cache(maxsize=5000)
+def geometry(run, rule, persistence, lasting, warmup, position, layer, smoothing, rise):
     """What RankMe says in one run: {name of an array of EventTable: (L,)}."""
-    steps, smooth = _smooth_rankme(run, position, smoothing, warmup)        # (L, layers, S)
-    known = ~np.isnan(smooth).all(-1)                                       # (L, layers)
-    floor, floor_step, onset = (np.full(known.shape, x) for x in (np.nan, np.inf, np.inf))
-    floor[known], low, rises = recovery(smooth[known], rise, persistence)
-    floor_step[known], onset[known] = steps_at(steps, low), steps_at(steps, rises)
-
+    steps, floor, floor_step, _ = floors(run, position, smoothing, warmup)
+    # the shams' bar may have been crossed within the warm-up
+    seen, _, _, smooth = floors(run, position, smoothing, warmup or rule in NEED_SHAMS)
+    curves = layer_of(smooth, layer)
+    risen = ONSETS[rule](curves, curves[run.shams], seen, rise)[:, np.isin(seen, steps)]
+    onset = steps_at(steps, first_lasting(risen, steps, persistence, lasting))
     # RankMe is at most the number of distinct states, and at most the width
-    distinct = _measured(run, run.table("distinct"))[1][:, 0]
-    if position == "answer":
-        distinct = distinct * run.per_level("answer_tokens", 1)[:, 0]
-
-    chosen = max(layer, -floor.shape[1])                                    # there may be only one
-    return {"floor": floor[:, chosen], "floor_step": floor_step[:, chosen],
-            "onset": onset[:, chosen], "ceiling": np.fmin(distinct, run.config["width"]),
-            "start": _measured(run, run.rankme_at(position, layer))[1][:, 0],
-            "down_floor": top_down(floor), "down_time": top_down(floor_step)}
+    states = run.per_level("answer_tokens", 1)[:, 0] if position == "answer" else 1
+    distinct = states * measured_at(run, run.table("distinct"))[1][:, 0]
+    return {"onset": onset, "floor": layer_of(floor, layer),
+            "floor_step": layer_of(floor_step, layer),
+            "start": measured_at(run, run.rankme_at(position, layer))[1][:, 0],
+            "ceiling": np.fmin(distinct, run.config["width"])}
 
 
-@functools.lru_cache(maxsize=200)
-def _smooth_rankme(run, position, smoothing, warmup):
-    steps, values = _measured(run, run.rankme_layers(position), warmup)
-    return steps, running_median(values, smoothing)                         # (L, layers, S)
-
-
-def top_down(layer_values):
-    """Do deeper layers have smaller values?  (..., layers) -> (...)
-
-    Share of layer pairs for which they do: 1 top-down, 0 bottom-up, 0.5 no order.  The embedding
-    (first entry) and the final LayerNorm (last) do not count; nan for fewer than two others."""
-    blocks = np.asarray(layer_values, dtype=float)[..., 1:-1]
-    i, j = np.triu_indices(blocks.shape[-1], 1)
-    if len(i) == 0:
-        return np.full(blocks.shape[:-1], math.nan)
-    return ((1 + order_signs(blocks)[..., i, j]) / 2).mean(-1)
-
-
-def medians(events: EventTable) -> list[dict]:
-    """One dict per size and level, the smallest size first: medians over seeds with the range.
-
-    The range of n seeds is an interval for the median over all seeds with confidence 1 - 2^(1-n),
-    whatever the distribution: 75% for three seeds, 94% for five.
-    "emerged" counts the seeds with an emergence, "rankme_first" those with an onset before it."""
-    sizes = {}
-    for r, run in enumerate(events.runs):
-        key = np.nan_to_num(run.config["parameters"]), run.config["size"]
-        sizes.setdefault(key, []).append(r)
-    return [_level_medians(events, sizes[key], k)
-            for key in sorted(sizes) for k in range(len(events.levels))]
-
-
-def _level_medians(events, rows, k):
-    """rows: indices of the runs.  k: index of the level."""
-    runs, level = [events.runs[r] for r in rows], events.levels[k]
-    onset, emergence = events.onset[rows, k], events.emergence[rows, k]
-    columns = {
-        "floor": events.floor[rows, k],
-        "floor_share": events.floor[rows, k] / events.ceiling[rows, k],
-        "floor_step": [_plain(x) for x in events.floor_step[rows, k]],
-        "onset": [_plain(x) for x in onset],
-        "emergence": [_plain(x) for x in emergence],
-        "lead": [lead_time(_plain(a), _plain(b)) for a, b in zip(onset, emergence)],
-        "top_down_floor": events.down_floor[rows, k],
-        "top_down_time": events.down_time[rows, k],
-        "final_accuracy": [x for run in runs for x in run.curve(level, "accuracy")[1][-1:]]}
-    return {"size": runs[0].config["size"], "parameters": runs[0].config["parameters"],
-            "level": level, "control": bool(events.shams[k]), "seeds": len(rows),
-            "emerged": int(np.isfinite(emergence).sum()),
-            "rankme_first": int((onset < emergence)[np.isfinite(emergence)].sum()),
-            "ceiling": _plain(events.ceiling[rows[0], k]),
-            **{name: seed_range(values) for name, values in columns.items()}}
-
-
-def seed_range(values):
-    """{"median", "low", "high"} of those that are numbers; None where none is."""
-    values = [value for value in values if value is not None and not math.isnan(value)]
-    if not values:
-        return None
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def _plain(x):
-    """A number as JSON has it: None for never, an int for a whole one."""
-    if not math.isfinite(x):
-        return None
-    return int(x) if x == int(x) else float(x)
+@functools.lru_cache(maxsize=500)
+def floors(run, position, smoothing, warmup):
+    """steps (S,), floor (L, layers), its step, smoothed RankMe (L, layers, S)."""
+    steps, values = measured_at(run, run.rankme_layers(position), warmup)
+    smooth = running_median(values, smoothing)
+    floor, low, _ = recovery(smooth, 0.0)
+    return steps, floor, np.where(np.isnan(floor), np.inf, steps[low]), smooth
 
 
 # ------------------------------------------------------------------------------------------------
-# Measures that are taken at a few snapshots only; and all events as rows of a table
+# What chance gives.  Whole tasks are exchanged: each task's behaviour gets the geometry of another,
+# in all levels, seeds and sizes alike, for they repeat what tasks do.  A statistic is a sum over
+# pairs (whose behaviour j, whose geometry i): a table (T, T), of which an exchange picks T entries.
 
-def rise_index(values):
-    """Where curves (..., G) have begun to rise: one rule for measures of any unit.
+def exchanges(tasks: Sequence, count: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Every way to exchange whole tasks, (M, T): in row m, task j gets the geometry of task [m, j].
 
-    Index of the first of two snapshots in a row, behind the lowest value, that have gone a fifth of
-    the way from there to the highest value after it; -1 for never.
-
-    >>> int(rise_index(np.array([9., 1., 1., 1.5, 4., 5., 9.])))
-    4
-    """
-    low = np.where(np.isnan(values), np.inf, values).argmin(-1)[..., None]
-    lowest = np.take_along_axis(values, low, -1)                            # (..., 1)
-    later = np.arange(values.shape[-1]) > low
-    top = np.where(later & ~np.isnan(values), values, lowest).max(-1, keepdims=True)
-    risen = values >= lowest + 0.2 * (top - lowest)
-    return _first_run(later & risen & (top > lowest), 2)
-
-
-def rare_onset(events, run, measure):
-    """Where a rare measure of one run rises: its snapshots, (G,), and steps, (L,).
-
-    The rule is `rise_index`; negative LLCs, at points that are no minimum, are left out.
-    A linear probe must be `threshold` of the way from what is blind to 1, twice in a row.  Blind
-    are the probe of the untrained model, and that of shuffled labels."""
-    grid, values = _measured(run, run.table(measure)[events.rows])          # (G,), (L, G)
-    if measure == "linear_probe":
-        shuffled = run.table("linear_probe_shuffled")[events.rows][:, np.isin(run.steps, grid)]
-        blind = np.maximum(values[:, :1], shuffled)
-        share = (values - blind) / np.maximum(1 - blind, 1e-9)
-        return grid, steps_at(grid, _first_run(share >= events.dated_by["threshold"], 2))
-    if measure == "llc":
-        values = np.where(values < 0, math.nan, values)
-    return grid, steps_at(grid, rise_index(values))
+    tasks: labels; one that comes several times, as those of levels do, counts once.
+    Up to 9 tasks: all T! permutations, each once.  More: `count` rows, drawn at random with `seed`,
+    all equally likely.  The first row leaves everything as it is.
+    Exercise: emergence.exchanges (set 4, 10 points)
+    Hint: itertools.permutations; rng.permuted(x, axis=1) shuffles each row of x by itself."""
+    T = len(set(tasks))
+    if T <= 9:
+        return np.array(list(itertools.permutations(range(T))))
+    drawn = np.tile(np.arange(T), (count, 1))
+    drawn[1:] = np.random.default_rng(seed).permuted(drawn[1:], axis=1)
+    return drawn
 
 
-def event_rows(events: EventTable) -> list[dict]:
-    """A dict for each event: run, size, seed, task, level, sham, quantity, event, step.
-
-    event: "onset", of RankMe and of every measure that was taken; or "emergence", of accuracy, of
-    log_prob, and of accuracy_train where that is another.  step: None for never."""
-    out = []
-    by = [events.dated_by[choice] for choice in ("threshold", "persistence", "warmup")]
-    for r, run in enumerate(events.runs):
-        behaviours = ["accuracy", "log_prob"]
-        if run.config["train_fraction"] < 1:
-            behaviours.append("accuracy_train")
-        found = [("rankme", "onset", events.onset[r])]
-        found += [(name, "emergence", _emergence(run, name, *by)[events.rows])
-                  for name in behaviours]
-        found += [(name, "onset", rare_onset(events, run, name)[1]) for name in run.measures]
-
-        about = {"run": run.name, "size": run.config["size"], "seed": run.config["seed"]}
-        for k, level in enumerate(events.levels):
-            about |= {"task": events.tasks[k], "level": level, "sham": bool(events.shams[k])}
-            out += [about | {"quantity": quantity, "event": event, "step": _plain(steps[k])}
-                    for quantity, event, steps in found]
-    return out
+def exchanged(table, permutations):
+    """What a table (..., T, T) adds up to under each exchange: (..., M)."""
+    T = table.shape[-1]
+    return table[..., np.arange(T), permutations].sum(-1)
 
 
-# ------------------------------------------------------------------------------------------------
-# What chance gives.  A statistic takes an EventTable and Permutations and returns (M,) numbers: of
-# the data as they are, then of M - 1 data sets in which what it is about was exchanged.
+def precursor_counts(events):
+    """How often task i's geometry comes before task j's emergence: (first, counted), (R, T, T).
 
-class Permutations(NamedTuple):
-    tasks: np.ndarray             # (M, L): whose geometry each task-level gets
-    runs: np.ndarray              # (M, R): runs exchanged, and so the sizes
-    upside_down: np.ndarray       # (M, R) bool: the layers of a run in reverse order
+        counted[r, j, i] = #{levels of task j that emerge while watched, and whose partner in
+                             task i has an onset that can be dated}
+        first[r, j, i] = #{those of them whose partner's onset comes before the emergence}
 
-
-def shuffles(levels, num_runs, count, seed=0) -> Permutations:
-    """Draw `count` data sets; the first is the data as they are.
-
-    tasks: tasks of one level are exchanged.  They are exchangeable if geometry and behaviour have
-      nothing to do with each other; levels of one task are not, for they are ordered by difficulty.
-      One permutation serves all runs, for seeds repeat what tasks do.
-    runs, upside_down: runs are exchanged; each layer order is reversed with probability 1/2.
-    levels: names such as "add-1", with the level's number behind the last dash.
-    Every row of tasks and of runs is a random permutation of indices, all of them equally likely;
-    the same seed gives the same.
-    Exercise: emergence.shuffles (set 4, 10 points)
-    Hint: np.random.default_rng(seed); rng.permuted(x, axis=1) shuffles each row of x by itself.
-
-    >>> drawn = shuffles(("add-1", "add-2", "copy-1"), num_runs=2, count=50)
-    >>> drawn.tasks[:, 1].tolist() == [1] * 50            # the only task of its level
-    True
-    """
-    rng = np.random.default_rng(seed)
-    number = np.array([split_level(level)[1] for level in levels])
-    tasks = np.tile(np.arange(len(levels)), (count, 1))
-    for k in np.unique(number):
-        (where,) = (number == k).nonzero()
-        tasks[1:, where] = rng.permuted(np.tile(where, (count - 1, 1)), axis=1)
-    runs = np.tile(np.arange(num_runs), (count, 1))
-    runs[1:] = rng.permuted(runs[1:], axis=1)
-    upside_down = rng.random((count, num_runs)) < 0.5
-    upside_down[0] = False
-    return Permutations(tasks, runs, upside_down)
+    events.arrivals: (R, L), finite for what emerges while it is watched.  events.of_partners(dates)
+    makes (R, L, T) of (R, L), NaN where there is no date.  events.by_task(values) sums (R, L, T)
+    over the levels of each task.  An onset at the very step of emergence is not before it;
+    infinity, never, is a date that counts.
+    Exercise: emergence.precursor_counts (set 4, 10 points)
+    Hint: events.arrivals[:, :, None] stands beside every partner."""
+    onset, emergence = events.of_partners(events.onset), events.arrivals[:, :, None]
+    counted = np.isfinite(emergence) & ~np.isnan(onset)                     # (R, L, T)
+    first = counted & (onset < emergence)
+    return events.by_task(first), events.by_task(counted)
 
 
-def precursor_rate(events, permutations):
-    """Of the task-levels that emerge, the share whose onset came before, in each data set m:
-
-        rate_m = #{(r, k): onset[r, tasks[m, k]] < emergence[r, k] < inf}
-                 / #{(r, k): emergence[r, k] < inf}
-
-    over all runs r and levels k.  tasks: permutations.tasks, (M, L).  events.onset and .emergence:
-    (R, L), infinity for "never".  An onset at the very step of emergence is not before it.
-    Returns (M,), nan where nothing emerges.
-    Exercise: emergence.precursor_rate (set 4, 10 points)
-    Hint: events.onset[:, permutations.tasks] has the shape (R, M, L).
-    """
-    emerges = np.isfinite(events.emergence)
-    onset = events.onset[:, permutations.tasks]                             # (R, M, L)
-    first = (onset < events.emergence[:, None]) & emerges[:, None]
-    return first.sum((0, 2)) / (emerges.sum() or math.nan)
-
-
-def p_value(values, distance_from_null=np.asarray):
+def p_value(values):
     """How often chance is at least as far out as what was observed.
 
-        p = #{m: distance_from_null(values_m) >= distance_from_null(values_0) - 1e-9} / M
+        p = #{m: values_m >= values_0 - 1e-9} / M
 
-    values: (M,), of the observed data, m = 0, then of M - 1 shuffled data sets (NaN there: not far
-    out).  What was observed counts too.
-    Returns None for M < 2, or if the observed value is NaN.
+    values: (M,), of the observed data, m = 0, then of M - 1 exchanged data sets (NaN there: not far
+    out).  What was observed counts too.  None for M < 2, or if the observed value is NaN.
     Exercise: emergence.p_value (set 4, 5 points)
-    Hint: so it is never 0, but 1 / M at the least: the data as they are belong to what could have
-    happened.
-
-    >>> p_value(np.array([2.0, 1.0, 3.0, 2.0]))
-    0.75
-    """
+    Hint: it is never 0, but 1 / M at the least: the data as they are could have happened."""
     if len(values) < 2 or math.isnan(values[0]):
         return None
-    x = distance_from_null(values)
-    return float((x >= x[0] - 1e-9).mean())
+    return float((values >= values[0] - 1e-9).mean())
+
+
+# ------------------------------------------------------------------------------------------------
+# Forecast: does geometry say anything that behaviour does not?
+
+RATIO, PHASES, START, PENALTIES = 1.5, 5, 20, (0.3, 3.0, 30.0)
+BEHAVIOUR = ("log_prob", "accuracy", "token_accuracy",
+             "log_prob slope", "accuracy slope", "token_accuracy slope")
+
+
+class Forecast(NamedTuple):
+    gain: float                   # in log score (nats) per emergence, beyond behaviour's
+    low: float                    # a 95% t interval over what was left out
+    high: float
+    p: float | None               # how often another task's features gain as much
+    each: dict                    # {task or run that was left out: its part of the gain}
+    emergences: float
+    rows: int
+    features: tuple
+    over: str                     # "task" or "run"
+
+
+def forecast(runs, features, over="task", null=0, seed=0, events=None) -> Forecast | None:
+    """What do features add to a forecast of emergence by BEHAVIOUR, on a task never seen?
+
+    Rows: each level at each landmark 20 * 1.5^(j + phase / 5), all five phases with weight 1/5, as
+    long as it has not emerged.  Target: it emerges within the next factor 1.5, if that window could
+    be watched whatever happened.  The level's number, log step and its square are always known;
+    behaviour and features are read at the landmark, or from before.  The forecast is a logistic
+    regression with a ridge penalty.  Each task (or run: `over`) is left out once, and the penalty
+    is chosen in the same way among the others.
+    features: names of columns; "rankme.answer" is the log of RankMe after the last block there.
+      With " slope": the change since a factor 1.5 ago; with " excess": above the highest sham.
+    null: so many exchanges of whole tasks' features give the p-value; 0: none.  events: whose
+      emergences count; None: those by the default keywords.
+    Returns None where nothing can be told: fewer than 3 groups, or no emergence."""
+    events = (event_table(runs) if events is None else events).only()
+    known, extra, target, (r, level, j), table = landmark_rows(events, features)
+    groups, names = (r, [run.name for run in events.runs])
+    if over == "task":
+        groups, names = events.owner.argmax(0)[level], list(dict.fromkeys(events.tasks))
+    if len(np.unique(groups)) < 3 or not target.any():
+        return None
+    # behaviour alone, then with features; each with penalties of its own
+    without, _ = left_out_scores(known, target, groups)
+    scores, penalties = left_out_scores(np.concatenate([known, extra], 1), target, groups)
+    emergences = target.sum() / PHASES
+    each = np.bincount(groups, (scores - without) / emergences)
+    each = {names[g]: float(each[g]) for g in np.unique(groups)}
+    # the same with the features of another task
+    found, orders, task = [sum(each.values())], exchanges(events.tasks), events.owner.argmax(0)
+    for order in orders[np.random.default_rng(seed).integers(1, len(orders), null)]:
+        partner = events.partners[level, order[task[level]]]                # (N,)
+        extra = np.where((partner >= 0)[:, None], table[:, r, partner, j].T, math.nan)
+        scores, _ = left_out_scores(np.concatenate([known, extra], 1), target, groups, penalties)
+        found.append((scores - without).sum() / emergences)
+    gain, n = found[0], len(each)                               # the sum of n parts
+    half = t_quantile(n - 1) * math.sqrt(n) * float(np.std(list(each.values()), ddof=1))
+    return Forecast(gain, gain - half, gain + half, p_value(np.array(found)), each,
+                    float(emergences), len(target), tuple(features), over)
+
+
+def landmark_rows(events, features):
+    """known (N, K), features (N, F), target (N,), places of rows; all features (F, R, L, J)."""
+    most = max(START, *[run.steps[-1] for run in events.runs])
+    steps = START * RATIO ** np.arange(0, math.log(most / START) / math.log(RATIO), 1 / PHASES)
+
+    def columns(names):
+        found = [[trailing(run, name, steps)[events.rows] for run in events.runs] for name in names]
+        return np.array(found).reshape(len(names), *events.onset.shape, len(steps))
+    behaviour = [name for name in BEHAVIOUR if all(
+        not np.isnan(run.table(name.partition(" ")[0])).all() for run in events.runs)]
+    told, table = columns(behaviour), columns(features)
+    # at risk: not emerged yet, watched to the end of the window, and everything measured
+    at_risk = (events.arrivals[..., None] > steps) & (RATIO * steps <= events.censored[..., None])
+    r, level, j = (at_risk & np.isfinite([*told, *table]).all(0)).nonzero()
+    numbers = np.array([split_level(name)[1] for name in events.levels])[level]
+    clock = np.log(steps)[j]
+    known = np.stack([clock, clock ** 2, *[numbers == x for x in np.unique(numbers)[1:]],
+                      *told[:, r, level, j]], axis=1)
+    return (known, table[:, r, level, j].T, events.arrivals[r, level] <= RATIO * steps[j],
+            (r, level, j), table)
+
+
+def trailing(run, feature, steps):
+    """(L, J): a feature of every level at the given steps, the last that was measured by then."""
+    name, _, kind = feature.partition(" ")
+    curves = np.log(run.table(name)) if name.startswith("rankme") else run.table(name)
+    if name in ("accuracy", "token_accuracy", "log_prob"):
+        values, chance = way_from_chance(run, name)
+        curves = (values - chance) / (1 - chance)
+    if kind == "excess":
+        curves = curves - np.fmax.reduce(curves[run.shams])
+
+    def latest(steps):
+        place = np.where(np.isnan(curves), -1, np.arange(curves.shape[1]))
+        place = np.maximum.accumulate(np.pad(place, ((0, 0), (1, 0)), constant_values=-1), axis=1)
+        place = place[:, np.searchsorted(run.steps, steps, side="right")]   # (L, J)
+        return np.where(place < 0, math.nan, np.take_along_axis(curves, np.maximum(place, 0), 1))
+    return latest(steps) - latest(steps / RATIO) if kind == "slope" else latest(steps)
+
+
+def left_out_scores(X, target, groups, penalties=None):
+    """Log score of each row, by a fit without its group: (scores (N,), {group: penalty}).
+
+    The penalties, if not given, are best where each of the other groups is left out as well."""
+    def score(out, penalty):
+        inside = ~np.isin(groups, out)
+        mean, scale = np.nanmean(X[inside], axis=0), np.nanstd(X[inside], axis=0)
+        Z = np.nan_to_num((X - mean) / np.where(scale > 1e-9, scale, np.inf))   # missing: the mean
+        Z = np.concatenate([np.ones((len(Z), 1)), Z], axis=1)
+        w = ridge_logistic(Z[inside], target[inside], 1 / PHASES, penalty)
+        return -np.logaddexp(0, np.where(target, -1, 1) * (Z @ w)) / PHASES
+
+    names = np.unique(groups)
+    if penalties is None:
+        # leaving out two groups serves both: each is the inner one of the other
+        inner = np.zeros((len(PENALTIES), names[-1] + 1))
+        for k, penalty in enumerate(PENALTIES):
+            for a, b in itertools.combinations(names, 2):
+                found = np.bincount(groups, score([a, b], penalty))
+                inner[k, a] += found[b]
+                inner[k, b] += found[a]
+        penalties = {g: PENALTIES[inner[:, g].argmax()] for g in names}
+    scores = np.zeros(len(target))
+    for g in names:
+        scores[groups == g] = score([g], penalties[g])[groups == g]
+    return scores, penalties
+
+
+def ridge_logistic(X, y, weight, penalty):
+    """Logistic regression by Newton's method: the w, (K,), that minimise
+
+        weight * sum_n log(1 + exp(-(2 y_n - 1) x_n w)) + penalty / 2 * sum of w_k^2, k > 0
+
+    X: (N, K), whose column 0 is 1: its coefficient is not penalised.  y: (N,) bool."""
+    w, ridge = np.zeros(X.shape[1]), np.array([1e-8] + [penalty] * (X.shape[1] - 1))
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(X @ w, -30, 30)))
+        gradient = weight * X.T @ (p - y) + ridge * w
+        curvature = (X.T * (weight * p * (1 - p))) @ X + np.diag(ridge)
+        step = np.linalg.solve(curvature, gradient)
+        w -= step / max(1.0, np.abs(step).max() / 2)            # no step beyond 2 in any direction
+        if np.abs(step).max() < 1e-7:
+            break
+    return w

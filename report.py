@@ -1,8 +1,7 @@
 """Chapter 7: report.  Figures, sentences and a page: how a reader sees the findings.
 
-The numbers come from emergence.py (events, medians over seeds) and claims.py (claims, verdicts).
-Here they become pictures and words.  This file dates no event and tests nothing.  It reads no run
-directory and knows nothing of torch.
+The numbers come from emergence.py and claims.py.  Here they become pictures and words.  This file
+dates no event and tests nothing, reads no run directory and knows nothing of torch.
 
     figure_...      events -> {name: Figure}; the table FIGURES at the end has their captions
     claim_lines, sentences, median_tables      findings -> lines and tables for a terminal
@@ -31,8 +30,7 @@ from rich.text import Text
 import claims
 import emergence
 
-# A notebook sets MPLBACKEND for its processes.  matplotlib cannot be imported while that names a
-# backend which is not installed.  So it is hidden, and put back for the notebook's own figures.
+# A notebook's MPLBACKEND may name a backend that is not installed here: hidden during the import.
 _backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
 import matplotlib
 from matplotlib import style
@@ -44,15 +42,14 @@ if _backend is not None:
     with contextlib.suppress(ValueError):
         matplotlib.rcParams["backend"] = _backend
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.  What matters differs in line
-# style or marker too, so that it survives a black-and-white printer.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles differ as well.
 ACCURACY, RANKME, CONTROL = "#D55E00", "#0072B2", "0.6"
 PALETTE = (RANKME, ACCURACY, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 MARKERS = ("o", "s", "^")
 DASHES = ("-", "--", ":")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
-# Decorators.  Figures start from matplotlib's defaults, whatever the user's matplotlibrc says.
+# Decorators: matplotlib's defaults, whatever the user's matplotlibrc says.
 default_style = style.context("default")
 sweep_style = style.context(["default", {
     "axes.spines.top": False, "axes.spines.right": False,
@@ -67,11 +64,10 @@ def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **
 
     One task: one figure, with a row for each size.
     Several tasks: a figure for each size, with a row for each task.
-    A panel, width x height inches: a row of emergence.medians, its title, its runs, and the place
-    of its level among theirs."""
+    A panel, width x height inches: a row of claims.medians, its title, runs, and level's place."""
     several = len(set(events.only(shams=False).tasks)) > 1
     figures = {}                                            # {name: {name of a row: panels}}
-    for medians in emergence.medians(events):
+    for medians in claims.medians(events):
         size, level = medians["size"], medians["level"]
         if several:
             name, row, title = f"{kind}-{size}", emergence.split_level(level)[0], level
@@ -106,6 +102,8 @@ def steps_axis(ax, last):
 
 def rank_axis(ax, top):
     """Effective ranks: a tick at each power of two."""
+    if not np.isfinite(top):                                # RankMe was not measured
+        return ax.set_yticks([])
     ax.set_yscale("log", base=2)
     ticks = [2 ** k for k in range(11) if 2 ** k <= top]
     ax.set_yticks(ticks, [str(tick) for tick in ticks])
@@ -135,7 +133,6 @@ def band(ax, runs, curves, colour, linestyle="-"):
 @sweep_style
 def figure_curves(events):
     """Accuracy and RankMe against steps, a panel for each task-level: {name: Figure}."""
-    # where operands are held back, accuracy is that of operands which are never trained on
     held_back = any(run.config["train_fraction"] < 1 for run in events.runs)
     accuracy = "accuracy on unseen operands" if held_back else "accuracy"
     entries = [
@@ -193,14 +190,13 @@ def curves_panel(upper, lower, events, panel):
 
 @sweep_style
 def figure_layers(events):
-    """RankMe of every layer (upwards) against steps, median over seeds: {name: Figure}."""
+    """RankMe of every layer (upwards) at the first answer token, median over seeds."""
     figures = {}
-    position = events.dated_by["position"]
     for name, figure, cells in sheets("layers", events, 2.3, 1.15, top=0.25, left=0.75, right=0.75,
                                       wspace=0.1, hspace=0.5):
         for cell, panel in cells:
             runs = panel["runs"]
-            layers = [run.rankme[position][panel["k"]] for run in runs]     # (layers, S) each
+            layers = [run.rankme_layers("first")[panel["k"]] for run in runs]       # (layers, S)
             steps, values = on_common_steps(runs, layers)                   # (R, layers, S)
             values = np.median(values, axis=0)
 
@@ -236,10 +232,10 @@ def figure_layers(events):
 
 @sweep_style
 def figure_floors(events):
-    """The floor of RankMe against the number of parameters: {"floors": Figure}.
-
-    A line for each task-level; bars are the range over seeds."""
-    medians = emergence.medians(events)
+    """The floor of RankMe against the number of parameters; bars are the range over seeds."""
+    medians = claims.medians(events)
+    if not all(row["floor"] for row in medians):            # RankMe was not measured
+        return {}
     real = events.only(shams=False)
     tasks = list(dict.fromkeys(real.tasks))
     many = len(real.levels)
@@ -271,12 +267,27 @@ def figure_floors(events):
     return {"floors": figure}
 
 
+def aligned_curves(events):
+    """x, log10 of step / step of emergence; {name: (curves, points)}, each scaled to 0 ... 1."""
+    x, found, by = np.linspace(-2, 1, 61), {}, events.dated_by
+    for run, emergences in zip(events.runs, events.emergence):
+        tables = {"accuracy": run.accuracy, "rankme": run.rankme_at(by["position"], by["layer"])}
+        tables |= {name: run.table(name) for name in run.measures}
+        for name, table in tables.items():
+            for curve, emerged in zip(table[events.rows], emergences):
+                used = (run.steps > 0) & ~np.isnan(curve)                   # 0 has no logarithm
+                values = curve[used]
+                if 0 < emerged < math.inf and len(values) > 2 and np.ptp(values) > 0:
+                    found.setdefault(name, []).append(np.interp(
+                        x, np.log10(run.steps[used] / emerged),
+                        (values - values.min()) / np.ptp(values), left=math.nan, right=math.nan))
+    return x, {name: np.array(curves) for name, curves in found.items()}
+
+
 @sweep_style
 def figure_measures(events):
-    """Every measure along training, with emergence at 1 on the step axis: {"measures": Figure}.
-
-    Shown are the median and the middle half of all curves.  No figure where nothing emerges."""
-    log_ratios, scaled = claims.aligned_curves(events)
+    """Every measure along training, with emergence at 1 on the step axis: median, middle half."""
+    log_ratios, scaled = aligned_curves(events.only())
     if not scaled:
         return {}
     columns = min(4, len(scaled))
@@ -304,24 +315,20 @@ def figure_measures(events):
 
 @sweep_style
 def figure_choices(events, findings, universe):
-    """How far the claims depend on choices of analysis: {"choices": Figure}.
-
-    universe: of claims.multiverse.  No figure without it, or where nothing ever emerges."""
-    if not universe or np.isnan(universe[1]["C4"]).all():
+    """How far the claims depend on choices of analysis."""
+    rates = universe.values["C4"] if universe else np.array([[math.nan]])   # (combinations, M)
+    if np.isnan(rates).all() or min(rates.shape) < 2:
         return {}
     figure = Figure(figsize=(9.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
 
     # left: a rate for each combination of choices, sorted by the observed one
-    rates = universe[1]["C4"]                               # (combinations, M)
     rates = rates[np.lexsort((np.median(rates[:, 1:], axis=1), rates[:, 0]))]
     low, middle, high = np.quantile(rates[:, 1:], (0.025, 0.5, 0.975), axis=1)
     left.fill_between(range(len(rates)), low, high, color=CONTROL, alpha=0.4, linewidth=0,
                       label="tasks exchanged: middle 95%")
     left.plot(middle, color="0.4", linewidth=0.8, linestyle="--", label="tasks exchanged: median")
     left.plot(rates[:, 0], color=RANKME, linewidth=1.6, label="observed")
-    left.axhline(0.75, color=ACCURACY, linewidth=0.9, linestyle=":",
-                 label="lowest rate in the paper")
     left.set_xlabel(f"{len(rates)} combinations of choices, sorted")
     left.set_ylabel("share of emergences with RankMe first")
     left.set_ylim(-0.02, 1.02)
@@ -349,48 +356,6 @@ def figure_choices(events, findings, universe):
 
 # ------------------------------------------------------------------------------------------------
 # The figures of single commands: `measure` and `pythia`
-
-@default_style
-def figure_llc_grid(cells):
-    """The LLC over lr x localization.  cells: (lr, localization, LLC), as measures.llc_grid yields.
-
-    Above: value, bias and effective draws over lr, a line for each localization.
-    Below: the trace of every chain of every cell, a diverged one in black."""
-    lrs = sorted({lr for lr, _, _ in cells})
-    localizations = sorted({localization for _, localization, _ in cells})
-    found = {(lr, localization): result for lr, localization, result in cells}
-    heights = (3.2, 1.6 * len(localizations))
-    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
-
-    value, bias, draws = above.subplots(1, 3, subplot_kw={"xscale": "log", "xlabel": "lr"})
-    traces = below.subplots(len(localizations), len(lrs), sharex=True, squeeze=False)
-    for localization, axes in zip(localizations, traces):
-        row = [found[lr, localization] for lr in lrs]
-        line = {"marker": "o", "label": f"localization {localization:g}"}
-        value.errorbar(lrs, [r.mean for r in row], yerr=[2 * r.mc_error for r in row], **line)
-        bias.errorbar(lrs, [100 * abs(r.bias / (r.mean + r.bias)) for r in row], **line)
-        draws.errorbar(lrs, [r.ess for r in row], **line)
-        for lr, r, ax in zip(lrs, row, axes):
-            rises = r.nbeta * (r.losses - r.baselines)      # (chains, draws)
-            for rise, diverged in zip(rises, r.diverged):
-                ax.plot(rise, linewidth=0.6, color="black" if diverged else None)
-            ax.set_title(f"lr {lr:g}, localization {localization:g}", fontsize="small")
-
-    bias.axhline(5, color="grey", linestyle=":")
-    draws.axhline(100, color="grey", linestyle=":")
-    value.set(title="LLC, corrected (bars: 2 Monte Carlo errors)")
-    bias.set(title="bias, % of the raw value", yscale="log")
-    draws.set(title="effective draws", yscale="log")
-    for ax in (value, bias, draws):
-        ax.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
-        ax.minorticks_off()
-    above.legend(*value.get_legend_handles_labels(), loc="outside upper center",
-                 ncols=len(localizations), fontsize="small")
-    below.supxlabel("draw after burn-in")
-    below.supylabel("nbeta (L(w) - L(w0))")
-    return figure
-
 
 def panels(names, last):
     """A panel for each name, steps to the right, with room for 0: (Figure, {name: axes})."""
@@ -483,9 +448,7 @@ def try_to_draw(kinds, *arguments):
 
 
 def draw(runs, keywords):
-    """The figures that need nothing but the runs; keywords: of emergence.event_table.
-
-    Another process can do it: the arguments, and what is returned, can be pickled."""
+    """The figures that need nothing but the runs, as another process may draw them."""
     events = emergence.event_table(runs, **keywords)
     return try_to_draw([kind for kind in FIGURES if kind != "choices"], events)
 
@@ -515,7 +478,7 @@ def median_tables(medians):
 
 
 def median_cells(row):
-    """One row of emergence.medians as text: {column: cell}."""
+    """One row of claims.medians as text: {column: cell}."""
     return {"task-level": row["level"], "floor": spread_text(row["floor"], decimals=1),
             "onset": spread_text(row["onset"]),
             "emergence": spread_text(row["emergence"]) if row["emerged"] else "never",
@@ -537,12 +500,12 @@ def spread_text(spread, decimals=0):
 
 def claim_cells(row):
     """One of findings["claims"] as text: {what a cell is called on a narrow screen: the cell}."""
-    form = next(claim.form for claim in claims.CLAIMS if claim.key == row["claim"])
-    low, high = value_text(row["low"], form), value_text(row["high"], form)
+    form, low, high = row["form"], *(value_text(row[x], row["form"]) for x in ("low", "high"))
     return {"v1, v2": row["v1"], "v3": row["v3"], "v4": row["v4"],
             "here": value_text(row["value"], form),
-            "interval": "-" if low == "-" else f"{low} to {high}",
-            "chance": value_text(row["null"], form), "p": p_text(row["p_holm"]),
+            "interval": "-" if low == "-" else f"{low} to {high} over {row['over']}",
+            "chance": value_text(row["null"], form),
+            "p": p_text(row["p"] if row["p_holm"] is None else row["p_holm"]),
             "choices": value_text(row.get("share"), "{:.0%}"),
             "p of that share": p_text(row.get("p_multiverse")), "verdict": row["verdict"]}
 
@@ -618,38 +581,50 @@ def evidence(cells):
 
 def sentences(findings):
     """What belongs beside the table of claims: a list of strings, from the texts in SENTENCES."""
-    lines = [SENTENCES["layers"].format(**findings)]
-
-    check = findings["lead_check"]
+    check, lines = findings["lead_check"], []
     z = f"z = {check['z']:.2f}" if check["information"] else "no z"
     onset = SENTENCES["onset" if math.isfinite(check["median_onset"]) else "no onset"]
-    lines.append(SENTENCES["risk set"].format(z_text=z, onset=onset.format(**check), **check))
-    if check["shams"]:
-        lines.append(SENTENCES["shams"].format(**check))
-
-    variation = findings["floor_variation"]
-    parts = [f"by {variation[f'over_{what}']:.0%} over {what}"
-             for what in ("sizes", "seeds", "tasks") if variation[f"over_{what}"] is not None]
-    if parts:
-        lines.append(f"Floors vary (coefficient of variation) {', '.join(parts)}.")
-        if variation["ratio_of_shares"] is not None:
-            lines[-1] += SENTENCES["ceilings"].format(**variation)
-
-    lines += [SENTENCES["class"].format(**row) for row in findings["classes"]]
-    for row in findings["measures"]:
-        lead = "" if row["lead_low"] is None else SENTENCES["lead"].format(**row)
-        classes = [SENTENCES["measure, class"].format(**one) for one in row["classes"]]
-        lines.append(SENTENCES["measure"].format(lead=lead, **row) + "".join(classes))
+    rule = SENTENCES.get(f"rule {check['onset_rule']}", SENTENCES["rule"])
+    lines += [rule.format(**check),
+              SENTENCES["risk set"].format(z_text=z, onset=onset.format(**check), **check),
+              SENTENCES["shams" if check["shams"] else "no shams"].format(**check)]
+    if not missing(findings["floor_ratio_of_shares"]):
+        lines.append(SENTENCES["ceilings"].format(**findings))
+    for row in findings["claims"]:
+        if row.get("without") and row["p"] is not None:
+            worst, (excess, p) = min(row["without"].items(), key=itemgetter(1))
+            lines.append(SENTENCES["without"].format(worst=worst, excess=excess, p=p_text(p)))
+    lines += [SENTENCES["class"].format(span=span_text(row), p_text=p_text(row["p"]), **row)
+              for row in findings["classes"]]
+    lines += [lead_sentence(row, findings["leads"]) for row in findings["leads"]
+              if row["quantity"] == row["measure"]]
+    for row in findings["forecasts"]:
+        lines.append(SENTENCES["forecast"].format(
+            what=" and ".join(row["features"]), verb=GAINS[row["adds"]],
+            p_text="" if row["p"] is None else f", p {p_text(row['p'])}", **row))
     return lines + [f"missing: {what}" for what in findings["missing"]]
+
+
+def span_text(row):
+    return "" if missing(row["low"]) else " ({low:.0%} to {high:.0%} over {over})".format(**row)
+
+
+def lead_sentence(row, rows):
+    """One measure, and what stands beside it on the same snapshots."""
+    beside = [f"{other['quantity'].replace('_', ' ')} {other['rate']:.0%} (chance "
+              f"{other['null']:.0%})" for other in rows if other["measure"] == row["measure"]]
+    return SENTENCES["lead"].format(
+        beside=", ".join(beside[1:]), p_text=p_text(row["p"]), span=span_text(row),
+        verdict="It leads." if row["leads"] else "It is not shown to lead.",
+        lead_text="" if row["lead"] is None else f", median lead {row['lead']:.0f} steps",
+        room=f"; {row['without_room']} more have no room" if row["without_room"] else "", **row)
 
 
 # ------------------------------------------------------------------------------------------------
 # The page, and everything into a folder
 
 def page(title, events, findings, images, complaints=()):
-    """report.html as a string: one file with the figures in it, no script.  images: {name: PNG}.
-
-    The template, PAGE, calls functions of this file."""
+    """report.html as a string: one file with the figures in it, no script.  images: {name: PNG}."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(PAGE, globals=globals())
     return template.render(title=title, run=events.runs[0], findings=findings, images=images,
@@ -658,7 +633,7 @@ def page(title, events, findings, images, complaints=()):
 
 def events_csv(events):
     """A row for each event of each run; the step is empty for never."""
-    rows = emergence.event_rows(events)
+    rows = claims.event_rows(events)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -722,37 +697,39 @@ MEDIAN_LEGEND = (
     "that emerged / all.")
 
 CLAIM_LEGEND = (
-    "here: the value in these runs, with a 95% interval that knows that events of one task, and "
-    "of one run, are alike. chance: its mean over data in which tasks are exchanged within a "
-    "level (or layers, or sizes). p: how often such data are as far out, after Holm's correction "
-    "over all claims. choices: the share of {specifications} combinations of reasonable choices "
-    "under which the claim holds, and how often shuffled data reach that share.")
+    "here: the value in these runs, with a 95% interval over tasks or over runs, the wider one. "
+    "chance: its mean over {exchanges} exchanges of whole tasks, levels, seeds and sizes "
+    "together. p: how often such data are as far out, after Holm's correction over the claims "
+    "that are tests. choices: the share of {specifications} combinations of reasonable choices "
+    "under which the claim holds, and how often exchanged data reach that share.")
 
+GAINS = {True: "adds", False: "is not shown to add", None: "may add, p not asked for,"}
 SENTENCES = {
-    "layers": (
-        "In {top_down_floor[0]:.0%} ({top_down_floor[1]:.0%} to {top_down_floor[2]:.0%}) of all "
-        "pairs of layers the deeper one has the lower floor.  In {top_down_time[0]:.0%} "
-        "({top_down_time[1]:.0%} to {top_down_time[2]:.0%}) it gets there earlier.  50% is no "
-        "order."),
+    "rule shams": "Onset: the first lasting rise to 1.2 times the highest sham at that step.",
+    "rule floor": "Onset: the first lasting rise to 1.2 times RankMe's floor.",
+    "rule": "Onset: by the rule '{onset_rule}'.",
     "risk set": (
         "Risk-set test by its formula: {z_text} on an information of {information:.1f} (below 5 it "
         "cannot tell).  {onset}  {onsets_in_warmup:.0%} of all onsets lie within the learning "
         "rate's warm-up."),
     "onset": "The median onset is at step {median_onset:.0f}.",
     "no onset": "Most task-levels show no onset.",
-    "shams": (
-        "Of {shams} sham controls {sham_emergences} emerged, and {sham_onsets} show an onset of "
-        "RankMe: false alarms."),
-    "ceilings": "  As shares of their ceilings, largest over smallest size: {ratio_of_shares:.2f}.",
+    "shams": "Of {shams} sham controls {sham_emergences} emerged, {sham_onsets} show an onset.",
+    "no shams": "Without sham controls no measure but RankMe can be dated.",
+    "ceilings": "As shares of their ceilings, floors have a ratio of {floor_ratio_of_shares:.2f}.",
+    "without": (
+        "With any one run or task left out, the mean excess over all choices is at least "
+        "{excess:.3f} (without {worst}; p {p})."),
     "class": (
-        "RankMe first among the {class} (by other seeds): {rate:.0%} ({low:.0%} to {high:.0%}) of "
-        "{events}; chance {null:.0%}, p = {p:.2g}."),
-    "measure": (
-        "{measure}, on its own {snapshots} snapshots: first {first}, same {same}, later or never "
-        "{later_or_never} of {events}; chance {null:.0%}, p = {p:.2g}.{lead}  RankMe on the same "
-        "snapshots: first in {rankme_rate:.0%}."),
-    "lead": "  Median lead {lead_low:.0f} to {lead_high:.0f} steps.",
-    "measure, class": "  Of the {class}: {rate:.0%} (chance {null:.0%}).",
+        "RankMe first among the {class} (by other seeds): {rate:.0%}{span} of {events}; chance "
+        "{null:.0%}, p {p_text}."),
+    "lead": (
+        "{quantity} on the {snapshots} snapshots of {measure}: first in {rate:.0%}{span} of "
+        "{events}{room}; chance {null:.0%}, p {p_text}{lead_text}.  "
+        "Beside it (behaviour at a tenth of its way): {beside}.  {verdict}"),
+    "forecast": (
+        "Forecast with each {over} left out: {what} {verb} to behaviour, {gain:.2f} ({low:.2f} to "
+        "{high:.2f}) nats an emergence{p_text}; {gaining:.0%} of all gain."),
 }
 
 PAGE = """<!DOCTYPE html>

@@ -13,6 +13,7 @@ torch takes two seconds to import, so that is left to the bodies of the commands
 """
 import contextlib
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -335,34 +336,42 @@ def show_progress(plan):
 # --------------------------------------------------------------------------------------------------
 # analyse
 
-def analyse_one(folder, planned=()):
-    """Everything derived, on disk and screen.  planned: the names of the runs that there should be.
-    """
+def analyse_one(folder, planned=(), forecast_null=0):
+    """Everything derived, on disk and screen.
+
+    planned: the names of the runs that there should be.  forecast_null: see claims.study."""
     import claims
     import emergence
+    import numpy as np
     import report
     import sweep
     begin = time.monotonic()
     rows, configs, missing = sweep.load(folder)
     missing += [f"{name} was not started" for name in planned
                 if not (folder / name / "config.json").exists()]
-    if not all("rankme" in config["measures"] for config in configs.values()):
-        out.print("RankMe was not measured: there is nothing to find in this sweep",
-                  *(f"missing: {line}" for line in missing), sep="\n")
-        return None
     runs, specification = emergence.from_table(rows, configs), claims.Specification()
+    if all(np.isnan(run.rankme_at(specification.position, -2)).all() for run in runs):
+        out.print("RankMe was not measured: capabilities are dated, but nothing can be said of "
+                  "what comes before them")
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn) if large else contextlib.nullcontext() as pool:
         events = emergence.event_table(runs, **dataclasses.asdict(specification))
         drawing = pool and pool.submit(report.draw, runs, dataclasses.asdict(specification))
-        universe = claims.multiverse(runs, claims.specifications())
+        choices = claims.specifications()
+        out.print(f"analysing {len(runs)} runs under {len(choices)} combinations of choices")
+        with bar("{task.description}") as progress:
+            each = functools.partial(progress.track, description="choices")
+            universe = claims.multiverse(runs, choices, each=each)
+        with out.status("intervals, leads and forecasts"):
+            found = claims.study(runs, specification, universe, forecast_null)
         findings = {"choices": dataclasses.asdict(specification),
-                    "runs": [run.name for run in runs], "missing": missing,
-                    **claims.study(runs, specification, universe),
-                    "levels": emergence.medians(events)}
-        for line in report.write(folder, events, findings, universe, sweep.write_atomically,
-                                 drawing):
+                    "runs": [run.name for run in runs], "missing": missing, **found,
+                    "levels": claims.medians(events)}
+        with out.status("figures"):
+            lines = report.write(folder, events, findings, universe, sweep.write_atomically,
+                                 drawing)
+        for line in lines:
             out.print(line)
     wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
             if sweep.is_done(one)]
@@ -375,7 +384,9 @@ def analyse_one(folder, planned=()):
 
 @app.command("analyse")
 def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="directories of "
-                                                     "sweeps, such as runs/modadd")):
+                                                     "sweeps, such as runs/modadd"),
+                forecast_null: int = typer.Option(0, min=0, help="exchanges of tasks that give the "
+                                                  "forecast its p, such as 200: a minute")):
     """Findings and figures again, from the recorded rows alone.
 
     Several sweeps are also set side by side."""
@@ -384,7 +395,7 @@ def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help
     found = {}
     for folder in folders:
         with sweep.locked(folder, wait=True):
-            findings = analyse_one(folder)
+            findings = analyse_one(folder, forecast_null=forecast_null)
         if findings:
             found[folder.resolve().name] = findings
     if len(found) > 1:
@@ -393,32 +404,6 @@ def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help
 
 # --------------------------------------------------------------------------------------------------
 # measure, tasks, bench
-
-def calibrate(snapshot, evals, folder):
-    """The LLC over lr x localization: a table, a figure, a recommendation."""
-    import measures
-    import report
-    import sweep
-    arguments, options = sweep.llc_arguments(snapshot, evals)
-    table = plain_table(*"localization lr LLC error bias rise R-hat draws effective".split())
-    cells = []
-    with bar("cell {task.completed} of {task.total}") as progress:
-        line = progress.add_task("", total=12)
-        for lr, gamma, r in measures.llc_grid(*arguments, **options):
-            cells.append((lr, gamma, r))
-            progress.update(line, advance=1)
-            numbers = (gamma, lr, r.mean, r.mc_error, abs(r.bias / (r.mean + r.bias)),
-                       r.mean / r.nbeta, r.r_hat, r.losses.numel(), r.ess)
-            table.add_row(*(f"{number:.4g}" for number in numbers))
-    out.print(table)
-    best = [f"{gamma:g}: {lr or 'none'}" for gamma, lr in measures.recommended(cells).items()]
-    out.print("The largest lr with a bias under 5% and an R-hat under 1.05, at localization "
-              f"{'; '.join(best)} (`sweep --set llc_lr=...`).")
-    path = folder / "figures" / f"llc-calibration-{snapshot.step}.png"
-    path.parent.mkdir(exist_ok=True)
-    report.figure_llc_grid(cells).savefig(path, dpi=120)
-    out.print(f"figure: {path}")
-
 
 def saved_run(folder):
     """-> (a run's directory, TrainConfig, MeasureConfig).  folder: a run's, or a sweep's of one."""
@@ -497,14 +482,11 @@ def run_measure(
                                  "run is trained again  [default: the last]"),
         level: str = typer.Option("all", help="only these task-levels; the LLC's chains then "
                                   "follow the loss of these alone"),
-        calibrated: bool = typer.Option(False, "--calibrate", help="llc: over lr x localization"),
         settings: list[str] = SETTINGS):
     """One measure of one snapshot of a run, with its diagnostics."""
     import sweep
     if name not in sweep.MEASURES:
         raise ValueError(f"--measure {name}: expected one of {', '.join(sweep.MEASURES)}")
-    if calibrated and name != "llc":
-        raise ValueError("--calibrate: only the llc has settings to calibrate; use --measure llc")
     folder, train, measure = saved_run(folder)
     step = train.steps if step is None else step
     if step > train.steps:
@@ -515,8 +497,6 @@ def run_measure(
     snapshot = snapshot_at(folder, train, step)
     evals = sweep.EvalSet(dataclasses.replace(train, levels=wanted), measure)
     out.print(f"{name} of {folder.name} at step {step:,}, of {', '.join(wanted)}")
-    if calibrated:
-        return calibrate(snapshot, evals, folder)
     columns = sweep.MEASURES[name].function(snapshot, evals)
     found = {key: diagnostics(name, own) for key, own in columns.items()}
     headings = list(next(iter(found.values())))

@@ -286,23 +286,17 @@ def measure_hessian_top(snapshot, evals):
     return evals.each_level(one, count, "hessian")
 
 
-def llc_arguments(snapshot, evals):
-    """What measures.llc is called with: (model, loss, data), {option: value}."""
-    m, K = evals.measure, len(evals.levels)
-    dtype = torch.bfloat16 if evals.train.dtype == "bfloat16" else None
-    options = {"groups": torch.arange(K).repeat_interleave(m.llc_examples), "nbeta": m.llc_nbeta,
-               "batch_size": K * evals.share(m.llc_rows, m.llc_examples), "autocast": dtype,
-               "num_chains": m.llc_chains, "num_draws": m.llc_draws,
-               "num_burnin_steps": m.llc_burnin}
-    return (snapshot.model, models.packed_loss, evals.joint(m.llc_examples, "llc")), options
-
-
 def measure_llc(snapshot, evals):
     """Every task-level's LLC, from one set of chains on the joint loss."""
-    arguments, options = llc_arguments(snapshot, evals)
-    found = measures.llc(*arguments, lr=evals.measure.llc_lr,
-                         localization=evals.measure.llc_localization,
-                         generator=tasks.seeded("cpu", "llc", snapshot.step), **options)
+    m, K = evals.measure, len(evals.levels)
+    found = measures.llc(
+        snapshot.model, models.packed_loss, evals.joint(m.llc_examples, "llc"),
+        nbeta=m.llc_nbeta, lr=m.llc_lr, localization=m.llc_localization, num_chains=m.llc_chains,
+        num_draws=m.llc_draws, num_burnin_steps=m.llc_burnin,
+        batch_size=K * evals.share(m.llc_rows, m.llc_examples),
+        generator=tasks.seeded("cpu", "llc", snapshot.step),
+        groups=torch.arange(K).repeat_interleave(m.llc_examples),
+        autocast=torch.bfloat16 if evals.train.dtype == "bfloat16" else None)
     shared = {"joint": found.mean, "nbeta": found.nbeta, "r_hat": found.r_hat, "ess": found.ess,
               "num_diverged": found.num_diverged, "warnings": found.warnings}
     columns = {}
@@ -328,9 +322,11 @@ def measure_linear_probe(snapshot, evals):
                 pieces.append(torch.stack([*states, snapshot.model.ln_f(states[-1])]))
         layers = torch.cat(pieces, 1)                           # (L, N, D)
         labels, generator = targets[:, first], tasks.seeded("cpu", "linear", level)
+        # rows of one input are never on both sides of the split
+        _, inputs = tokens[:, :first + 1].unique(dim=0, return_inverse=True)
+        accuracy = [measures.linear_probe(h, labels, generator, inputs) for h in layers]
         order = torch.randperm(len(labels), generator=generator)
-        accuracy = [measures.linear_probe(h, labels, generator) for h in layers]
-        shuffled = measures.linear_probe(layers[-2], labels[order], generator)
+        shuffled = measures.linear_probe(layers[-2], labels[order], generator, inputs)
         return {"linear_probe": accuracy, "linear_probe_shuffled": shuffled}
     return evals.each_level(one, evals.measure.linear_examples, "linear")
 

@@ -117,7 +117,7 @@ class Disk:
 
 SMALLEST = models.GPTConfig(2, 1, 8)
 FEW = dict(claims.ALTERNATIVES)
-for _name in ("threshold", "persistence", "rise", "warmup"):
+for _name in ("threshold", "onset", "rise", "warmup"):
     FEW[_name] = FEW[_name][:1]
 
 

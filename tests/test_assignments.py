@@ -623,14 +623,15 @@ WRONG = {
         ("/ (1 - chance) >= bar", ">= bar", "not rescaled"),
         ("3 * np.sqrt(chance / (1 - chance) / examples)",
          "3 * chance / (1 - chance) / examples", "a missing square root"),
-        (">= bar - 1e-12, persistence", ">= bar - 1e-12, 1", "one is enough"),
+        ("steps, persistence, lasting)", "steps, 1, lasting)", "one is enough"),
+        ("steps, persistence, lasting)", "steps, persistence, 1.0)", "three are enough"),
         (">= bar - 1e-12", "> bar + 1e-12", "the bar itself does not count"),
     ],
     "emergence.recovery": [
         ("later & (", "(", "before the floor"),
         ("(1 + rise) * floor", "rise * floor", "share for excess"),
         ("np.where(np.isnan(smooth), np.inf, smooth)", "smooth", "NaN is the floor"),
-        ("floor), persistence)", "floor), 1)", "one is enough"),
+        (">= (1 + rise)", "> (1 + rise)", "the bar itself does not count"),
         ("(1 + rise) * floor", "floor + rise", "absolute"),
     ],
     "emergence.holm": [
@@ -640,28 +641,29 @@ WRONG = {
         ("(len(order) - k)", "(len(p_values) - k)", "what was not tested counts"),
         ("min(1.0, (len(order) - k) * p_values[i])", "(len(order) - k) * p_values[i]", "above 1"),
     ],
-    "emergence.shuffles": [
-        ("    upside_down[0] = False\n", "", "the observed data shuffled"),
-        ("(where,) = (number == k).nonzero()", "where = np.arange(len(levels))", "across levels"),
+    "emergence.exchanges": [
+        ("T = len(set(tasks))", "T = len(tasks)", "levels for tasks"),
         ("default_rng(seed)", "default_rng()", "no seed"),
-        ("rng.permuted(np.tile(", "rng.permutation(np.tile(", "one order for all"),
-        ("rng.random((count, num_runs)) < 0.5",
-         "np.tile(rng.random((count, 1)) < 0.5, num_runs)", "all runs alike"),
+        ("drawn[1:] = np", "drawn[:] = np", "the observed data exchanged"),
+        (".permuted(drawn[1:], axis=1)", ".permutation(drawn[1:], axis=1)", "one order for all"),
+        ("itertools.permutations(range(T))", "itertools.product(range(T), repeat=T)",
+         "a task's geometry twice"),
+        ("np.array(list(itertools.permutations(range(T))))",
+         "np.array(list(itertools.permutations(range(T))))[::-1]", "the observed data last"),
     ],
-    "emergence.precursor_rate": [
-        ("events.emergence[:, None])", "events.emergence[:, None] + 1e-9)",
-         "the same step counts"),
-        ("emerges.sum() or", "emerges.size or", "of all, not of those that emerge"),
-        (" & emerges[:, None]", "", "what never emerges counts"),
-        ("onset < events.emergence[:, None]",
-         "events.onset[:, None] < events.emergence[:, permutations.tasks]",
-         "the other one exchanged"),
+    "emergence.precursor_counts": [
+        ("(onset < emergence)", "(onset <= emergence)", "the same step counts"),
+        (" & ~np.isnan(onset)", "", "what has no date counts"),
+        ("first = counted & (", "first = (", "what never emerges counts"),
+        ("events.arrivals[:, :, None]", "events.emergence[:, :, None]",
+         "what was there from the start counts"),
+        ("np.isfinite(emergence)", "np.isfinite(emergence) & np.isfinite(onset)",
+         "an onset that never came does not count"),
     ],
     "emergence.p_value": [
-        ("(x >= x[0] - 1e-9)", "(x > x[0])", "ties left out"),
+        ("(values >= values[0] - 1e-9)", "(values > values[0])", "ties left out"),
         (".mean()", "[1:].mean()", "the observed left out"),
-        ("distance_from_null(values)", "values", "the distance left out"),
-        ("x >= x[0] - 1e-9", "x <= x[0] + 1e-9", "the other tail"),
+        ("values >= values[0] - 1e-9", "values <= values[0] + 1e-9", "the other tail"),
         (" - 1e-9", "", "no room for rounding"),
     ],
 }
@@ -806,32 +808,32 @@ ANOTHER_WAY = {
     # One curve after another, in a loop.
     "emergence.emergence_index": """
         import math
-        values = np.asarray(values, dtype=float)
+        values, steps = np.asarray(values, dtype=float), list(steps)
         chances = np.broadcast_to(np.asarray(chance, dtype=float), (*values.shape[:-1], 1))
+        counts = np.broadcast_to(np.asarray(examples, dtype=float), (*values.shape[:-1], 1))
         out = np.full(values.shape[:-1], -1)
         for where in np.ndindex(*values.shape[:-1]):
-            c, row, bar = chances[where][0], 0, threshold
-            if examples:
-                bar = max(threshold, 3 * math.sqrt(c / (1 - c) / examples))
-            for t, x in enumerate(values[where]):
-                row = row + 1 if x - c >= (bar - 1e-12) * (1 - c) else 0
-                if row == persistence:
-                    out[where] = t - persistence + 1
-                    break
+            c, n = chances[where][0], counts[where][0]
+            bar = max(threshold, 3 * math.sqrt(c / (1 - c) / n))
+            good = [x - c >= (bar - 1e-12) * (1 - c) for x in values[where]]
+            for t in range(len(steps)):
+                until = [k for k in range(t, len(steps)) if steps[k] <= lasting * steps[t]]
+                last = max([*until, t + persistence - 1])
+                if last < len(steps) and lasting * steps[t] <= steps[-1]:
+                    if all(good[t:last + 1]):
+                        out[where] = t
+                        break
         return out
         """,
     "emergence.recovery": """
-        low = np.nanargmin(smooth, axis=-1)
-        floor = np.nanmin(smooth, axis=-1)
-        onset = np.full(floor.shape, -1)
-        for where in np.ndindex(*floor.shape):
-            row = 0
+        low = np.argmin(np.where(smooth == smooth, smooth, np.inf), axis=-1)
+        floor = np.full(low.shape, np.nan)
+        risen = np.zeros(smooth.shape, bool)
+        for where in np.ndindex(*low.shape):
+            floor[where] = smooth[where][low[where]]
             for t in range(low[where] + 1, smooth.shape[-1]):
-                row = row + 1 if smooth[where][t] >= (1 + rise) * floor[where] else 0
-                if row == persistence:
-                    onset[where] = t + 1 - persistence
-                    break
-        return floor, low, onset
+                risen[where][t] = smooth[where][t] >= floor[where] + rise * floor[where]
+        return floor, low, risen
         """,
     "emergence.holm": """
         known = [p for p in p_values if p is not None]
@@ -842,33 +844,40 @@ ANOTHER_WAY = {
             out.append(None if q is None else min(1.0, max(adjusted)))
         return out
         """,
-    # Another order of draws: data set by data set, the last one first.
-    "emergence.shuffles": """
-        rng = np.random.default_rng(seed + 7)
-        tasks = np.tile(np.arange(len(levels)), (count, 1))
-        runs = np.tile(np.arange(num_runs), (count, 1))
-        down = np.zeros((count, num_runs), bool)
-        for m in reversed(range(1, count)):
-            down[m] = rng.integers(0, 2, num_runs) == 1
-            runs[m] = rng.permutation(num_runs)
-            for number in {name[-1] for name in levels}:
-                where = [i for i, name in enumerate(levels) if name[-1] == number]
-                tasks[m, where] = rng.permutation(where)
-        return Permutations(tasks, runs, down)
+    # Another order of draws, one row at a time; and the permutations from the last task on.
+    "emergence.exchanges": """
+        names = sorted(set(tasks), key=str)
+        T = len(names)
+        if T > 9:
+            rng = np.random.default_rng(seed + 7)
+            rows = [list(range(T))]
+            while len(rows) < count:
+                rows.append(rng.permutation(T).tolist())
+            return np.array(rows)
+        rows = [[]]
+        for task in range(T):
+            rows = [row + [other] for row in rows for other in range(T) if other not in row]
+        return np.array(rows).reshape(-1, T)
         """,
-    "emergence.precursor_rate": """
-        out = []
-        for order in permutations.tasks:
-            flags = []
-            for o, e in zip(events.onset, events.emergence):
-                flags += [o[order[k]] < e[k] for k in range(len(e)) if e[k] < np.inf]
-            out.append(sum(flags) / len(flags) if flags else np.nan)
-        return np.array(out)
+    "emergence.precursor_counts": """
+        R, L, T = len(events.runs), len(events.levels), len(events.owner)
+        first, counted = np.zeros((2, R, T, T))
+        onsets = events.of_partners(events.onset)
+        for r in range(R):
+            for k in range(L):
+                j = int(events.owner[:, k].argmax())
+                emerged = events.arrivals[r, k]
+                for i in range(T):
+                    onset = onsets[r, k, i]
+                    if abs(emerged) < np.inf and onset == onset:
+                        counted[r, j, i] += 1
+                        first[r, j, i] += onset < emerged
+        return first, counted
         """,
     "emergence.p_value": """
         if len(values) < 2 or values[0] != values[0]:
             return None
-        far = [float(x) for x in distance_from_null(values)]
+        far = [float(x) for x in values]
         return sum(x >= far[0] - 1e-9 for x in far) / len(far)
         """,
 }

@@ -9,9 +9,11 @@ import random
 import numpy as np
 import pytest
 
+import claims
 import emergence
-from emergence import (Collapse, EventTable, Permutations, collapse, concordance, emergence_step,
-                       event_table, from_table, lead_time, rate_with_interval, risk_set_test)
+from emergence import (Collapse, EventTable, collapse, concordance, emergence_step, event_table,
+                       exchanges, forecast, from_table, lead_time, rate_with_interval,
+                       risk_set_test)
 
 exercise = pytest.mark.exercise
 STEPS = list(range(0, 200, 10))
@@ -32,23 +34,41 @@ def curve(*pieces):
     (curve((0, 10), (0.29, 10)), None),
     (curve((0, 5), (1, 1), (0, 14)), None),                   # a spike
     (curve((0, 5), (1, 2), (0, 3), (1, 10)), 100),            # two are not enough, three are
-    (curve((0, 18), (1, 2)), None),                           # too late to have been seen to last
-    (curve((0, 17), (1, 3)), 170),                            # just in time
+    (curve((0, 12), (1, 3), (0, 5)), None),                   # up to 150: three are not enough now
+    (curve((0, 12), (1, 4), (0, 4)), 120),                    # 120, 130, 140, 150 are
+    (curve((0, 16), (1, 4)), None),                           # too late to have been seen to last
+    (curve((0, 15), (1, 5)), 150),                            # just in time: up to 187.5
     (curve((1, 20)), 0),                                      # there from the start
+    (curve((1, 8), (0, 12)), 0),
     (curve((0, 5), (1, 3), (0, 12)), 50),                     # learned and lost: it did emerge
     (curve((0, 10), (None, 1), (1, 9)), 110),                 # not measured is not "yes"
     (curve((0, 10), (1, 2), (math.nan, 1), (1, 7)), 130),
     ([], None)])
-def test_emergence_is_the_first_of_three_snapshots_in_a_row(accuracy, expected):
+def test_emergence_lasts_for_a_quarter_of_its_step_and_for_three_snapshots(accuracy, expected):
     assert emergence_step(STEPS[:len(accuracy)], accuracy) == expected
+
+
+def test_three_snapshots_in_a_row_are_enough_if_one_asks_for_no_more():
+    late = curve((0, 17), (1, 3))
+    assert emergence_step(STEPS, late) is None and emergence_step(STEPS, late, lasting=1.0) == 170
+    falls_back = curve((0, 12), (1, 3), (0, 5))
+    assert emergence_step(STEPS, falls_back, lasting=1.0) == 120
+    twice = [step * 2.0 for step in STEPS]                    # steps in another unit
+    assert emergence_step(twice, curve((0, 10), (1, 10))) == 200.0
 
 
 @exercise(name="emergence.emergence_index")
 def test_several_curves_are_dated_at_once():
+    steps, inf = np.arange(8), math.inf
     curves = np.array([curve((0, 4), (1, 4)), curve((0.5, 2), (0.8, 6)), curve((0.5, 8))])
-    assert emergence.emergence_index(curves, 0.5, None, 0.3, 3).tolist() == [4, 2, -1]
+    found = emergence.emergence_index(curves, steps, 0.5, inf, 0.3, 3, 1.25)
+    assert found.tolist() == [4, 2, -1]
     chance = np.array([[0.0], [0.5], [0.1]])                  # each curve has its own
-    assert emergence.emergence_index(curves, chance, 1000, 0.3, 3).tolist() == [4, 2, 0]
+    found = emergence.emergence_index(curves, steps, chance, 1000, 0.3, 3, 1.25)
+    assert found.tolist() == [4, 2, 0]
+    few = np.array([[1000.0], [20.0], [inf]])                 # and its own examples
+    found = emergence.emergence_index(curves, steps, 0.5, few, 0.3, 3, 1.25)
+    assert found.tolist() == [4, -1, -1]
 
 
 @exercise(name="emergence.emergence_index")
@@ -70,6 +90,43 @@ def test_few_examples_raise_the_bar():
     assert emergence_step(STEPS, better, chance=0.5, examples=20) == 100
 
 
+@pytest.mark.parametrize("found, expected", [
+    ([False] * 20, -1),
+    ([False] * 10 + [True] * 10, 10),
+    ([False] * 10 + [True] * 3 + [False] * 7, 10),            # 100 ... 120, up to 125
+    ([False] * 12 + [True] * 3 + [False] * 5, -1),            # 120 ... 140, up to 150
+    ([False] * 15 + [True] * 5, 15),
+    ([False] * 16 + [True] * 4, -1),                          # 1.25 * 160 was not reached
+    ([False] * 3 + [True] * 3 + [False] * 14, 3),             # 30 ... 50, up to 37.5
+    ([True] * 20, 0)])
+def test_flags_last_as_long_as_they_must(found, expected):
+    assert emergence.first_lasting(np.array(found), STEPS, 3, 1.25) == expected
+    both = emergence.first_lasting(np.array([found, [False] * 20]), STEPS, 3, 1.25)
+    assert both.tolist() == [expected, -1]
+
+
+def test_flags_last_by_the_slow_way_too():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        steps = np.sort(rng.choice(400, 25, replace=False))
+        flags = rng.random(25) < 0.8
+        slow = -1
+        for t in range(25):
+            held = [k for k in range(t, 25) if steps[k] <= 1.5 * steps[t] or k < t + 2]
+            seen = steps[-1] >= 1.5 * steps[t] and t + 2 <= 25
+            if seen and flags[held].all():
+                slow = t
+                break
+        assert emergence.first_lasting(flags, steps, 2, 1.5) == slow
+
+
+def test_accuracy_in_percent_is_refused():
+    with pytest.raises(ValueError, match="37.5: an accuracy lies between 0 and 1"):
+        emergence_step([0, 1, 2], [0.0, 37.5, 80.0])
+    with pytest.raises(ValueError, match="run 'mine': accuracy 50: an accuracy lies"):
+        from_table([("mine", "x-1", 0, "accuracy", 50)])
+
+
 def test_noise_at_chance_does_not_emerge():
     rng, found = np.random.default_rng(0), []
     for _ in range(500):
@@ -80,6 +137,7 @@ def test_noise_at_chance_does_not_emerge():
 
 @exercise(name="emergence.recovery")
 @pytest.mark.parametrize("rank, expected", [
+    (curve((8, 3), (2, 9), (6, 3), (2, 5)), (2, 30, None)),   # 120 ... 140: it falls back too soon
     (curve((8, 3), (2, 7), (6, 10)), (2, 30, 100)),           # collapse, floor, recovery
     (curve((8, 3), (2, 17)), (2, 30, None)),                  # never recovers
     (curve((8, 3), (2, 7), (6, 1), (2, 9)), (2, 30, None)),   # the median takes a spike out
@@ -100,10 +158,13 @@ def test_several_curves_recover_at_once():
     nan = math.nan
     smooth = np.array([[9, 8, 2, 2, 2.1, 3, 4, 5], [5, 4, 1, nan, 2, 2, nan, 2],
                        [9, 8, 7, 6, 5, 4, 3, 2], [nan, 3, 3, 3.5, 4, 4, 4, 4]])
-    floor, low, onset = emergence.recovery(smooth, 0.2, 2)
+    floor, low, risen = emergence.recovery(smooth, 0.2)
     assert floor.tolist() == [2, 1, 2, 3]
     assert low.tolist() == [2, 2, 7, 1]
-    assert onset.tolist() == [5, 4, -1, 4]
+    found = [np.flatnonzero(row).tolist() for row in risen]
+    assert found == [[5, 6, 7], [4, 5, 7], [], [4, 5, 6, 7]]
+    exact, _, risen = emergence.recovery(np.array([4.0, 2.0, 2.5, 2.0, 3.0]), 0.25)
+    assert exact == 2 and risen.tolist() == [False, False, True, False, True]
 
 
 def test_bad_curves_are_errors():
@@ -135,8 +196,6 @@ def test_running_median_leaves_out_what_was_not_measured():
 
 def test_a_lead_is_positive_if_geometry_came_first():
     assert lead_time(50, 70) == 20 and lead_time(70, 50) == -20
-    for never in (None, math.inf, math.nan):
-        assert lead_time(never, 50) is lead_time(50, never) is None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -186,6 +245,31 @@ def test_risk_set_test_is_not_fooled_by_common_onsets():
         risk_set_test([1], [1, 2])
 
 
+def test_what_is_not_watched_any_more_leaves_the_risk_set():
+    """6-mercaptopurine against placebo in acute leukaemia (Freireich 1963; weeks of remission): the
+    log-rank chi^2 is 16.79.  If the censored are kept for ever it is 21.0."""
+    treated = [6, 6, 6, 7, 10, 13, 16, 22, 23] + [None] * 12
+    ended = [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
+    placebo = [1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23]
+    onsets = [0] * 21 + [None] * 21
+    censored = [None] * 9 + ended + [None] * 21
+    z, _ = risk_set_test(onsets, treated + placebo, censored)
+    assert z ** 2 == pytest.approx(16.79, abs=0.01)
+    assert risk_set_test(onsets, treated + placebo)[0] ** 2 == pytest.approx(21.0, abs=0.1)
+    with pytest.raises(ValueError):
+        risk_set_test([1], [1], [1, 2])
+
+
+@pytest.mark.parametrize("never", [None, math.nan, math.inf, ""])
+def test_never_has_four_spellings(never):
+    plain = risk_set_test([5, 20, 5, None], [10, 30, 40, None])
+    assert risk_set_test([5, 20, 5, never], [10, 30, 40, never]) == plain
+    assert concordance([1, never, 3], [1, 9, never]) == concordance([1, None, 3], [1, 9, None])
+    assert claims.spearman([1, never, 3], [1, 9, never]) == claims.spearman([1, 99, 3], [1, 9, 99])
+    assert claims.ranks([10, 20, never]).tolist() == [1, 2, 3]
+    assert lead_time(never, 50) is lead_time(50, never) is None
+
+
 def test_risk_set_test_is_standard_normal_without_a_lead():
     rng, z = np.random.default_rng(0), []
     for _ in range(600):
@@ -233,66 +317,19 @@ def test_holm_by_its_definition():
     assert emergence.holm(p) == pytest.approx(slow)
 
 
-def test_seed_range_leaves_out_what_never_came():
-    assert emergence.seed_range([None, 3, 1, 2]) == {"median": 2, "low": 1, "high": 3}
-    assert emergence.seed_range([math.nan, 1.5]) == {"median": 1.5, "low": 1.5, "high": 1.5}
-    assert emergence.seed_range([None, math.nan]) is None
-
-
-def logistic(x):
-    return 1 / (1 + np.exp(-x))
-
-
-@pytest.mark.parametrize("rate, tasks_differ, runs_differ", [
-    (0.7, 1, 0.5), (0.85, 1, 0.5), (0.7, 2, 0.5), (0.85, 0, 1), (0.7, 1, 0),
-    (0.7, 0, 0), (0.85, 0, 0)])                               # 0, 0: independent events
-def test_clustered_intervals_cover_the_planted_rate(rate, tasks_differ, runs_differ):
-    rng, tasks, covered = np.random.default_rng(1), np.repeat(np.arange(8), 3), 0
-    middle = math.log(rate / (1 - rate))
-    task, run = rng.normal(size=(2, 400_000))
-    truth = logistic(middle + tasks_differ * task + runs_differ * run).mean()
-    for _ in range(2000):
-        task, run = rng.normal(size=8)[tasks], rng.normal(size=(5, 1))
-        p = logistic(middle + tasks_differ * task + runs_differ * run)  # (5, 24)
-        events = (rng.random((5, 24)) < p).astype(float)
-        _, bottom, top = emergence.clustered_interval(events, tasks)
-        covered += bottom <= truth <= top
-    assert 0.92 <= covered / 2000 <= 0.98, f"{covered / 2000:.1%} of them cover {truth:.3f}"
-
-
-def bootstrap_variance(rng, values, n):
-    """Variance of the mean of n values drawn anew, as of independent ones."""
-    means = values[rng.integers(0, len(values), (20_000, n))].mean(1)
-    return means.var() * n / (n - 1)
-
-
-def test_clustered_interval_has_the_variance_of_a_bootstrap():
-    """tasks drawn anew + runs drawn anew - single task x run cells drawn anew, by drawing."""
-    stats = pytest.importorskip("scipy.stats")
-    rng, tasks = np.random.default_rng(2), np.repeat(np.arange(8), 3)
-    x = rng.normal(size=8)[tasks] + rng.normal(size=(6, 1)) + 0.5 * rng.normal(size=(6, 24))
-    by_task = x.reshape(6, 8, 3).mean(2)
-    variance = (bootstrap_variance(rng, by_task.mean(0), 8)
-                + bootstrap_variance(rng, by_task.mean(1), 6)
-                - bootstrap_variance(rng, by_task.reshape(-1), 48) * 47 / 48)
-    mean, low, high = emergence.clustered_interval(x, tasks, rate=False)
-    assert mean == pytest.approx(x.mean())
-    error = (high - low) / 2 / stats.t.ppf(0.975, np.linspace(5, 40, 400))      # for each df
-    off = abs(error / math.sqrt(variance) - 1)
-    assert off.min() < 0.03, "no degrees of freedom reconcile the interval with the bootstrap"
-
-
-def test_clustered_interval_of_events_that_are_all_alike_is_open_below():
-    rate, low, high = emergence.clustered_interval(np.ones((1, 24)), np.repeat(np.arange(8), 3))
-    assert rate == high == 1 and low < 0.8
-    assert all(map(math.isnan, emergence.clustered_interval(np.full((2, 3), math.nan), "abc")))
+@pytest.mark.parametrize("df, expected", [
+    (1, 12.7062), (1.6, 5.5172), (2, 4.30265), (3, 3.18245), (7, 2.36462), (20, 2.08596),
+    (1e4, 1.9602)])
+def test_students_quantile_is_that_of_the_tables(df, expected):
+    assert emergence.t_quantile(df) == pytest.approx(expected, rel=1e-4)
 
 
 def test_students_quantile_is_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
-    for df in (1, 2, 3, 5, 20):
-        exact = stats.t.ppf(0.975, df)
-        assert emergence._student_quantile(df) == pytest.approx(exact, rel=0.01)
+    for df in (1, 1.3, 2.7, 5, 40, 1000):
+        for confidence in (0.9, 0.95, 0.99):
+            exact = stats.t.ppf((1 + confidence) / 2, df)
+            assert emergence.t_quantile(df, confidence) == pytest.approx(exact, rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -305,7 +342,7 @@ def measured(level, step, quantity, value, run="mine"):
 def test_rows_may_come_in_any_order_as_tuples_or_dicts():
     rows = [measured(level, step, quantity, step + len(level) + len(quantity), run)
             for run in ("a", "b") for level in ("x-1", "long-1") for step in (0, 5, 7)
-            for quantity in ("accuracy", "loss")]
+            for quantity in ("log_prob", "loss")]
     straight = from_table(rows)
     assert [run.name for run in straight] == ["a", "b"]
     assert straight[0].levels == ["x-1", "long-1"] and straight[0].steps.tolist() == [0, 5, 7]
@@ -316,7 +353,7 @@ def test_rows_may_come_in_any_order_as_tuples_or_dicts():
     for table in (shuffled, iter(shuffled), dicts):
         runs = {run.name: run for run in from_table(table, configs)}
         for run in straight:
-            for quantity in ("accuracy", "loss"):
+            for quantity in ("log_prob", "loss"):
                 assert np.array_equal(runs[run.name].curves[quantity], run.curves[quantity])
 
 
@@ -329,10 +366,7 @@ def test_none_nan_and_nothing_are_not_measured_and_numbers_may_be_text():
     values = ["0.5", None, math.nan, "", 1]
     (run,) = from_table([measured("x-1", str(k), "accuracy", v) for k, v in enumerate(values)])
     assert np.isnan(run.accuracy[0]).tolist() == [False, True, True, True, False]
-    steps, values = run.curve("x-1", "accuracy")
-    assert steps.tolist() == [0, 4] and values.tolist() == [0.5, 1]
-    steps, values = run.curve("x-1", "never heard of")
-    assert len(steps) == len(values) == 0
+    assert np.isnan(run.table("never heard of")).all()
 
 
 @pytest.mark.parametrize("row", [
@@ -366,9 +400,9 @@ def test_a_table_of_accuracy_alone_gives_emergence_and_no_onset():
     assert events.emergence.tolist() == [[7.5, 7.5]] and events.tasks == ("chess", "go")
     assert np.isinf(events.onset).all() and np.isnan(events.floor).all()
     assert np.isinf(events.floor_step).all()
-    (chess, _) = emergence.medians(events)
+    (chess, _) = claims.medians(events)
     assert (chess["size"], chess["seeds"], chess["emerged"], chess["floor"]) == ("", 1, 1, None)
-    found = {(row["quantity"], row["event"]): row["step"] for row in emergence.event_rows(events)}
+    found = {(row["quantity"], row["event"]): row["step"] for row in claims.event_rows(events)}
     assert found == {("rankme", "onset"): None, ("accuracy", "emergence"): 7.5,
                      ("log_prob", "emergence"): None}
 
@@ -398,10 +432,55 @@ def test_rankme_is_collected_by_position_and_layer():
     rows = [measured("x-1", step, f"rankme.{position}.{layer}", 100 * len(position) + layer)
             for step in (0, 1) for position in ("first", "last") for layer in (10, 2, 0)]
     (run,) = from_table(rows)
-    assert set(run.rankme) == {"first", "last"} and run.rankme["last"].shape == (1, 3, 2)
-    assert run.rankme["first"][0, :, 0].tolist() == [500, 502, 510]
+    assert set(run.layered) == {"rankme.first", "rankme.last"}
+    assert run.rankme_layers("last").shape == (1, 3, 2)
+    assert run.rankme_layers("first")[0, :, 0].tolist() == [500, 502, 510]
     assert run.rankme_at("last", -1)[0].tolist() == [410, 410]
     assert np.isnan(run.rankme_at("answer", -1)).all()
+
+
+@pytest.mark.parametrize("names, last_block, norm, embedding", [
+    (("embedding", "block1", "block2", "final_norm"), 2, 3, 0),
+    (("final_norm", "block1", "block2", "embedding"), 2, 0, 3),
+    (("block1", "block2"), 1, None, None),                    # floor 5.5, not 11.0
+    (("0", "1"), 0, 1, 0)])                                   # of the last block and the norm
+def test_layers_have_names_where_rows_name_them(names, last_block, norm, embedding):
+    rows = [measured("x-1", 0, f"rankme.first.{name}", place) for place, name in enumerate(names)]
+    (run,) = from_table(rows)
+
+    def found(layer):
+        value = run.rankme_at("first", layer).item()
+        return None if math.isnan(value) else value
+    assert (found(-2), found(-1)) == (last_block, norm)
+    assert run.rankme_layers("first")[0, 0].item() == embedding or embedding is None
+
+
+def test_what_is_neither_behaviour_nor_rankme_is_a_measure():
+    quantities = ("accuracy", "loss", "llc", "llc.mc_error", "mine", "mean_share.0", "mean_share.1",
+                  "rankme.first.0", "linear_probe_shuffled", "mine.error", "theirs", "bars")
+    rows = [measured("x-1", step, name, step) for name in quantities for step in (0, 1)]
+    (run,) = from_table(rows, {"mine": {"errors": {"theirs": "bars"}, "numbers": {"llc": ["llc"]}}})
+    assert run.measures == ["llc", "mine", "theirs", "mean_share"]
+    assert run.table("mean_share").tolist() == [[0, 1]]       # after the last block
+    for name in ("llc", "mine", "theirs"):
+        assert run.error_of(name).tolist() == [[0, 1]]
+    assert run.error_of("loss").tolist() == [[0, 0]]
+
+
+def test_the_probes_error_is_that_of_a_quarter_of_its_examples():
+    rows = [measured("x-1", 0, "linear_probe", 0.8)]
+    (run,) = from_table(rows, {"mine": {"linear_examples": 400}})
+    assert run.error_of("linear_probe").item() == pytest.approx(math.sqrt(0.8 * 0.2 / 100))
+
+
+def test_examples_are_a_number_or_one_for_each_level_and_none_where_all_were_seen():
+    rows = [measured(level, step, "accuracy", 0.5 if step < 50 else 0.66)
+            for level in ("parity-1", "parity-2") for step in range(0, 100, 10)]
+    config = {"levels": ["parity-1", "parity-2"], "chance": {"parity-1": 0.5, "parity-2": 0.5}}
+    for examples, expected in ((None, [50, 50]), (20, [math.inf] * 2), (5000, [50, 50]),
+                               ({"parity-1": 20, "parity-2": None}, [math.inf, 50])):
+        runs = from_table(rows, {"mine": config | {"eval_examples": examples}})
+        assert event_table(runs).emergence.tolist() == [expected], examples
 
 
 # ------------------------------------------------------------------------------------------------
@@ -414,13 +493,14 @@ LEVELS = tuple(f"{task}-{k}" for task in TASKS for k in (1, 2, 3))
 def made_up_run(seed=0, size="nano", parameters=400_000, levels=("add-1", "add-2", "sham-add-1"),
                 steps=400, measures=(), **config):
     """A run whose events are planted: add-k collapses to k + 1 at step 30, recovers at 100 k, and
-    emerges at 100 k + 60.  Shams never do.  measures: of rare_columns, every 20 steps."""
+    emerges at 100 k + 60.  Shams fall to k + 2, and stay there.  measures: of rare_columns, every
+    20 steps."""
     name, rows = f"{size}-s{seed}", []
     for step, level in itertools.product(range(0, steps + 1, 10), levels):
         k, sham = int(level[-1]), level.startswith("sham")
         rank = 12.0
         if step >= 30:
-            rank = k + 1.0
+            rank = k + 1.0 + sham
         if step >= 100 * k and not sham:
             rank = min(12.0, (step - 100 * k) / 10 + 2 * (k + 1.0))
         emerged = not sham and step >= 100 * k + 60
@@ -430,7 +510,9 @@ def made_up_run(seed=0, size="nano", parameters=400_000, levels=("add-1", "add-2
             layers = [1.0, rank + 1, rank, rank]
             columns |= {f"rankme.{position}.{layer}": x for layer, x in enumerate(layers)}
         if measures and step % 20 == 0:
-            columns |= rare_columns(step, 100 * k + 60)
+            rare = rare_columns(step, math.inf if sham else 100 * k + 60)
+            columns |= {name: value for name, value in rare.items()
+                        if name.removesuffix("_shuffled") in measures}
         rows += [measured(level, step, quantity, x, name) for quantity, x in columns.items()]
     given = {"levels": list(levels), "size": size, "seed": seed, "parameters": parameters,
              "width": 128, "eval_examples": 1000, "chance": dict.fromkeys(levels, 0.1),
@@ -459,8 +541,10 @@ def made_up_events(onset, emerged, levels=LEVELS, parameters=None) -> EventTable
     onset, emerged = np.array(onset, dtype=float), np.array(emerged, dtype=float)
     runs = [planted_run(p) for p in parameters or [4e5] * len(onset)]
     arrays = dict.fromkeys(emergence.ARRAYS, np.ones(onset.shape))
-    arrays |= {"onset": onset, "emergence": emerged}
-    return EventTable(runs, tuple(levels), {}, **arrays)
+    arrays |= {"onset": onset, "emergence": emerged, "first": np.zeros(onset.shape),
+               "censored": np.full(onset.shape, np.inf)}
+    by = vars(claims.Specification())
+    return EventTable(runs, tuple(levels), by, "floor", **arrays)
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -469,7 +553,7 @@ def test_the_events_of_a_planted_run_are_found(k):
     at = 0, events.levels.index(f"add-{k}")
     assert (events.floor[at], events.floor_step[at], events.start[at]) == (k + 1, 30, 12)
     assert (events.onset[at], events.emergence[at]) == (100 * k, 100 * k + 60)
-    assert (events.ceiling[at], events.down_floor[at], events.shams[at[1]]) == (100, 1, False)
+    assert (events.ceiling[at], events.shams[at[1]]) == (100, False)
     by_log_prob = event_table([made_up_run()], behaviour="log_prob")
     assert by_log_prob.emergence[at] == 100 * k + 60
     at_answer = event_table([made_up_run()], position="answer")
@@ -503,7 +587,7 @@ def test_runs_of_one_table_have_the_same_levels():
 def test_medians_over_seeds_count_what_never_came():
     runs = [made_up_run(seed) for seed in range(3)]
     runs[2].accuracy[1] = 0.1                                 # the third does not learn add-2
-    first, second, sham = emergence.medians(event_table(runs))
+    first, second, sham = claims.medians(event_table(runs))
     assert first["level"] == "add-1" and first["emerged"] == first["rankme_first"] == 3
     assert first["lead"] == {"median": 60, "low": 60, "high": 60}
     assert first["floor_share"]["median"] == 2 / 100 and first["ceiling"] == 100
@@ -514,7 +598,7 @@ def test_medians_over_seeds_count_what_never_came():
 
 def test_medians_have_the_smallest_size_first():
     runs = [made_up_run(size="micro", parameters=1_300_000), made_up_run()]
-    sizes = [row["size"] for row in emergence.medians(event_table(runs))]
+    sizes = [row["size"] for row in claims.medians(event_table(runs))]
     assert sizes == ["nano"] * 3 + ["micro"] * 3
 
 
@@ -525,13 +609,13 @@ def test_emergence_is_on_unseen_operands_where_there_are_some():
     run.curves["accuracy_test"] = np.tile(late.astype(float), (3, 1))
     events = event_table([run])
     assert events.emergence[0].tolist() == [300] * 3
-    steps = {(row["level"], row["quantity"]): row["step"] for row in emergence.event_rows(events)}
+    steps = {(row["level"], row["quantity"]): row["step"] for row in claims.event_rows(events)}
     assert (steps["add-1", "accuracy_train"], steps["add-1", "accuracy"]) == (50, 300)
 
 
 def test_event_rows_have_a_row_for_each_event():
     events = event_table([made_up_run(measures=("llc", "hessian_top")), made_up_run(1)])
-    rows = emergence.event_rows(events)
+    rows = claims.event_rows(events)
     assert list(rows[0]) == ["run", "size", "seed", "task", "level", "sham", "quantity", "event",
                              "step"]
     first = {(row["level"], row["quantity"], row["event"]): row["step"]
@@ -548,115 +632,289 @@ def test_event_rows_have_a_row_for_each_event():
 @pytest.mark.parametrize("keywords", [
     {},
     dict(threshold=0.5, persistence=5, rise=0.5, smoothing=7, position="last", layer=-1,
-         warmup=False)])
+         warmup=False, lasting=1.5)])
 def test_many_curves_are_dated_as_one_curve_at_a_time(keywords):
     """The arrays of event_table against the functions of one curve, on noisy curves."""
     rng, run = np.random.default_rng(0), made_up_run(warmup=100)
-    for values in run.rankme.values():
+    for values in run.layered.values():
         values *= rng.uniform(0.8, 1.25, values.shape)
     run.accuracy[:] = np.clip(run.accuracy + rng.normal(0, 0.1, run.accuracy.shape), 0, 1)
-    events = event_table([run], **keywords)
+    events = event_table([run], onset="floor", **keywords)
     by, start = events.dated_by, 0 if keywords.get("warmup", True) else 10
     steps = run.steps[start:].tolist()
     for k in range(2):
-        rank = run.rankme[by["position"]][k, by["layer"], start:]
-        slow = collapse(steps, rank, by["smoothing"], by["rise"], by["persistence"])
+        rank = run.rankme_at(by["position"], by["layer"])[k, start:]
+        slow = collapse(steps, rank, by["smoothing"], by["rise"], by["persistence"], by["lasting"])
         emerged = emergence_step(steps, run.accuracy[k, start:], 0.1, by["threshold"],
-                                 by["persistence"], 1000)
+                                 by["persistence"], by["lasting"], 1000)
         fast = Collapse(events.floor[0, k], events.floor_step[0, k], events.onset[0, k])
         assert fast == slow._replace(onset_step=slow.onset_step or math.inf)
         assert events.emergence[0, k] == (emerged or math.inf)
 
 
-def test_top_down_reads_layers_without_embedding_and_norm():
-    assert emergence.top_down([1, 4, 3, 2, 99]) == 1 and emergence.top_down([99, 2, 3, 4, 0]) == 0
-    assert emergence.top_down([0, 4, 2, 3, 0]) == pytest.approx(2 / 3)
-    assert np.isnan(emergence.top_down([[0, 1, 2], [0, 1, 2]])).tolist() == [True, True]
+# Onsets, on curves drawn by hand.  STEPS are 0, 10 ... 190; the shams stay at 2 and at 3, but for
+# the steps from 50 to 70, where both reach 6.
+
+SHAMS = np.array([curve((8, 2), (2, 3), (6, 3), (2, 12)), curve((8, 2), (3, 3), (6, 3), (3, 12))])
+
+
+@pytest.mark.parametrize("rank, expected", [
+    # falls, is above the floor from 50 on and above all shams from 120 on
+    (curve((8, 2), (2, 3), (6, 3), (3, 4), (9, 8)),
+     {"shams": 120, "mean_sham": 80, "floor": 50, "departure": 50, "steepest": 120}),
+    # above its bar from 90 on, but not for long enough; then again, to stay
+    (curve((8, 2), (2, 7), (9, 1), (2, 2), (9, 8)),
+     {"shams": 120, "mean_sham": 120, "floor": 120, "departure": 120, "steepest": 120}),
+    # falls back below all bars after it has lasted: only the last departure knows
+    (curve((8, 2), (2, 3), (9, 5), (2, 4), (9, 6)),
+     {"shams": 50, "mean_sham": 50, "floor": 50, "departure": 140, "steepest": 140}),
+    # rises too late to be seen to last
+    (curve((8, 2), (2, 15), (9, 3)),
+     {"shams": None, "mean_sham": None, "floor": None, "departure": None, "steepest": None}),
+    # not measured when it rises: the date is the first snapshot that was
+    (curve((8, 2), (2, 8), (math.nan, 2), (9, 8)),
+     {"shams": 120, "mean_sham": 120, "floor": 120, "departure": 120}),
+    # above its bar from the start, and all along: it does not cross it
+    (curve((20, 20)), {"shams": None, "mean_sham": None, "floor": None, "departure": None,
+                       "steepest": None}),
+    # above its bar from the start, then below it, then across it
+    (curve((20, 3), (2, 5), (9, 12)),
+     {"shams": 80, "mean_sham": 80, "floor": 80, "departure": 80, "steepest": 80})])
+def test_each_rule_dates_curves_that_are_drawn_by_hand(rank, expected):
+    curves = np.array([rank, *SHAMS])
+    for rule, step in expected.items():
+        with np.errstate(invalid="ignore"):
+            risen = emergence.ONSETS[rule](curves, SHAMS, np.array(STEPS), 0.2)
+        index = emergence.first_lasting(risen, STEPS, 3, 1.25)[0]
+        assert (None if index < 0 else STEPS[index]) == step, rule
+
+
+def test_a_sweep_without_shams_has_its_onsets_by_the_floor_and_says_so():
+    run = made_up_run(levels=("add-1", "add-2"))
+    for asked, used in (("shams", "floor"), ("mean_sham", "floor"), ("departure", "departure")):
+        events = event_table([run], onset=asked)
+        assert (events.onset_rule, events.dated_by["onset"]) == (used, asked)
+        assert events.onset.tolist() == [[100, 200]]
+    assert event_table([made_up_run()]).onset_rule == "shams"
+
+
+def test_a_bar_of_shams_may_be_crossed_within_the_warm_up():
+    """add-1 recovers at 100, add-2 at 200.  By the floor nothing within the warm-up counts, and
+    what is found after it is another floor."""
+    run = made_up_run(warmup=120)
+    events = event_table([run], warmup=False).only()
+    assert events.onset.tolist() == [[120, 200]] and events.first.tolist() == [[120, 120]]
+    assert event_table([run]).only().onset.tolist() == [[100, 200]]
+    by_floor = event_table([run], warmup=False, onset="floor").only()
+    assert by_floor.onset[0, 0] > 120 and by_floor.onset[0, 1] == 200
+
+
+def test_what_is_there_when_watching_begins_is_in_no_rate():
+    run = made_up_run(warmup=170)
+    events = event_table([run], warmup=False).only()
+    assert events.emergence.tolist() == [[170, 260]] and events.first.tolist() == [[170, 170]]
+    assert events.arrivals.tolist() == [[-math.inf, 260]]
+    _, counted = emergence.precursor_counts(events)
+    assert counted.tolist() == [[[1]]]
+
+
+def test_a_run_is_watched_to_its_end_and_a_level_to_its_own():
+    run, short = made_up_run(), made_up_run(steps=200)
+    run.accuracy[1, run.steps > 300] = math.nan
+    events = event_table([run, short])
+    assert events.censored.tolist() == [[320, 240, 320], [160, 160, 160]]
+    assert events.emergence.tolist() == [[160, math.inf, math.inf]] * 2
 
 
 # ------------------------------------------------------------------------------------------------
 # What chance gives
 
 @exercise(name="emergence.p_value")
-@pytest.mark.parametrize("values, distance, expected", [
-    ([2.0, 1, 3, 2], np.asarray, 0.75),                       # a tie is as far out
-    ([5.0] + [0.0] * 99, np.asarray, 0.01),                   # never 0
-    ([-3.0, 1, 2, 3], np.abs, 0.5),
-    ([0.5, 0.5 - 1e-12, 0.1, 0.2], np.asarray, 0.5),
-    ([1.0, math.nan, 2, 0], np.asarray, 0.5),
-    ([math.nan, 1, 2], np.asarray, None),
-    ([1.0], np.asarray, None)])
-def test_p_value_by_counting(values, distance, expected):
-    found = emergence.p_value(np.array(values), distance)
+@pytest.mark.parametrize("values, expected", [
+    ([2.0, 1, 3, 2], 0.75),                                   # a tie is as far out
+    ([5.0] + [0.0] * 99, 0.01),                               # never 0
+    ([-3.0, 1, 2, -4], 0.75),
+    ([0.5, 0.5 - 1e-12, 0.1, 0.2], 0.5),
+    ([1.0, math.nan, 2, 0], 0.5),
+    ([math.nan, 1, 2], None),
+    ([1.0], None)])
+def test_p_value_by_counting(values, expected):
+    found = emergence.p_value(np.array(values))
     assert found == (expected if expected is None else pytest.approx(expected))
 
 
-@exercise(name="emergence.precursor_rate")
-def test_precursor_rate_by_counting():
-    """6 emergences.  As they are: run 0: yes, no, no (never); run 1: no (the same step), yes, no.
-    Onsets exchanged 0 <-> 1, 2 <-> 3: run 0: 50 20 no, 10 40 yes, 5 60 yes; run 1: 20 30 yes,
-    30 90 yes, 5 70 yes."""
+@exercise(name="emergence.precursor_counts")
+def test_precursor_counts_by_counting():
+    """Levels add-1, add-2, copy-1, copy-2.  Run 0: add-1 emerges at 20, copy-2 at 60; run 1: add-1
+    at 30, copy-1 at 70.  add-2 never; copy-1 of run 0 was there from the start."""
     inf = math.inf
     onset = [[10, 50, 5, inf], [30, 20, inf, 5]]
-    events = made_up_events(onset, [[20, 40, inf, 60], [30, 90, 70, inf]], LEVELS[:4])
-    exchanged = Permutations(np.array([[0, 1, 2, 3], [1, 0, 3, 2]]), None, None)
-    assert emergence.precursor_rate(events, exchanged) == pytest.approx([2 / 6, 5 / 6])
-    never = made_up_events(onset, [[inf] * 4] * 2, LEVELS[:4])
-    assert np.isnan(emergence.precursor_rate(never, exchanged)).all()
+    emerged = [[20, inf, 0, 60], [30, inf, 70, inf]]
+    events = made_up_events(onset, emerged, ("add-1", "add-2", "copy-1", "copy-2"))
+    first, counted = emergence.precursor_counts(events)
+    assert counted.tolist() == [[[1, 1], [1, 1]], [[1, 1], [1, 1]]]
+    # run 0: add-1 at 20, its own onset 10, copy-1's 5; copy-2 at 60, its own never, add-2's 50
+    # run 1: add-1 at 30, its own 30 is not before, copy-1's never; copy-1 at 70, never; add-1's 30
+    assert first.tolist() == [[[1, 1], [1, 0]], [[0, 0], [1, 0]]]
 
 
-@exercise(name="emergence.shuffles")
-def test_shuffles_are_all_equally_likely():
-    """3 tasks of one level have 6 orders, 2 runs have 2.  In 6,000 data sets each comes up as often
-    as chance has it, to 5 standard errors."""
-    levels = ("add-1", "add-2", "copy-1", "sort-1")
-    s = emergence.shuffles(levels, 2, 6001, seed=3)
-    assert s.tasks.shape == (6001, 4) and s.runs.shape == s.upside_down.shape == (6001, 2)
-    assert s.tasks[0].tolist() == [0, 1, 2, 3] and s.runs[0].tolist() == [0, 1]
-    assert not s.upside_down[0].any() and (s.tasks[:, 1] == 1).all()
-    assert (np.sort(s.tasks, 1) == range(4)).all() and (np.sort(s.runs, 1) == range(2)).all()
-
-    orders, counts = np.unique(s.tasks[1:], axis=0, return_counts=True)
-    assert len(orders) == 6 and abs(counts - 1000).max() < 5 * math.sqrt(6000 * 5 / 36), counts
-    alike = (s.upside_down[1:, 0] == s.upside_down[1:, 1]).mean()
-    for share in (s.runs[1:, 0].mean(), *s.upside_down[1:].mean(0), alike):
-        assert abs(share - 0.5) < 5 * math.sqrt(0.25 / 6000)
-
-    again = emergence.shuffles(levels, 2, 6001, seed=3)
-    other = emergence.shuffles(levels, 2, 6001, seed=4)
-    assert (again.tasks == s.tasks).all() and (other.tasks != s.tasks).any()
+@exercise(name="emergence.precursor_counts")
+def test_what_has_no_date_or_no_partner_is_not_counted():
+    nan = math.nan
+    events = made_up_events([[10, 30, nan]], [[20, 40, 60]], ("add-1", "add-2", "copy-1"))
+    first, counted = emergence.precursor_counts(events)
+    assert counted.tolist() == [[[2, 0], [1, 0]]] and first.tolist() == [[[2, 0], [1, 0]]]
 
 
-@exercise(name="emergence.shuffles")
-def test_shuffles_exchange_tasks_within_a_level_alike_in_all_runs():
-    levels = [f"{task}-{k}" for task in "abcdefgh" for k in (1, 2, 3)]
-    s = emergence.shuffles(levels, 5, 50)
-    assert (s.tasks[0] == range(24)).all() and (s.runs[0] == range(5)).all()
-    assert not s.upside_down[0].any() and len(np.unique(s.tasks, axis=0)) == 50
-    assert (np.sort(s.tasks, 1) == range(24)).all()
-    assert (s.tasks % 3 == np.arange(24) % 3).all()
+@exercise(name="emergence.exchanges")
+def test_up_to_nine_tasks_every_exchange_comes_once():
+    for T in (1, 2, 5, 8):
+        found = exchanges([f"task{k}" for k in range(T)])
+        assert found.shape == (math.factorial(T), T)
+        assert len({tuple(row) for row in found.tolist()}) == math.factorial(T)
+        assert (np.sort(found, axis=1) == np.arange(T)).all()
+        assert found[0].tolist() == list(range(T))
+    assert exchanges(["add", "add", "copy", "add"]).tolist() == [[0, 1], [1, 0]]
 
 
-def test_levels_without_a_number_are_exchanged_too():
-    s = emergence.shuffles(("chess", "go", "shogi"), 1, 200)
-    assert len(np.unique(s.tasks, axis=0)) == 6
+@exercise(name="emergence.exchanges")
+def test_more_tasks_are_drawn_and_all_exchanges_are_equally_likely():
+    """Each task gets the geometry of each of 10 as often as chance has it, to 5 standard errors."""
+    found = exchanges(range(10), 6001, seed=3)
+    assert found.shape == (6001, 10) and found[0].tolist() == list(range(10))
+    assert (np.sort(found, axis=1) == np.arange(10)).all()
+    for k in range(10):
+        counts = np.bincount(found[1:, k], minlength=10)
+        assert abs(counts - 600).max() < 5 * math.sqrt(6000 * 0.09)
+    pairs = (found[1:, 0] == 1).mean(), ((found[1:, 0] == 1) & (found[1:, 1] == 0)).mean()
+    assert pairs == pytest.approx((1 / 10, 1 / 90), abs=5 * math.sqrt(0.1 / 6000))
+    assert (exchanges(range(10), 6001, seed=3) == found).all()
+    assert (exchanges(range(10), 6001, seed=4) != found).any()
+    assert exchanges(range(24)).shape == (10_000, 24)
+
+
+def test_levels_are_paired_by_their_numbers():
+    events = made_up_events([[1, 2, 3, 4]], [[5, 6, 7, 8]], ("add-2", "add-1", "copy-1", "go"))
+    assert events.owner.tolist() == [[True, True, False, False], [False, False, True, False],
+                                     [False, False, False, True]]
+    assert events.partners.tolist() == [[0, -1, -1], [1, 2, -1], [1, 2, -1], [-1, -1, 3]]
+
+
+def test_shares_of_a_table_add_up_to_what_an_exchange_gives():
+    table = np.arange(9.0).reshape(3, 3)
+    orders = exchanges("abc")
+    slow = [sum(table[j, order[j]] for j in range(3)) for order in orders]
+    assert emergence.exchanged(table, orders).tolist() == slow
+    assert emergence.exchanged(np.stack([table, 2 * table]), orders)[1].tolist() == [
+        2 * x for x in slow]
 
 
 # ------------------------------------------------------------------------------------------------
-# Measures that are taken at a few snapshots only
+# Forecast
 
-def test_a_curve_of_fewer_than_three_values_does_not_rise():
-    nan = math.nan
-    assert emergence.rise_index(np.array([nan, 1, 2, nan])) == -1
-    assert emergence.rise_index(np.full(5, nan)) == -1
-    assert emergence.rise_index(np.array([2.0, 2, 2, 2])) == -1
-    assert emergence.rise_index(np.array([2.0, nan, 1, 5, 5])) == 3
+def planted_sweep(seed, runs=3, lead=1.0, noise=0.05):
+    """8 tasks x 3 levels and 2 shams.  Behaviour is a step at emergence.  A quantity "hint" begins
+    to rise from 0 by a factor of about 1.4 in steps before it, whatever the task, and says nothing
+    where lead is 0."""
+    rng, rows, configs = np.random.default_rng(seed), [], {}
+    steps = np.unique(np.round(10 * 1.12 ** np.arange(48))).astype(int)     # up to 2,000
+    own = rng.normal(0, 0.5, len(TASKS))
+    for r in range(runs):
+        levels = [*LEVELS, "sham-add-1", "sham-copy-1"]
+        emerged = 150 * 2.0 ** (np.tile([0, 0.5, 1], 8) + np.repeat(own, 3)
+                                + rng.normal(0, 0.2, 24))
+        for k, level in enumerate(levels):
+            sham = level.startswith("sham")
+            at = math.inf if sham else emerged[k]
+            hint = np.clip(3 * np.log(steps / at) + 1, 0, 1) if lead and not sham else 0 * steps
+            accuracy = np.where(steps >= at, 0.9, 0.02)
+            values = {"accuracy": accuracy, "hint": hint + rng.normal(0, noise, len(steps)),
+                      "log_prob": np.where(steps >= at, -0.1, -2.3)}
+            rows += [(f"run{r}", level, int(step), name, float(np.clip(x, -9, 1)))
+                     for name, column in values.items() for step, x in zip(steps, column)]
+        configs[f"run{r}"] = {"chance_log_prob": dict.fromkeys(levels, -2.3)}
+    return from_table(rows, configs)
 
 
-def test_several_curves_rise_at_once():
-    nan = math.nan
-    curves = np.array([[9, 1, 2, 4, 5, 9], [1, 2, 3, 4, 5, 6], [5, 4, 3, 2, 1, 0], [nan] * 6])
-    assert emergence.rise_index(curves).tolist() == [3, 1, -1, -1]
+def test_a_planted_signal_is_found_by_the_forecast():
+    found = forecast(planted_sweep(0), ("hint", "hint slope"), null=20)
+    assert found.gain > 0.3 and found.low > 0.1 and found.p == 1 / 21
+    assert min(found.each.values()) > 0 and list(found.each) == list(TASKS)
+    assert sum(found.each.values()) == pytest.approx(found.gain)
+    over_runs = forecast(planted_sweep(0), ("hint",), over="run")
+    assert over_runs.gain > 0.3 and list(over_runs.each) == ["run0", "run1", "run2"]
+
+
+def test_noise_adds_nothing_to_the_forecast():
+    found = [forecast(planted_sweep(seed, lead=0.0), ("hint", "hint slope"), null=20)
+             for seed in range(3)]
+    assert max(one.gain for one in found) < 0.05 and max(one.low for one in found) < 0
+    assert np.mean([one.p for one in found]) > 0.15
+
+
+def test_the_geometry_of_shams_adds_nothing_to_the_forecast():
+    """What leads is taken from its level, and each level gets the curve of a sham."""
+    runs = planted_sweep(1)
+    for run in runs:
+        hint, shams = run.curves["hint"], np.flatnonzero(run.shams)
+        hint[:24] = hint[np.resize(shams, 24)]
+    found = forecast(runs, ("hint", "hint slope"))
+    assert found.gain < 0.05 and found.low < 0
+
+
+def test_a_landmark_counts_if_its_window_was_watched_whatever_happened():
+    """Of a level that emerges at 100 and was watched to 160 (lasting 1.25): the last landmark whose
+    window ends by then is at 160 / 1.5 = 106.7, and from 100 on it is not at risk."""
+    rows = [measured("x-1", step, "accuracy", float(step >= 100), run) for step in range(0, 201, 5)
+            for run in ("a", "b")]
+    rows += [measured("y-1", step, "accuracy", 0.0, run) for step in range(0, 201, 5)
+             for run in ("a", "b")]
+    events = event_table(from_table(rows))
+    known, _, target, (r, level, j), _ = emergence.landmark_rows(events, ())
+    steps = 20 * 1.5 ** (j / 5)
+    assert known.shape[0] == len(target) and steps[level == 0].max() < 100
+    assert 106 > steps[level == 1].max() > 98 and not target[level == 1].any()
+    assert target[level == 0].tolist() == (steps[level == 0] >= 100 / 1.5).tolist()
+    assert target[(level == 0) & (r == 0)].sum() == emergence.PHASES
+
+
+def test_features_are_trailing():
+    rows = [measured("x-1", step, "mine", float(step)) for step in (0, 10, 20, 40)]
+    (run,) = from_table(rows)
+    steps = np.array([5, 10, 19, 30, 45.0])
+    assert emergence.trailing(run, "mine", steps).tolist() == [[0, 10, 10, 20, 40]]
+    assert emergence.trailing(run, "mine slope", steps).tolist() == [[0, 10, 0, 0, 20]]
+    run.curves["mine"][0, 0] = math.nan
+    assert np.isnan(emergence.trailing(run, "mine", steps[:1])).all()
+
+
+def test_no_forecast_where_nothing_can_be_told():
+    one_task = [measured(f"add-{k}", step, "accuracy", step / 200) for k in (1, 2)
+                for step in range(0, 200, 5)]
+    assert forecast(from_table(one_task), ("loss",)) is None
+    assert forecast(planted_sweep(0), ("never measured",)) is None
+
+
+def test_the_logistic_regression_is_at_its_minimum():
+    rng = np.random.default_rng(0)
+    X = np.concatenate([np.ones((300, 1)), rng.normal(size=(300, 4))], axis=1)
+    y = rng.random(300) < 1 / (1 + np.exp(-X @ [0.5, 2, -1, 0, 0]))
+
+    def loss(w):
+        return 0.2 * np.logaddexp(0, np.where(y, -1, 1) * (X @ w)).sum() + 1.5 * (w[1:] ** 2).sum()
+    w = emergence.ridge_logistic(X, y, 0.2, 3.0)
+    for k in range(5):
+        for delta in (-1e-3, 1e-3):
+            assert loss(w + delta * np.eye(5)[k]) > loss(w)
+
+
+def test_the_logistic_regression_is_that_of_scikit_learn():
+    linear = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(200, 3)), rng.random(200) < 0.3
+    w = emergence.ridge_logistic(np.concatenate([np.ones((200, 1)), X], axis=1), y, 1.0, 3.0)
+    theirs = linear.LogisticRegression(C=1 / 3, tol=1e-10, max_iter=1000).fit(X, y)
+    assert w == pytest.approx([*theirs.intercept_, *theirs.coef_[0]], abs=1e-4)
 
 
 def test_examples_in_the_docstrings_hold():

@@ -83,7 +83,7 @@ BAD_COMMANDS = (
     "analyse", "analyse nowhere", "analyse /dev/null", "analyse .", "analyse nowhere nowhere",
     "tasks division", "tasks add sort", "tasks --all",
     "measure", "measure nowhere", "measure nowhere --measure rank",
-    "measure nowhere --measure rankme --calibrate", "measure nowhere --measure rankme --step -1",
+    "measure nowhere --measure rankme --step -1",
     "bench add", "bench --device tpu", "handout", "handout x --problem-set many", "grade",
     "grade nowhere",
     "pythia audits", "pythia evals nowhere", "pythia compare nowhere", "pythia measure",

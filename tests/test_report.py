@@ -34,9 +34,9 @@ FEW = {"threshold": (0.3, 0.5), "warmup": (True, False)}
 # Made-up sweeps
 
 def planted(level, step):
-    """task-k falls to k + 1, recovers at 100 k, and emerges at 100 k + 60; a sham never does."""
+    """task-k falls to k + 1, recovers at 100 k, emerges at 100 k + 60; a sham falls to k + 2."""
     k, sham = int(level[-1]), level.startswith("sham")
-    low, onset = k + 1.0, 100 * k
+    low, onset = k + 1.0 + sham, 100 * k
     rank = 12.0
     if step >= 30:
         rank = low
@@ -98,11 +98,11 @@ def two_sizes():
 def joint():
     """Two tasks, two sizes, a measure: (events, findings, universe)."""
     events = sweep(TWO_SIZES, levels=JOINT, measures=("llc",))
-    universe = claims.multiverse(events.runs, claims.specifications(FEW), count=11)
+    universe = claims.multiverse(events.runs, claims.specifications(FEW))
     findings = {"choices": events.dated_by, "runs": [run.name for run in events.runs],
                 "missing": [],
-                **claims.study(events.runs, universe=universe, count=51),
-                "levels": emergence.medians(events)}
+                **claims.study(events.runs, universe=universe),
+                "levels": claims.medians(events)}
     return events, findings, universe
 
 
@@ -242,8 +242,9 @@ def test_choices_show_every_combination_and_every_option(joint):
     events, findings, universe = joint
     left, right = report.figure_choices(events, findings, universe)["choices"].axes
     observed = left.lines[1].get_ydata()
-    rates = universe[1]["C4"]
-    assert observed.tolist() == sorted(rates[:, 0]) and len(observed) == len(universe[0]) == 4
+    rates = universe.values["C4"]
+    assert observed.tolist() == sorted(rates[:, 0])
+    assert len(observed) == len(universe.specifications) == 4
     order = np.lexsort((np.median(rates[:, 1:], axis=1), rates[:, 0]))
     assert np.array_equal(left.lines[0].get_ydata(), np.median(rates[order, 1:], axis=1))
 
@@ -260,32 +261,14 @@ def test_choices_show_every_combination_and_every_option(joint):
 
 
 def test_choices_have_no_figure_without_a_universe_or_an_emergence(joint):
-    events, findings, (specifications, values) = joint
+    events, findings, universe = joint
     assert report.figure_choices(events, findings, None) == {}
-    nothing = values | {"C4": np.full_like(values["C4"], math.nan)}
-    assert report.figure_choices(events, findings, (specifications, nothing)) == {}
+    nothing = universe.values | {"C4": np.full_like(universe.values["C4"], math.nan)}
+    assert report.figure_choices(events, findings, universe._replace(values=nothing)) == {}
 
 
 # ------------------------------------------------------------------------------------------------
 # Figures of single commands
-
-def test_llc_grid_has_a_line_for_each_localization_and_a_trace_for_each_chain():
-    losses = np.arange(12.0).reshape(3, 4)
-    cells = [(lr, gamma, SimpleNamespace(
-        mean=gamma + lr, mc_error=0.5, bias=1.0, ess=50.0, nbeta=10.0, losses=losses,
-        baselines=losses[:, :1], diverged=[False, False, lr == 0.1]))
-        for gamma in (0.0, 100.0) for lr in (0.1, 0.01)]
-    figure = report.figure_llc_grid(cells)
-    value, bias, draws, *traces = figure.axes
-    assert value.containers[1].lines[0].get_data()[1].tolist() == [100.01, 100.1]
-    assert bias.containers[0].lines[0].get_ydata() == pytest.approx([100 / 1.01, 100 / 1.1])
-    assert draws.containers[0].lines[0].get_ydata().tolist() == [50, 50]
-    titles = [ax.get_title() for ax in traces]
-    assert titles == [f"lr {lr}, localization {gamma}" for gamma in (0, 100) for lr in (0.01, 0.1)]
-    assert traces[1].lines[2].get_ydata().tolist() == [0, 10, 20, 30]       # nbeta times the rise
-    assert [line.get_color() == "black" for line in traces[1].lines] == [False, False, True]
-    assert report.png({"grid": figure})["grid"].startswith(b"\x89PNG")
-
 
 def eval_row(model, step, task, value):
     return SimpleNamespace(model=model, step=step, task=task, metric="acc", value=value,
@@ -383,7 +366,8 @@ def claim_row(key, **changes):
     claim = next(claim for claim in claims.CLAIMS if claim.key == key)
     row = {"claim": key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4,
            "value": 0.8765, "low": 0.4321, "high": 0.9876, "null": 0.5555, "p": 0.04,
-           "p_holm": 0.0432, "share": 0.6789, "p_multiverse": 0.0021,
+           "p_holm": 0.0432, "over": "tasks", "form": claim.form, "share": 0.6789,
+           "p_multiverse": 0.0021,
            "verdict": "as claimed, but chance gives it too; depends on persistence"}
     return row | changes
 
@@ -410,7 +394,10 @@ def test_a_claim_without_a_value_has_its_verdict_alone():
 
 def test_cells_of_claims_are_short_and_never_minus_zero():
     cells = report.claim_cells(claim_row("C4", value=-0.001, p_holm=1.0, p_multiverse=0.0004))
-    assert list(cells.values())[3:9] == ["0%", "43% to 99%", "56%", "1", "68%", "<.001"]
+    assert list(cells.values())[3:9] == [
+        "0%", "43% to 99% over tasks", "56%", "1", "68%", "<.001"]
+    untested = report.claim_cells(claim_row("C5", p_holm=None, p=0.048))        # by its interval
+    assert untested["p"] == ".048"
     row = claim_row("C4")
     del row["share"], row["p_multiverse"]                   # a study without a universe
     cells = report.claim_cells(row)
@@ -428,11 +415,11 @@ def test_evidence_leaves_out_what_there_is_not():
 
 
 def test_tables_of_medians_dim_the_shams_and_say_never(two_sizes):
-    tables = report.median_tables(emergence.medians(two_sizes))
+    tables = report.median_tables(claims.medians(two_sizes))
     assert [table.title.plain for table in tables] == ["nano", "micro"]
     assert [row.style for row in tables[0].rows] == [None, None, "dim"]
     add, sham = (tuple(report.median_cells(row).values())
-                 for row in emergence.medians(two_sizes)[1:3])
+                 for row in claims.medians(two_sizes)[1:3])
     assert add == ("add-2", "3.0", "200", "260", "60", "2/2/2")
     assert sham[0] == "sham-add-1" and sham[2:] == ("-", "never", "-", "0/0/2")
 
@@ -455,22 +442,43 @@ def test_sentences_of_the_joint_sweep_give_its_numbers(joint):
     assert f"z = {check['z']:.2f}" in lines[1]
     assert f"The median onset is at step {check['median_onset']:.0f}." in lines[1]
     (shams,) = [line for line in lines if line.startswith("Of 4 sham controls 0 emerged")]
-    assert "0 show an onset of RankMe" in shams
-    (floors,) = [line for line in lines if line.startswith("Floors vary")]
-    assert "over sizes" in floors and "over seeds" in floors and "over tasks" in floors
-    (llc,) = [line for line in lines if line.startswith("llc, on its own 11 snapshots")]
-    assert "RankMe on the same snapshots: first in" in llc
-    assert not any("None" in line or "nan" in line for line in lines)
+    assert "0 show an onset" in shams
+    assert lines[0] == report.SENTENCES["rule shams"]
+    assert "As shares of their ceilings, floors have a ratio of 1.00." in lines
+    (mean,) = [line for line in lines if line.startswith("With any one run or task left out")]
+    row = findings["claims"][0]
+    assert f"{min(excess for excess, _ in row['without'].values()):.3f}" in mean
+    (llc,) = [line for line in lines if line.startswith("llc on the 11 snapshots of llc")]
+    assert "rankme 100%" in llc and "accuracy" in llc and "It is not shown to lead." in llc
+    assert not any("None" in line or "nan " in line or "nan%" in line for line in lines)
+
+
+def forecast_row(adds, p=None):
+    return {"features": ("llc", "llc slope"), "over": "task", "adds": adds, "p": p, "gain": 0.09,
+            "low": 0.01, "high": 0.2, "gaining": 0.875, "runs": 2}
+
+
+@pytest.mark.parametrize("adds, p, words", [
+    (True, 0.003, "llc and llc slope adds to behaviour, 0.09 (0.01 to 0.20) nats an emergence, "
+                  "p .003; 88% of all gain."),
+    (False, 0.2, "llc and llc slope is not shown to add to behaviour"),
+    (None, None, "llc and llc slope may add, p not asked for, to behaviour")])
+def test_a_forecast_says_what_it_adds(adds, p, words, joint):
+    _, findings, _ = joint
+    lines = report.sentences(findings | {"forecasts": [forecast_row(adds, p)]})
+    (line,) = [line for line in lines if line.startswith("Forecast")]
+    assert line.startswith(f"Forecast with each task left out: {words}")
 
 
 def test_sentences_leave_out_what_was_not_there(joint):
     _, findings, _ = joint
     check = findings["lead_check"] | {"shams": 0, "information": 0, "z": math.nan,
-                                      "median_onset": math.inf}
-    nothing = dict.fromkeys(("over_sizes", "over_seeds", "over_tasks", "ratio_of_shares"))
-    bare = findings | {"lead_check": check, "floor_variation": nothing, "classes": [],
-                       "measures": [], "missing": ["nano-s7 was not started"]}
-    layers, risk_set, missing = report.sentences(bare)
+                                      "median_onset": math.inf, "onset_rule": "floor"}
+    bare = findings | {"lead_check": check, "floor_ratio_of_shares": math.nan, "classes": [],
+                       "claims": [], "leads": [], "forecasts": [],
+                       "missing": ["nano-s7 was not started"]}
+    rule, risk_set, shams, missing = report.sentences(bare)
+    assert rule.endswith("RankMe's floor.") and shams.startswith("Without sham controls")
     assert "no z" in risk_set and "Most task-levels show no onset." in risk_set
     assert missing == "missing: nano-s7 was not started"
 
@@ -641,7 +649,7 @@ def test_events_csv_has_a_row_for_each_event_empty_for_never(tmp_path, joint):
     events, _, _ = joint
     rows = list(csv.DictReader(io.StringIO(report.events_csv(events))))
     assert list(rows[0]) == "run size seed task level sham quantity event step".split()
-    assert len(rows) == len(emergence.event_rows(events))
+    assert len(rows) == len(claims.event_rows(events))
 
     def steps(level, quantity, event):
         return {row["step"] for row in rows

@@ -118,6 +118,7 @@ def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
         one = tmp_path / name / "copy+parity/nano-s0"
         assert same_weights(one, finished[0] / "nano-s0"), name
         assert ("RankMe was not measured" in screen) == (name == "unmeasured")
+        assert "could not be drawn" not in screen
     assert rows_of(tmp_path / "twice/copy+parity/nano-s0") == rows_of(finished[0] / "nano-s0")
 
 
@@ -372,6 +373,18 @@ def test_a_measure_that_was_added_can_be_asked_for(copied, capsys, monkeypatch, 
     assert status == 0 and "nano-s0 also: norm" in screen, err
 
 
+def test_analyse_says_what_it_does_and_asks_for_the_forecasts_p_only_if_told_to(copied, capsys):
+    status, screen, err = call(capsys, "analyse", copied)
+    assert status == 0 and "runs under 720 combinations of choices" in screen, err
+    rows = json.loads((copied / "findings.json").read_text())["forecasts"]
+    assert all(row["p"] is None for row in rows)
+    status, _, err = call(capsys, "analyse", copied, "--forecast-null", "3")
+    assert status == 0, err
+    again = json.loads((copied / "findings.json").read_text())["forecasts"]
+    assert [row["gain"] for row in again] == [row["gain"] for row in rows]
+    assert call(capsys, "analyse", copied, "--forecast-null", "-1")[0] == 2
+
+
 def test_a_claim_that_was_added_stands_in_the_findings(copied, capsys, monkeypatch):
     def levels(events, permutations):
         return np.full(1, float(len(events.levels)))
@@ -382,7 +395,7 @@ def test_a_claim_that_was_added_stands_in_the_findings(copied, capsys, monkeypat
     assert status == 0 and "there are many task-levels" in screen, err
     findings = json.loads((copied / "findings.json").read_text())
     found = findings["claims"][-1]
-    assert (found["claim"], found["value"], found["verdict"]) == ("X1", 6, "holds")
+    assert (found["claim"], found["value"], found["verdict"]) == ("X1", 6, "cannot tell: one run")
     assert "there are many task-levels" in (copied / "report.html").read_text()
 
 
@@ -572,19 +585,10 @@ def test_measure_prints_a_table_that_tells_what_it_means(arguments, copied, caps
     assert ("parity-3" in screen) == ("--level" not in arguments)
 
 
-def test_calibrate_prints_and_draws_the_grid(copied, capsys):
-    status, screen, err = call(
-        capsys, "measure", copied, "--measure", "llc", "--calibrate", *FEW_DRAWS,
-        "--set", "llc_rows=7", "--set", "llc_examples=4", "--set", "llc_chains=2")
-    assert status == 0 and "The largest lr" in screen and "effective" in screen, err
-    assert (copied / "nano-s0/figures/llc-calibration-40.png").exists()
-
-
 @pytest.mark.parametrize("arguments, message", [
     (["--measure", "llc", "--step", "7"], "torch was 1.0"),
     (["--measure", "llc", "--step", "41"], "0 to 40"),
     (["--measure", "ranks"], "--measure ranks: expected one of rankme"),
-    (["--measure", "rankme", "--calibrate"], "only the llc"),
     (["--measure", "rankme", "--level", "sort-1"], "'sort-1' is not one of"),
     (["--measure", "rankme", "--set", "steps=3"], "a field out of"),
 ])

@@ -643,9 +643,9 @@ def test_a_sweep_is_loaded_as_one_long_table(three_runs):
     for one in runs:
         assert one.levels == list(TRAIN.levels) and one.steps.tolist() == list(range(13))
         assert one.accuracy[0].tolist() == [0.0] * 9 + [1.0] * 4
-        assert one.rankme["first"].shape == (3, 4, 13)
+        assert one.rankme_layers("first").shape == (3, 4, 13)
     last = sweep.read_rows(three_runs / "nano-s1/metrics.jsonl")[-1]["levels"]["copy-2"]
-    assert runs[1].rankme["answer"][1, :, -1].tolist() == last["rankme"]["answer"]
+    assert runs[1].rankme_layers("answer")[1, :, -1].tolist() == last["rankme"]["answer"]
 
 
 def test_a_runs_own_directory_is_a_sweep_of_one(three_runs):
@@ -698,7 +698,8 @@ def test_a_run_of_the_version_before_is_not_analysed(three_runs):
 # A measure is one row of the table
 
 def planted_measure(snapshot, evals):
-    return {level: {"planted": {"value": float(snapshot.step >= 6), "error": 0.1}}
+    learned = snapshot.step >= 6
+    return {level: {"planted": {"value": float(learned and level[:4] != "sham"), "error": 0.1}}
             for level in evals.levels}
 
 
@@ -708,7 +709,7 @@ def test_a_measure_added_as_one_row_is_recorded_scheduled_dated_and_compared(
                         "What a test has planted.")
     monkeypatch.setitem(sweep.MEASURES, "planted", row)
     monkeypatch.setattr(sweep, "measure_behaviour", planted_behaviour)
-    train = dataclasses.replace(TRAIN, levels=("parity-1", "copy-2"))
+    train = dataclasses.replace(TRAIN, levels=("parity-1", "copy-2", "sham-modadd-2"))
     measure = dataclasses.replace(MEASURE, measures=("rankme", "planted"), llc_snapshots=5)
     assert sweep.rare_costs(train, measure) == {"planted": (5, 25)}
     sweep.run_one(sweep.Job(tmp_path / "nano-s0", train, measure))
@@ -721,10 +722,12 @@ def test_a_measure_added_as_one_row_is_recorded_scheduled_dated_and_compared(
 
     rows, configs, _ = sweep.load(tmp_path)
     events = emergence.event_table(emergence.from_table(rows, configs))
-    dated = {(e["level"], e["event"]): e["step"] for e in emergence.event_rows(events)
+    dated = {(e["level"], e["event"]): e["step"] for e in claims.event_rows(events)
              if e["quantity"] == "planted"}
-    assert dated == {("parity-1", "onset"): 6, ("copy-2", "onset"): 6}
-    found, = claims.compare_measures(events, emergence.shuffles(events.levels, 1, 11))
+    assert dated == {("parity-1", "onset"): 6, ("copy-2", "onset"): 6,
+                     ("sham-modadd-2", "onset"): None}
+    leads = claims.lead_rows(events.only(), emergence.exchanges(("parity", "copy")))
+    found, = [row for row in leads if row["measure"] == row["quantity"] == "planted"]
     assert (found["measure"], found["snapshots"], found["first"], found["events"]) == (
         "planted", 5, 2, 2)
 
