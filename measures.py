@@ -121,7 +121,9 @@ def _prepare(name, model, loss_fn, data, only=None):
             stack.enter_context(context)
         if "torch._dynamo" in sys.modules:                      # compiled code has no Hessian
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        net, halved = _copy(name, model)
+        net = _copy(name, model)
+        halved = any(p.dtype in HALF for p in net.parameters())
+        net = net.float() if halved else net                    # else a chain's steps would vanish
         params = _trainable(name, net, only)
         for device in {"cpu", params[0].device.type}:
             stack.enter_context(torch.autocast(device, enabled=False))
@@ -141,13 +143,12 @@ WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module",
 
 
 def _copy(name, model):
-    """A copy in eval mode, without wrappers and the caller's hooks; True if it was in half
-    precision, where the steps of a chain would vanish: the copy is in float32."""
+    """A copy in eval mode, without wrappers and without the caller's hooks."""
     while type(model).__name__ in WRAPPERS:
         model = getattr(model, WRAPPERS[type(model).__name__])
     if not isinstance(model, Module):
         raise ValueError(f"{name}: model must be a torch.nn.Module, got {type(model).__name__}")
-    memo, places = {}, {}                                       # memo: what stands for what
+    memo, spans = {}, {}                                        # memo: what stands for what
     for path, module in model.named_modules():
         for key, value in vars(module).items():
             held = value if isinstance(value, dict) else {key: value}
@@ -158,29 +159,20 @@ def _copy(name, model):
             for label, x in held.items():
                 if isinstance(x, Tensor) and x.grad_fn is not None:     # such as an activation
                     memo[id(x)] = x.detach().clone()
-                elif isinstance(x, Tensor):
-                    places[id(x)] = (x, f"{path}.{label}".strip("."))
-    _check_storage(name, places.values())
-    try:
-        net = copy.deepcopy(model, memo).eval()
-    except Exception as error:
-        raise ValueError(f"{name}: the model cannot be copied ({_line(error)})") from error
-    halved = any(p.dtype in HALF for p in net.parameters())
-    return (net.float() if halved else net), halved
-
-
-def _check_storage(name, places):
-    """Two tensors that share memory, which torch does not know, would part in the copy."""
-    spans = []
-    for x, label in places:
-        if not is_lazy(x) and not x.is_meta and x.numel() and x.layout == torch.strided:
-            last = sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
-            end = x.data_ptr() + (last + 1) * x.element_size()
-            spans.append((x.data_ptr(), end, label, x.requires_grad))
-    spans.sort()
+                elif isinstance(x, Tensor) and not (is_lazy(x) or x.is_meta or x.numel() == 0
+                                                    or x.layout != torch.strided):
+                    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
+                    end = x.data_ptr() + (last + 1) * x.element_size()
+                    spans[id(x)] = x.data_ptr(), end, f"{path}.{label}".strip("."), x.requires_grad
+    # two tensors that share memory, which torch does not know, would part in the copy
+    spans = sorted(spans.values())
     for (_, end, a, trained), (begin, _, b, too) in zip(spans, spans[1:]):
         if begin < end and (trained or too):
             raise ValueError(f"{name}: {a} and {b} share their storage: make them one Parameter")
+    try:
+        return copy.deepcopy(model, memo).eval()
+    except Exception as error:
+        raise ValueError(f"{name}: the model cannot be copied ({_line(error)})") from error
 
 
 def _trainable(name, net, only):
@@ -206,21 +198,21 @@ def _columns(name, data, like):
     data = getattr(data, "tensors", data)                       # of a TensorDataset
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
         data = (data,)
-    kind = type(data).__name__
-    if not isinstance(data, (Mapping, list, tuple)):
-        raise ValueError(f"{name}: data must be tensors with a row for each example, not a {kind}: "
-                         "tuple(dataset.tensors), or next(iter(DataLoader(dataset, batch_size=N)))")
     keys, columns = (list(data), data.values()) if isinstance(data, Mapping) else (None, data)
     tensors = []
-    for x in columns:
-        if not isinstance(x, Tensor):
-            try:
+    try:
+        if not isinstance(data, (Mapping, list, tuple)):
+            raise TypeError("a DataLoader?")
+        for x in columns:
+            if not isinstance(x, Tensor):
                 x = torch.as_tensor(x, device="cpu").to(like.device)
-            except Exception as error:
-                raise ValueError(f"{name}: data must be tensors with a row for each example, not a "
-                                 f"{kind} of {type(x).__name__}: stack examples") from error
-            x = x.to(like.dtype) if x.is_floating_point() else x
-        tensors.append(x.detach().clone() if x.is_inference() else x.detach())
+                x = x.to(like.dtype) if x.is_floating_point() else x
+            tensors.append(x.detach().clone() if x.is_inference() else x.detach())
+    except Exception as error:
+        raise ValueError(
+            f"{name}: data must be tensors with a row for each example ({_line(error)}): stack "
+            "examples; tuple(dataset.tensors), or next(iter(DataLoader(dataset, batch_size=N)))"
+        ) from error
     rows = [len(x) if x.dim() else 0 for x in tensors]
     if len(set(rows)) != 1 or rows[0] == 0:
         raise ValueError(f"{name}: data must have the same number of rows, not 0; got {rows}")
@@ -229,8 +221,8 @@ def _columns(name, data, like):
 
 def _check_loss(name, loss_fn, net, params, batch):
     """Is it the loss of this model, and of each example on its own?  A few rows tell."""
-    losses = _losses(name, loss_fn, net, batch)
-    pieces, ends = [None], [[x[:1] for x in batch], [x[-1:] for x in batch]]
+    losses, pieces = _losses(name, loss_fn, net, batch), [None]
+    ends = [[x[:1] for x in batch], [x[-1:] for x in batch]]
     if losses.requires_grad:
         pieces = torch.autograd.grad(losses.sum(), params, allow_unused=True)
     with torch.no_grad():
@@ -364,9 +356,10 @@ def gradient_rank(model: Module, loss_fn: Callable, data: tuple) -> float:
         exp(entropy(eigenvalues of (I - 1/N) K (I - 1/N)))        K = gradient_gram
     Unit: dimensions, from 1 to N - 1.  The value lies near that ceiling: report it with its N."""
     gram = gradient_gram(model, loss_fn, data)
-    if not _centre(gram).trace() > 1e-10 * gram.trace():
+    centred_gram = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
+    if not centred_gram.trace() > 1e-10 * gram.trace():
         raise ValueError("gradient_rank: needs two examples whose gradients do not coincide")
-    return effective_rank(torch.linalg.eigvalsh(_centre(gram)))
+    return effective_rank(torch.linalg.eigvalsh(centred_gram))
 
 
 def fisher_rank(model: Module, loss_fn: Callable, data: tuple) -> float:
@@ -378,20 +371,6 @@ def fisher_rank(model: Module, loss_fn: Callable, data: tuple) -> float:
     if not gram.trace() > 0:
         raise ValueError("fisher_rank: the gradients of all examples are zero")
     return effective_rank(torch.linalg.eigvalsh(gram))
-
-
-def _centre(gram):
-    return gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
-
-
-def rank_error(gram: Tensor, centred: bool = True, parts: int = 64) -> float:
-    """Standard error of gradient_rank (centred) or fisher_rank over the choice of examples, from
-    their Gram matrix: the jackknife, sqrt((m - 1) / m sum_k (rank without part k - mean)^2)."""
-    ranks, part = [], torch.arange(len(gram), device=gram.device) % parts
-    for k in part.unique():
-        rest = gram[part != k][:, part != k]
-        ranks.append(effective_rank(torch.linalg.eigvalsh(_centre(rest) if centred else rest)))
-    return float(torch.tensor(ranks, device="cpu").std(correction=0)) * math.sqrt(len(ranks) - 1)
 
 
 # ------------------------------------------------------------------- 3  top Hessian eigenvalue
@@ -408,8 +387,6 @@ class HessianTop(Result):
     residual_smallest: float = math.nan
     residual_largest: float = math.nan
     vectors: Tensor = None        # (2, P): their unit Ritz vectors
-    error: float = math.nan       # standard error of eigenvalue over the choice of examples
-
 
 def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
     """The eigenvalue largest in size, for the reader: multiply, normalise, repeat.
@@ -436,74 +413,64 @@ def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
 #     Q = [q_1 .. q_k],    (Q^T H Q) s = theta s,    v = Q s,    r = H v - theta v
 # The next vector q_{k+1} is the remainder r of a pair, orthogonalised against Q.
 
-class Span:
-    """The vectors q_1 .. q_k and their images H q, as rows of two matrices."""
+def extended(Q, HQ, q, matvec):
+    """Q and HQ, (k, P), with q as one more row, for one product; as they are if q lies in Q."""
+    size = length = float(q.norm())
+    for _ in range(5):                                          # until no rounding error is left
+        before, q = length, q - Q.T @ (Q @ q)
+        length = float(q.norm())
+        if length > before / 2:
+            break
+    if not length > 1e-5 * size:
+        return Q, HQ
+    q = q / length
+    return torch.cat([Q, q[None]]), torch.cat([HQ, matvec(q)[None]])
 
-    def __init__(self, matvec, width, like, max_basis):
-        self.matvec, self.k, self.products = matvec, 0, 0
-        self.Q, self.HQ = like.new_empty(2, max_basis, width)
 
-    def add(self, q):
-        """One more vector, for one product with H.  False if it lies in the span already."""
-        if self.k == len(self.Q):                               # keep the outer Ritz vectors
-            ends = min(3, self.k // 4)
-            outer = self.s[:, [*range(ends), *range(-ends, 0)]].T
-            self.k = 2 * ends
-            self.Q[:self.k], self.HQ[:self.k] = outer @ self.Q, outer @ self.HQ
-        size = before = length = float(q.norm())
-        for _ in range(5):                                      # until no rounding error is left
-            before, q = length, q - self.Q[:self.k].T @ (self.Q[:self.k] @ q)
-            length = float(q.norm())
-            if length > before / 2:
-                break
-        if not length > 1e-5 * size:
-            return False
-        self.Q[self.k] = q / length
-        self.HQ[self.k] = self.matvec(self.Q[self.k])
-        self.k, self.products = self.k + 1, self.products + 1
+def ritz_ends(Q, HQ):
+    """theta, (k,), and the Ritz pairs of both ends, (theta, v, r, |r|), the smallest first."""
+    small = (Q @ HQ.T).double().cpu()                           # (k, k)
+    if (small - small.T).abs().max() > 0.02 * small.abs().max():        # some of it is missing
+        raise RuntimeError("H is not symmetric")
+    values, s = torch.linalg.eigh((small + small.T) / 2)        # from the smallest
+    pairs = []
+    for i in (0, -1):
+        theta, coefficients = float(values[i]), s[:, i].to(Q)
+        v, r = coefficients @ Q, coefficients @ HQ - theta * (coefficients @ Q)
+        pairs.append((theta, v / v.norm(), r, float(r.norm())))
+    return values, *pairs
+
+
+def surely_larger(values, top, other, tol):
+    """Is `top` the larger end, whatever `other` may still gain: some |r|, or |r|^2 / gap?"""
+    (a, _, _, r), (b, _, _, s) = top, other
+    if len(values) < 2 or abs(b) + 10 * s < 0.9 * abs(a):
         return True
-
-    def ends(self):
-        """The Ritz pairs of both ends, (theta, v, r, |r|), the larger in size first."""
-        small = (self.Q[:self.k] @ self.HQ[:self.k].T).double().cpu()       # (k, k)
-        if (small - small.T).abs().max() > 0.02 * small.abs().max():        # some of it is missing
-            raise RuntimeError("H is not symmetric")
-        self.theta, s = torch.linalg.eigh((small + small.T) / 2)            # from the smallest
-        self.s, pairs = s.to(self.Q), []
-        for i in (0, -1):
-            theta, v = float(self.theta[i]), self.s[:, i] @ self.Q[:self.k]
-            r = self.s[:, i] @ self.HQ[:self.k] - theta * v
-            pairs.append((theta, v / v.norm(), r, float(r.norm())))
-        return pairs
-
-    def surely_larger(self, top, other, tol):
-        """Is `top` the larger end, whatever `other` may still gain: some |r|, or |r|^2 / gap?"""
-        (a, _, _, r), (b, _, _, s) = top, other
-        if self.k < 2 or abs(b) + 10 * s < 0.9 * abs(a):
-            return True
-        gap = float(self.theta.diff()[[0, -1]].min().clamp(min=1e-300))
-        return s <= tol * abs(a) and abs(b) + 2 * (r * r + s * s) / gap <= abs(a)
+    gap = float(values.diff()[[0, -1]].min().clamp(min=1e-300))
+    return s <= tol * abs(a) and abs(b) + 2 * (r * r + s * s) / gap <= abs(a)
 
 
-def lanczos(matvec, start, tol=1e-2, max_iters=100, max_basis=24):
-    """The same eigenvalue as power_iteration, in far fewer products.
-    start: (P,), or (m, P): several vectors that may be nearly eigenvectors.
-    Memory: about 2 * max_basis * P numbers; max_basis is at least 4."""
-    span = Span(matvec, start.shape[-1], start, max_basis)
-    for vector in start.reshape(-1, start.shape[-1])[:max_iters]:
-        span.add(vector)
-    if span.k == 0:
+def lanczos(matvec, start, tol=1e-2, max_iters=100):
+    """The same eigenvalue as power_iteration, in far fewer products, each of which is kept.
+    start: (P,), or (m, P): several vectors that may be nearly eigenvectors."""
+    start = start.reshape(-1, start.shape[-1])
+    Q = HQ = start[:0]
+    for vector in start[:max_iters]:
+        Q, HQ = extended(Q, HQ, vector, matvec)
+    if len(Q) == 0:
         raise ValueError("lanczos: start must be finite and not zero, max_iters at least 1")
-    growing = True
-    while growing:
-        low, high = span.ends()
+    while True:
+        values, low, high = ritz_ends(Q, HQ)
         top, other = (low, high) if -low[0] > high[0] else (high, low)
         small = top[3] <= tol * abs(top[0])
-        converged = small and span.surely_larger(top, other, tol)
-        rest = other[2] if small else top[2]
-        growing = not converged and span.products < max_iters and span.add(rest)
+        converged = small and surely_larger(values, top, other, tol)
+        before = len(Q)
+        if not converged and before < max_iters:
+            Q, HQ = extended(Q, HQ, other[2] if small else top[2], matvec)
+        if len(Q) == before:                                    # no product was made
+            break
     residuals = [pair[3] / max(abs(pair[0]), 1e-300) for pair in (top, low, high)]
-    return HessianTop(top[0], top[1], span.products, residuals[0], converged, low[0], high[0],
+    return HessianTop(top[0], top[1], len(Q), residuals[0], converged, low[0], high[0],
                       *residuals[1:], torch.stack([low[1], high[1]]))
 
 
@@ -540,20 +507,8 @@ def hessian_top(model: Module, loss_fn: Callable, data: tuple, tol: float = 3e-3
     start: (P,), or (m, P) such as the `vectors` of the previous snapshot, which saves half of the
     products.  None: random.  A start that is an eigenvector is accepted as the answer, even if
     another eigenvalue has overtaken it: now and then start cold."""
-    with _prepare("hessian_top", model, loss_fn, data) as (net, loss_fn, params, data, n):
-        top = _top(net, loss_fn, params, data, tol, max_iters, start, _generator(generator))
-        # the spread of v . H_i v over examples, by a second difference of their losses
-        w, losses, h = parameters_to_vector(params).detach(), [], 0.0
-        for sign in (0, 1, -1):
-            vector_to_parameters(w + sign * h * top.eigenvector, params)
-            with torch.no_grad():
-                losses.append(torch.cat([loss_fn(net, b).double() for b in _batches(data, 256)]))
-            size = max(float(losses[0].mean().abs()), 0.01)
-            h = 0.1 * math.sqrt(size / max(abs(top.eigenvalue), 1e-30))
-        each = (losses[1] - 2 * losses[0] + losses[2]) / h ** 2             # (N,)
-        if n > 1 and abs(float(each.mean()) - top.eigenvalue) < 0.2 * abs(top.eigenvalue):
-            top.error = float(each.std()) / math.sqrt(n)
-    return top
+    with _prepare("hessian_top", model, loss_fn, data) as (net, loss_fn, params, data, _):
+        return _top(net, loss_fn, params, data, tol, max_iters, start, _generator(generator))
 
 
 def _top(net, loss_fn, params, data, tol, max_iters, start, generator):
@@ -701,20 +656,19 @@ class LLC(Result):
 
     def judge(self):
         """Fill `usable` and `warnings`."""
-        self.usable, self.warnings = True, []
         draws = llc_draws(self.losses, self.baselines, self.nbeta, 0)[~self.diverged]    # (C, n)
         half, size = draws.shape[1] // 2, max(abs(self.mean), 1e-30)
         early, late = float(draws[:, :half].mean()), float(draws[:, -half:].mean())
-        drift = abs(early - late) > max(0.1 * size, 5 * self.mc_error)
         part = abs(self.bias) / max(abs(self.mean + self.bias), 1e-30)
         halved = -self.sensitivity * self.localization / 2 / size
         other, error = self.half_lr or (self.mean, 0.0)
         differs = abs(other - self.mean) > 3 * math.hypot(error, self.mc_error) + 0.02 * size
-        noise = abs(self.mean - self.noise_only) < 0.02 * size + 2 * math.hypot(
-            self.mc_error, self.noise_only_error)
+        noise = abs(self.mean - self.noise_only) - 2 * math.hypot(self.mc_error,
+                                                                  self.noise_only_error)
         more = "more burn-in and draws"
         if self.stiffness < 0.5:
             more = f"a larger lr (its stiffness is {self.stiffness:.2g})"
+        self.usable, self.warnings = True, []
         for wrong, found, sentence in (
                 (True, self.num_diverged > 0,
                  f"{self.num_diverged} of {len(self.losses)} chains diverged: smaller lr"),
@@ -726,14 +680,16 @@ class LLC(Result):
                  f"steeper away from w0: stiffness {self.stiffness_after:.3g}: smaller lr"),
                 (part > 0.5, part > 0.05, f"the bias of mini-batches is {part:.0%} of the raw "
                  "value (uncertain at localization 0): smaller lr or larger batches"),
-                (True, drift, f"not mixed, halves disagree ({early:.4g}, {late:.4g}): {more}"),
+                (True, abs(early - late) > max(0.1 * size, 5 * self.mc_error),
+                 f"not mixed, halves disagree ({early:.4g}, {late:.4g}): {more}"),
                 (True, self.r_hat > 1.1, f"not mixed, R-hat {self.r_hat:.2f}: {more}"),
                 (False, 0 < self.ess < 40, f"only {self.ess:.0f} effective draws: {more}"),
                 (True, self.ess > 1.5 * draws.numel(), f"{self.ess:.0f} effective draws of "
                  f"{draws.numel()}: chains swing from side to side: smaller lr"),
                 (False, self.lost_share > 0.2, f"the draws lose {self.lost_share:.0%} of what "
                  "training gained: larger localization"),
-                (False, noise, f"no other than under noise alone ({self.noise_only:.4g})"),
+                (False, noise < 0.02 * size, "no other than under noise alone "
+                 f"({self.noise_only:.4g})"),
                 (False, abs(halved) > 0.1 and part < 0.2, "half of localization "
                  f"{self.localization:g} would change the value by {halved:+.0%}")):
             if found:
@@ -743,58 +699,54 @@ class LLC(Result):
 
 
 class Sampler:
-    """Chains, and what they share: a density, the make-up of a mini-batch, the losses at w0.
-        exp(-nbeta L(w) - localization/2 |w - w0|^2)        L = mean loss over data
-    A mini-batch has equally many rows of each group.  Each counts by its group's share of data."""
+    """Chains, and what they share: a density, the rows, the losses at w0.
+        exp(-nbeta L(w) - localization/2 |w - w0|^2)        L = mean loss over data"""
 
     momentum = 0.5                    # kept from step to step: 2.6 times the effective draws of 0
 
-    def __init__(self, net, loss_fn, data, groups, batch_size, nbeta, localization, autocast):
-        self.net, self.loss_fn, self.data, self.autocast = net, loss_fn, data, autocast
-        self.nbeta, self.localization, self.lr = nbeta, localization, None
-        n = len(data[0])
-        labels = torch.as_tensor([0] * n if groups is None else groups, device="cpu")    # (N,)
-        if labels.shape != (n,):
-            raise ValueError(f"llc: groups must be ({n},), got shape {tuple(labels.shape)}")
-        # rows of each group, and how many of them are in a mini-batch
-        self.groups = labels.unique()                           # (J,)
-        J = len(self.groups)
-        self.members = [(labels == group).nonzero().squeeze(1) for group in self.groups]
-        self.sizes = [min(len(rows), min(n, batch_size) // J) for rows in self.members]
-        if min(self.sizes) == 0:
-            raise ValueError(f"llc: batch_size {batch_size} leaves no row for each of {J} groups")
-        self.whole = sum(self.sizes) == n                       # every mini-batch is all of data
-        # mean loss of each group = averager @ losses; joint loss = weights . losses
-        like = next(p for p in net.parameters() if p.requires_grad)
-        options = {"dtype": torch.float64, "device": "cpu"}
-        self.share = torch.tensor([len(rows) / n for rows in self.members], **options)
-        means = [torch.full((1, size), 1 / size, **options) for size in self.sizes]
-        self.averager = torch.block_diag(*means).to(like.device)                # (J, B)
-        self.weights = (self.share.to(like.device) @ self.averager).to(like)    # (B,)
+    def __init__(self, net, loss_fn, data, groups, batch_size, nbeta, localization):
+        self.net, self.loss_fn, self.data, n = net, loss_fn, data, len(data[0])
+        self.nbeta, self.localization, self.batch_size = nbeta, localization, min(batch_size, n)
+        groups = torch.as_tensor([0] * n if groups is None else groups, device="cpu")    # (N,)
+        if groups.shape != (n,):
+            raise ValueError(f"llc: groups must be ({n},), got shape {tuple(groups.shape)}")
+        self.groups, self.owner = groups.unique(return_inverse=True)        # (J,), (N,)
         with torch.no_grad():
-            self.at_w0 = torch.cat([self.losses(batch, autocast) for batch in _batches(data, 512)])
+            pieces = torch.arange(n, device="cpu").split(512)
+            self.at_w0 = torch.cat([self.losses(index) for index in pieces])
         _check_finite("llc: the loss at w0", self.at_w0)
+        self.member = F.one_hot(self.owner).double().to(self.at_w0.device)  # (N, J)
+        self.share = self.member.mean(0)                                    # (J,)
 
-    def losses(self, batch, autocast):
-        """Loss of each row, (B,), in the dtype of the weights."""
-        # The weights change in place: a cache of their bfloat16 copies would be out of date.
-        with torch.autocast(self.weights.device.type, autocast or torch.bfloat16,
-                            enabled=autocast is not None, cache_enabled=False):
-            return _losses("llc", self.loss_fn, self.net, batch).to(self.weights.dtype)
+    def losses(self, index):
+        """Loss of each of these rows, (B,)."""
+        return _losses("llc", self.loss_fn, self.net, [x[index.to(x.device)] for x in self.data])
+
+    def minibatch(self):
+        """Rows without replacement, (B,).  Each group has its share of them, to within one row:
+        every so-many-th of all rows, in the order of groups, shuffled within."""
+        n, options = len(self.owner), {"dtype": torch.float64, "device": "cpu"}
+        order = (self.owner + torch.rand(n, generator=self.picker, **options)).argsort()
+        places = torch.arange(self.batch_size, **options) + torch.rand(1, generator=self.picker,
+                                                                       **options)
+        return order[(places * (n / self.batch_size)).long().clamp(max=n - 1)]
+
+    def per_group(self, losses, index):
+        """Mean loss of each group, (J,), from a mini-batch: their sum over the number expected."""
+        member = self.member[index.to(losses.device)]                       # (B, J)
+        return losses.detach().double() @ member / (len(index) * self.share)
+
+    def baseline(self, index):
+        return self.per_group(self.at_w0[index.to(self.at_w0.device)], index)
 
     def chain(self, seed):
         """A copy with weights, mini-batches and noise of its own."""
         chain = copy.copy(self)
-        chain.net = _copy("llc", self.net)[0]
-        # all weights become views of one vector, all gradients of another
+        chain.net = _copy("llc", self.net)
         chain.params = [p for p in chain.net.parameters() if p.requires_grad]
-        chain.w = torch.cat([p.detach().reshape(-1) for p in chain.params])     # (P,)
-        chain.w0, chain.gradient = chain.w.clone(), torch.zeros_like(chain.w)
-        vector_to_parameters(chain.w, chain.params)
-        sizes = [p.numel() for p in chain.params]
-        for p, g in zip(chain.params, chain.gradient.split(sizes)):
-            p.grad = g.view_as(p)
-        chain.picker = Generator("cpu").manual_seed(seed)
+        chain.w = parameters_to_vector(chain.params).detach()               # (P,)
+        vector_to_parameters(chain.w, chain.params)             # the weights are views of w now
+        chain.w0, chain.picker = chain.w.clone(), Generator("cpu").manual_seed(seed)
         chain.gauss = _generator(chain.picker, chain.w.device)
         chain.p, chain.records, chain.heats = chain.noise(), [], []
         return chain
@@ -806,78 +758,61 @@ class Sampler:
         """A draw of the prior."""
         torch.add(self.w0, self.noise(), alpha=self.localization ** -0.5, out=self.w)
 
-    def minibatch(self):
-        """A mini-batch without replacement, and the mean loss of each group in it at w0, (J,)."""
-        picked = self.members
-        if not self.whole:
-            picked = [rows[torch.randperm(len(rows), generator=self.picker, device="cpu")[:size]]
-                      for rows, size in zip(self.members, self.sizes)]
-        index = torch.cat(picked)                               # (B,), group by group
-        batch = [t[index.to(t.device)] for t in self.data]
-        return batch, self.averager @ self.at_w0[index.to(self.w.device)].double()
+    def loss_and_gradient(self, index):
+        """Mean loss of each group, (J,), and the gradient of the joint loss, (P,)."""
+        losses = self.losses(index)
+        return self.per_group(losses, index), _gradient(losses.mean(), self.params)
 
-    def loss_and_gradient(self, batch, autocast):
-        """Mean loss of each group, (J,).  Leaves the joint loss's gradient in self.gradient."""
-        self.gradient.zero_()
-        with torch.enable_grad():
-            losses = self.losses(batch, autocast)
-            (losses * self.weights).sum().backward(inputs=self.params)
-        return self.averager @ losses.detach().double()
-
-    def step(self):
+    def step(self, gradient):
         """sgld_step with momentum p (BAOAB: Leimkuhler & Matthews 2013).  c = 0: mean of two.
             p <- p - h drift                        w <- w + h/2 p        h^2 = lr
             p <- c p + sqrt(1 - c^2) noise          w <- w + h/2 p        c = momentum"""
         h, c = math.sqrt(self.lr), self.momentum
         drift = torch.sub(self.w, self.w0).mul_(self.localization)
-        self.p.sub_(drift.add_(self.gradient, alpha=self.nbeta), alpha=h)
+        self.p.sub_(drift.add_(gradient, alpha=self.nbeta), alpha=h)
         self.w.add_(self.p, alpha=h / 2)
         self.p.mul_(c).add_(self.noise(), alpha=math.sqrt(1 - c * c))
         self.w.add_(self.p, alpha=h / 2)
 
     def advance(self, draws, keep=True):
         """So many draws more.  A record: losses and losses at w0, (J,) each, and (w - w0) . g."""
-        for draw in range(draws):
-            batch, baseline = self.minibatch()
-            losses = self.loss_and_gradient(batch, self.autocast)
-            # looked at rarely, because a GPU waits
-            if draw % 16 == 15 and not torch.isfinite(losses).all():
-                break
+        for _ in range(draws):
+            index = self.minibatch()
+            losses, gradient = self.loss_and_gradient(index)
             if keep:
-                virial = (self.w - self.w0) @ self.gradient
-                self.records.append(torch.cat([losses, baseline, virial.double()[None]]))
-            if keep and not self.whole and len(self.records) % 40 == 1:
-                self.heats.append(self.heat(batch))
-            self.step()
+                virial = ((self.w - self.w0) @ gradient).double()[None]
+                self.records.append(torch.cat([losses, self.baseline(index), virial]))
+                if len(index) < len(self.owner) and len(self.records) % 40 == 1:
+                    self.heats.append(self.heat(index, gradient))
+            self.step(gradient)
 
-    def heat(self, batch):
+    def heat(self, index, gradient):
         """The noise d of the mini-batch gradient, and how the losses curve along it.
             nbeta^2 (|d|^2, d . s, |s|^2, c_1, .., c_J)      s = nbeta H d, c_j = nbeta d . H_j d"""
-        # the noise shows in the gradient of a second mini-batch
-        here, gradient = self.w.clone(), self.gradient.clone()
-        self.loss_and_gradient(self.minibatch()[0], self.autocast)
-        d = (gradient - self.gradient) / math.sqrt(2)           # of two: twice the variance of one
+        _, other = self.loss_and_gradient(self.minibatch())
+        d = (gradient - other) / math.sqrt(2)                   # of two: twice the variance of one
+        here, ends = self.w.clone(), []
         h = (0.01 * (here.norm() + (here - self.w0).norm())).clamp(min=1e-3)
-        h, ends = h / d.norm().clamp(min=1e-30), []
-        for shift in (h, 0 * h, -h):                            # differences need full precision
+        h = h / d.norm().clamp(min=1e-30)
+        for shift in (h, 0 * h, -h):
             torch.add(here, d * shift, out=self.w)
-            ends.append((self.loss_and_gradient(batch, None), self.gradient.clone()))
+            ends.append(self.loss_and_gradient(index))
         self.w.copy_(here)
-        self.gradient.copy_(gradient)
         (up, g_up), (middle, _), (down, g_down) = ends
-        s, curved = (g_up - g_down) / (2 * h), (up - 2 * middle + down) / h ** 2
-        s, curved = self.nbeta * s, self.nbeta * curved
+        s = self.nbeta * (g_up - g_down) / (2 * h)
+        curved = self.nbeta * (up - 2 * middle + down) / h ** 2
         return self.nbeta ** 2 * torch.cat([torch.stack([d @ d, d @ s, s @ s]).double(), curved])
 
     @torch.no_grad()
     def noise_only(self, draws=8):
         """nbeta times the excess loss of each group at draws of the prior, (draws, J)."""
+        if self.localization == 0:
+            return torch.full_like(self.share, math.nan)[None]
         found = []
-        for _ in range(draws):
-            batch, baseline = self.minibatch()
+        for index in [self.minibatch() for _ in range(draws)]:
             self.spread_out()
-            found.append(self.averager @ self.losses(batch, self.autocast).double() - baseline)
-        return self.nbeta * torch.stack(found).cpu()
+            found.append(self.per_group(self.losses(index), index) - self.baseline(index))
+        return self.nbeta * torch.stack(found)
 
 
 def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
@@ -885,8 +820,7 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
         start: Tensor | None = None, num_chains: int = 2, num_draws: int = 100,
         num_burnin_steps: int = 20, mc_error: float | None = None, batch_size: int | None = None,
         generator: Generator | None = None, groups: Tensor | None = None, only=None,
-        callback: Callable | None = None, autocast: torch.dtype | None = None,
-        worst_loss: float | None = None) -> LLC:
+        callback: Callable | None = None, worst_loss: float | None = None) -> LLC:
     """Local learning coefficient: how fast the loss grows around w0, in effective parameters / 2.
         LLC = nbeta (E[L(w)] - L(w0)) - bias        w ~ exp(-nbeta L - localization/2 |w - w0|^2)
     With localization 0 it is k/2 for a quadratic loss of k weights, and 1/4 for w^4.  Else it is
@@ -902,7 +836,6 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
     groups: (N,) integers, such as the task of each row.  The chains yield an LLC_j for each group.
     only: names of parameters, or their first parts ("blocks.0"): the others stay at w0.
     callback: called with the LLC so far, after every 50 draws.
-    autocast: such as torch.bfloat16, for all losses but those of curvatures.
     worst_loss: that of guessing, for .lost_share.
     A chain diverged if a loss is not finite, or above what draws of the prior lose.
     Source: Lau et al. 2023 (arXiv 2308.12108).
@@ -910,18 +843,17 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
       begin spread out; steps have momentum, and no error in quadratics; with groups, one set of
       chains on the joint loss, not one per task: a group holds the weights with its share only."""
     batch_size = 256 if batch_size is None else batch_size
-    for key, value, low in (("nbeta", nbeta, 0), ("lr", lr, 0),
-                            ("localization", localization, -1e-300), ("num_chains", num_chains, 0),
-                            ("num_draws", num_draws, 3), ("num_burnin_steps", num_burnin_steps, -1),
-                            ("batch_size", batch_size, 0),
-                            ("mc_error", mc_error, 0)):
+    for key, value, low in (("nbeta", nbeta, 0), ("lr", lr, 0), ("num_chains", num_chains, 0),
+                            ("localization", localization, -1e-300), ("num_draws", num_draws, 3),
+                            ("num_burnin_steps", num_burnin_steps, -1), ("mc_error", mc_error, 0),
+                            ("batch_size", batch_size, 0)):
         if value is not None and not low < value < math.inf:
             raise ValueError(f"llc: {key} must be finite and above {low}, got {value}")
     if init not in ("prior", "w0"):
         raise ValueError(f"llc: init must be 'prior' or 'w0', got {init!r}")
     seeds = _generator(generator)
     with _prepare("llc", model, loss_fn, data, only) as (net, loss_fn, params, data, n):
-        sampler = Sampler(net, loss_fn, data, groups, batch_size, nbeta, localization, autocast)
+        sampler = Sampler(net, loss_fn, data, groups, batch_size, nbeta, localization)
         # the step, from the curvature on as many rows as are cheap
         few = torch.randperm(n, generator=seeds, device="cpu")[:max(batch_size, 512)]
         few = [x[few.to(x.device)] for x in data]
@@ -930,9 +862,7 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
         if lr is None and steepest == 0:
             raise ValueError("llc: lr must be given: the loss is flat at w0, and localization is 0")
         sampler.lr = 2 / steepest if lr is None else lr
-        sampler.prior = torch.full_like(sampler.share, math.nan)[None]
-        if localization > 0:
-            sampler.prior = sampler.chain(1).noise_only()       # (8, J)
+        sampler.prior = sampler.chain(1).noise_only()           # (8, J)
         picks = torch.randint(2**62, (num_chains,), generator=seeds, device="cpu").tolist()
         options = picks, init, num_burnin_steps, num_draws, mc_error
         result, chains = _sample(sampler, *options, callback)
@@ -954,16 +884,14 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
 def _sample(sampler, seeds, init, num_burnin_steps, num_draws, mc_error, callback=None):
     """Chains, and an LLC from their draws: num_draws of each, or until the error is small."""
     chains, done = [sampler.chain(seed) for seed in seeds], 0
-    for chain in chains:
-        if init == "prior" and sampler.localization > 0:
-            chain.spread_out()
+    for chain in chains if init == "prior" and sampler.localization > 0 else []:
+        chain.spread_out()
     advance_all(chains, num_burnin_steps, keep=False)
     at_once = num_draws if mc_error is None and callback is None else 50
     while True:
-        step = min(at_once, num_draws - done)
-        advance_all(chains, step)
-        done += step
-        result = _summary(sampler, chains, done)
+        advance_all(chains, min(at_once, num_draws - done))
+        done = len(chains[0].records)
+        result = _summary(sampler, chains)
         if callback is not None:
             callback(result.judge())
         precise = mc_error is not None and result.mc_error <= mc_error * abs(result.mean)
@@ -971,45 +899,43 @@ def _sample(sampler, seeds, init, num_burnin_steps, num_draws, mc_error, callbac
             return result, chains
 
 
-def _summary(sampler, chains, n):
+def _summary(sampler, chains):
     """From the records of all chains to an LLC."""
-    share, nbeta, gamma, J = sampler.share, sampler.nbeta, sampler.localization, len(sampler.share)
-    records = torch.full((len(chains), n, 2 * J + 1), math.nan, dtype=torch.float64, device="cpu")
-    for trace, chain in zip(records, chains):                   # nan stays where a chain broke off
-        if chain.records:
-            trace[:len(chain.records)] = torch.stack(chain.records).cpu()
-    losses, baselines, virial = records.split([J, J, 1], 2)     # (C, n, J) twice, (C, n, 1)
-    draws, prior = llc_draws(losses, baselines, nbeta, 0), sampler.prior @ share
-    result = LLC(losses=losses @ share, baselines=baselines @ share, nbeta=nbeta, lr=sampler.lr,
+    share, nbeta, gamma = sampler.share.cpu(), sampler.nbeta, sampler.localization
+    records = torch.stack([torch.stack(chain.records).cpu() for chain in chains])
+    # the joint loss stands behind those of the groups
+    J = len(share)
+    eye = torch.eye(J, dtype=share.dtype, device="cpu")
+    columns = torch.cat([eye, share[:, None]], 1)               # (J, J + 1)
+    losses, baselines = records[:, :, :J] @ columns, records[:, :, J:2 * J] @ columns
+    draws, prior = llc_draws(losses, baselines, nbeta, 0), sampler.prior.cpu() @ columns
+    result = LLC(losses=losses[:, :, J], baselines=baselines[:, :, J], nbeta=nbeta, lr=sampler.lr,
                  init_loss=float(sampler.at_w0.double().mean()), localization=gamma,
-                 groups=sampler.groups, group_shares=share, noise_only=float(prior.mean()),
-                 noise_only_error=float(prior.std(correction=0)) / math.sqrt(len(prior)),
-                 group_noise_only=sampler.prior.mean(0))
+                 groups=sampler.groups, group_shares=share, group_noise_only=prior.mean(0)[:J],
+                 noise_only=float(prior[:, J].mean()),
+                 noise_only_error=float(prior[:, J].std(correction=0)) / math.sqrt(len(prior)))
     # a chain that loses more than the prior's own draws has diverged
-    most = 1.5 * float(prior.abs().max()) + 1e-3 * nbeta * abs(result.init_loss) + 1e-12
-    late = (draws @ share)[:, n // 2:].mean(1)                  # (C,)
+    most = 1.5 * float(prior[:, J].abs().max()) + 1e-3 * nbeta * abs(result.init_loss) + 1e-12
+    late = draws[:, draws.shape[1] // 2:, J].mean(1)            # (C,)
     result.diverged = ~torch.isfinite(draws).flatten(1).all(1) | (late > most)
     result.num_diverged, sound = int(result.diverged.sum()), ~result.diverged
     if not sound.any():
         return result
-    # the value of each group, and its error
-    draws, heats = draws[sound], [h for c, good in zip(chains, sound) if good for h in c.heats]
+    heats = [heat for chain, good in zip(chains, sound) if good for heat in chain.heats]
     biases, doubt = _bias(sampler, heats)
-    errors = [math.hypot(effective_samples(draws[:, :, j])[1], doubt * float(biases[j]))
-              for j in range(J)]
-    result.group_biases, result.group_means = biases, draws.mean((0, 1)) - biases
-    result.group_mc_errors = torch.tensor(errors, dtype=torch.float64, device="cpu")
-    # the same of the joint loss
-    result.bias = float(share @ biases)
-    value = draws @ share - result.bias                         # (C, n)
-    result.mean, result.r_hat = float(value.mean()), split_r_hat(value)
-    result.ess, error = effective_samples(value)
-    result.mc_error = math.hypot(error, doubt * result.bias)
+    biases = biases @ columns                                   # (J + 1,)
+    values = draws[sound] - biases                              # (C, n, J + 1)
+    errors = biases.new_tensor([effective_samples(each)[1] for each in values.unbind(2)])
+    means, errors, value = values.mean((0, 1)), torch.hypot(errors, doubt * biases), values[..., J]
+    result.group_means, result.group_mc_errors = means[:J], errors[:J]
+    result.group_biases, result.bias = biases[:J], float(biases[J])
+    result.mean, result.mc_error = float(means[J]), float(errors[J])
+    result.r_hat, result.ess = split_r_hat(value), effective_samples(value)[0]
     result.std = float(value.mean(1).std()) if len(value) > 1 else math.nan
     # d/dgamma = -nbeta/2 Cov(L, |w - w0|^2); in many flat directions that is mostly noise.  By
     # parts, gamma Cov(L, |w - w0|^2) = E u - nbeta Cov(L, u) with u = (w - w0) . gradient
     if gamma > 0:
-        u = virial[sound].squeeze(2)
+        u = records[sound][:, :, -1]
         covariance = float(((value - value.mean()) * (u - u.mean())).mean())    # times nbeta
         result.sensitivity = nbeta / 2 / gamma * (covariance - float(u.mean()))
     return result
@@ -1019,13 +945,13 @@ def _bias(sampler, heats):
     """What the noise d of mini-batches adds to each group's value, (J,), and its relative error.
         lr/8 (1 + c) / (1 - c) E[d . f(nbeta H) d]        f(s) = s / (s + gamma) / (1 - z / 4)
     z = lr (s + gamma).  Exact for noise in flat directions and in others of one curvature s."""
-    c, gamma = sampler.momentum, sampler.localization
+    c, gamma, share = sampler.momentum, sampler.localization, sampler.share.cpu()
     if not heats:                                               # all of data: no gradient noise
-        return torch.zeros_like(sampler.share), 0.0
+        return torch.zeros_like(share), 0.0
     heats = torch.stack(heats).cpu()
     power, first, second = heats[:, :3].mean(0).tolist()
     curved = heats[:, 3:].mean(0)                               # (J,)
-    if first <= 0 or second <= 0 or not float(sampler.share @ curved) > 0:
+    if first <= 0 or second <= 0 or not float(share @ curved) > 0:
         return torch.zeros_like(curved), 0.0
     s, stiff = second / first, first ** 2 / second              # noise in curved directions
     joint = stiff * s / (s + gamma) / (1 - min(sampler.lr * (s + gamma), 3.96) / 4)
@@ -1033,7 +959,7 @@ def _bias(sampler, heats):
         joint += max(power - stiff, 0)
     joint *= sampler.lr / 8 * (1 + c) / (1 - c)
     doubt = float(heats[:, 0].std(correction=0)) / power / math.sqrt(len(heats))
-    return joint * curved / (sampler.share @ curved), doubt
+    return joint * curved / (share @ curved), doubt
 
 
 # ----------------------------------------------------------------------------- 5  linear probe
@@ -1125,25 +1051,21 @@ def per_example_gradients_vmap(net, loss_fn, data):
     return [columns[name] for name in point]
 
 
-def gradient_blocks(net, loss_fn, data, chunk, small=2**26):
-    """The same, one parameter after another: where the gradients do not fit, the backward pass is
-    repeated for blocks of parameters.  small: numbers that always fit."""
+def gradient_blocks(net, loss_fn, data, chunk, small=2**28):
+    """The same, for as many parameters at a time as fit: the backward pass of each block of them
+    stops early.  small: numbers that always fit."""
     params = [p for p in net.parameters() if p.requires_grad]
-    n, sizes = len(data[0]), [p.numel() for p in params]
-    rows = min(n, max(chunk, small // sum(sizes)))              # examples at a time
-    most = max(2 * chunk * sum(sizes), 4 * small)               # numbers held for one block
-    blocks = [n * sum(sizes[:i]) // most for i in range(len(sizes))]
-    for block in sorted(set(blocks)):
-        for p, own in zip(params, blocks):                      # the backward pass stops early
-            p.requires_grad_(own == block)
-        pieces = []
-        for batch in _batches(data, rows):
-            try:
-                pieces.append(per_example_gradients_vmap(net, loss_fn, batch))
-            except (RuntimeError, ValueError):                  # .item(), or a branch on the data
-                pieces.append(per_example_gradients(net, loss_fn, batch))
-        for column in zip(*pieces):
-            yield column[0] if len(column) == 1 else torch.cat(column)
+    sizes = torch.tensor([p.numel() for p in params], device="cpu")
+    most = max(2 * chunk * int(sizes.sum()), small)             # numbers held at a time
+    blocks = len(data[0]) * sizes.cumsum(0) // most             # the block of each parameter
+    for block in blocks.unique():
+        for p, own in zip(params, blocks):
+            p.requires_grad_(bool(own == block))
+        try:
+            columns = per_example_gradients_vmap(net, loss_fn, data)
+        except (RuntimeError, ValueError):                      # .item(), or a branch on the data
+            columns = per_example_gradients(net, loss_fn, data)
+        yield from columns
 
 
 def advance_all(chains, draws, keep=True):

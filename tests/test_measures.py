@@ -17,7 +17,7 @@ import measures
 from measures import (effective_rank, effective_samples, fisher_rank, gradient_gram, gradient_rank,
                       hessian_top, lanczos, linear_probe, llc, llc_draws, mean_share,
                       per_example_gradients, per_example_gradients_vmap, plain_llc,
-                      power_iteration, rank_error, rankme, rankme_centred, rankme_many, sgld_step,
+                      power_iteration, rankme, rankme_centred, rankme_many, sgld_step,
                       split_r_hat)
 
 exercise = pytest.mark.exercise
@@ -317,7 +317,8 @@ def test_gradient_gram_in_blocks_of_parameters_is_exact_and_keeps_its_bound(monk
     got = gradient_gram(model, cross_entropy, data, chunk=4)
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert_close(got, slow_gram(model, data), 1e-9)
-    assert max(sizes) <= 4 * total, "never more than a chunk of gradients"
+    largest = max(p.numel() for p in model.parameters())
+    assert max(sizes) <= 2 * 4 * total + 40 * largest, "two chunks, and one parameter more"
     assert sum(sizes) == 40 * total, "each gradient once"
 
 
@@ -464,19 +465,18 @@ def test_converged_is_never_set_when_the_residual_is_too_large(seed):
     h = matrix(start_of(80, seed), seed)
     for tol in (1e-1, 1e-2, 1e-6, 1e-9):
         for limit in (1, 2, 5, 20, 60):
-            result = lanczos(h.mv, start_of(80, seed + 100), tol, limit, max_basis=12)
+            result = lanczos(h.mv, start_of(80, seed + 100), tol, limit)
             v = result.eigenvector
             residual = float((h @ v - result.eigenvalue * v).norm()) / abs(result.eigenvalue)
             assert not result.converged or residual <= tol * (1 + 1e-6), (tol, limit, residual)
             assert result.iterations <= limit
 
 
-@pytest.mark.parametrize("max_basis", [4, 10, 24])
-def test_lanczos_restarts_and_still_converges(max_basis):
-    spectrum = [1 - 0.5 * (i / 300) ** 0.5 for i in range(300)]         # crowded at the top
+def test_lanczos_of_a_spectrum_that_is_crowded_at_the_top():
+    spectrum = [1 - 0.5 * (i / 300) ** 0.5 for i in range(300)]
     h = matrix(spectrum)
-    result = lanczos(h.mv, start_of(300), tol=1e-4, max_iters=400, max_basis=max_basis)
-    assert result.converged and result.iterations > 20
+    result = lanczos(h.mv, start_of(300), tol=1e-4, max_iters=400)
+    assert result.converged and 20 < result.iterations < 200
     assert result.eigenvalue == pytest.approx(1, rel=1e-3)
 
 
@@ -870,23 +870,6 @@ def test_llc_of_groups_adds_up():
     assert joint.mean == pytest.approx(7, abs=max(0.14, 3 * joint.mc_error))
 
 
-def test_llc_under_autocast_follows_the_moving_weights():
-    """A stale bfloat16 copy of the weights would leave the loss where it was at w0."""
-    model = nn.Linear(32, 1, bias=False)
-    nn.init.zeros_(model.weight)
-    x = orthogonal(32).float() * 32 ** 0.5
-
-    def loss(model, batch):
-        return model(batch[0]).float().squeeze(1).square() / 2
-    options = dict(nbeta=100.0, lr=1e-3, localization=0.0, num_draws=600, generator=seeded())
-    with torch.autocast("cpu", torch.bfloat16):                 # the caller's must not interfere
-        full = llc(model, loss, (x,), **options)
-        half = llc(model, loss, (x,), autocast=torch.bfloat16, **options)
-    assert_llc(full, 16.0, "float32")
-    assert_llc(half, 16.0, "bfloat16")
-    assert not torch.equal(full.losses, half.losses)
-
-
 WHITE = normal(4, 2000, dtype=torch.float64)
 
 
@@ -1000,32 +983,6 @@ def test_lanczos_stays_orthogonal_where_the_tolerance_is_at_the_rounding_error(d
     for seed in range(10):
         found = lanczos(h.mv, normal(102, seed=seed, dtype=dtype), tol=1e-7, max_iters=150)
         assert found.eigenvalue == pytest.approx(5, rel=1e-5)
-
-
-def test_error_of_the_eigenvalue_is_that_of_the_examples_curvatures():
-    """(w . x)^2 / 2: example i has the curvature (v . x_i)^2 along v."""
-    def loss(model, batch):
-        return model(batch[0]).squeeze(1).square() / 2
-    x = normal(200, 5) * torch.tensor([3.0, 1, 1, 1, 1])
-    top = hessian_top(nn.Linear(5, 1, bias=False), loss, (x,), tol=1e-4)
-    each = (x @ top.eigenvector).square()
-    assert top.eigenvalue == pytest.approx(float(each.mean()), rel=1e-4)
-    assert top.error == pytest.approx(float(each.std()) / 200 ** 0.5, rel=1e-2)
-    assert math.isnan(hessian_top(nn.Linear(5, 1, bias=False), loss, (x[:1],)).error)
-
-
-@pytest.mark.parametrize("centred", [True, False])
-def test_error_of_a_rank_is_its_spread_over_samples_of_examples(centred):
-    ranks, errors = [], []
-    for seed in range(100):
-        x = normal(48, 20, seed=seed, dtype=torch.float64) * torch.logspace(0, -1, 20) + 0.2
-        gram = x @ x.T
-        kept = x - x.mean(0) if centred else x
-        ranks.append(effective_rank(torch.linalg.svdvals(kept) ** 2))
-        errors.append(rank_error(gram, centred))
-    spread, claimed = float(torch.tensor(ranks).std()), sum(errors) / 100
-    assert claimed == pytest.approx(spread, rel=0.3), (claimed, spread)
-    assert rank_error(gram, centred, parts=12) == pytest.approx(claimed, rel=0.8)
 
 
 def test_fisher_rank_names_itself_where_gradients_are_zero():
@@ -1852,8 +1809,7 @@ def test_not_a_number_is_refused_and_located(name):
 
 @pytest.mark.parametrize("options", [
     dict(nbeta=-1.0), dict(lr=0.0), dict(lr=math.nan), dict(localization=-1.0), dict(num_draws=2),
-    dict(batch_size=0), dict(num_chains=0), dict(groups=torch.zeros(3, dtype=torch.int64)),
-    dict(groups=torch.arange(40), batch_size=8)])
+    dict(batch_size=0), dict(num_chains=0), dict(groups=torch.zeros(3, dtype=torch.int64))])
 def test_llc_refuses_arguments_out_of_range(options):
     model, data = net_and_data(dtype=torch.float32)
     with pytest.raises(ValueError, match="llc: .*" + next(iter(options))):
@@ -1938,8 +1894,6 @@ def test_all_measures_on_a_gpu():
     b = llc(there, cross_entropy, data_there, generator=seeded(1), **options)
     assert abs(a.mean - b.mean) <= 4 * math.hypot(a.mc_error, b.mc_error)
     assert torch.equal(torch.cuda.get_rng_state(), state)
-    half = llc(there, cross_entropy, data_there, autocast=torch.bfloat16, **options)
-    assert half.mean == pytest.approx(b.mean, abs=8 * b.mc_error)
 
     x = normal(5, 200, 64)
     assert torch.allclose(rankme_many(x.cuda()).cpu(), rankme_many(x), atol=1e-3)
