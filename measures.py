@@ -33,6 +33,7 @@ Letters: B batch, D width, N examples, P parameters, C chains, J groups, M matri
 torch.Size([2, 20])
 """
 import copy
+import functools
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -1075,3 +1076,34 @@ def advance_all(chains, draws, keep=True):
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for done in [pool.submit(chain.advance, draws, keep) for chain in chains]:
             done.result()
+
+
+# -------------------------------------------------------------------------- models of one's own
+
+@contextmanager
+def collect_states(model: Module, *names: str):
+    """What modules of a model return while this is open: {name: [one tensor for each call]}.
+    names: as in model.named_modules(), such as "transformer.h.0".  Of a tuple, as blocks return it
+    with a cache, the first.  The states are detached; the hooks are gone afterwards, and measures
+    never call them.  Raises ValueError for an unknown name, and for a module that never ran.
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh())
+    >>> with collect_states(model, "1") as states:
+    ...     _ = model(torch.eye(3)), model(-torch.eye(3))
+    >>> torch.cat(states["1"]).shape
+    torch.Size([6, 8])"""
+    modules, states = dict(model.named_modules()), {name: [] for name in names}
+    unknown = [name for name in names if name not in modules]
+    if unknown:
+        raise ValueError(f"collect_states: no module {unknown}; there are {list(modules)[1:]}")
+
+    def keep(name, module, args, output):
+        states[name].append((output[0] if isinstance(output, tuple) else output).detach())
+    hooks = [modules[name].register_forward_hook(functools.partial(keep, name)) for name in names]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+    silent = [name for name in names if not states[name]]
+    if silent:
+        raise ValueError(f"collect_states: {silent} did not run (compiled, or used in parts?)")

@@ -325,10 +325,10 @@ class MeasureJobs:
     def data(self, n):
         return tuple(x[:n] for x in self.many)
 
-    def llc(self, draws, autocast=None):
+    def llc(self, draws):
         return functools.partial(
             measures.llc, self.model, models.example_loss, self.many, batch_size=256,
-            num_chains=self.chains, num_draws=draws, num_burnin_steps=1, autocast=autocast)
+            num_chains=self.chains, num_draws=draws, num_burnin_steps=1)
 
     def hessian_top(self):
         generator = torch.Generator().manual_seed(1)
@@ -358,9 +358,7 @@ def bench_measures(fast, device):
     jobs = MeasureJobs(fast, device)
     seconds = interleaved({
         "unit": unit_step(*jobs.data(256)),
-        "llc 20": jobs.llc(20), "llc 20 fast": jobs.llc(20, torch.bfloat16),
-        "llc 40": jobs.llc(40), "llc 40 fast": jobs.llc(40, torch.bfloat16),
-        "top": jobs.hessian_top,
+        "llc 20": jobs.llc(20), "llc 40": jobs.llc(40), "top": jobs.hessian_top,
         "gradient_gram of 64": jobs.gradient_gram,
         "gradient_rank and fisher_rank of 64": jobs.two_ranks,
         "rankme of 1000 x 128": jobs.rankme,
@@ -369,8 +367,6 @@ def bench_measures(fast, device):
     unit, products = seconds["unit"], jobs.top.iterations
     # What 20 draws more take, with all that happens once left out.
     costs = {"llc, a chain and draw": (seconds["llc 40"] - seconds["llc 20"]) / 20 / jobs.chains,
-             "the same, bfloat16":
-                 (seconds["llc 40 fast"] - seconds["llc 20 fast"]) / 20 / jobs.chains,
              "hessian_top, in all": seconds["top"],
              "hessian_top, a product": seconds["top"] / products}
     costs |= {name: cost for name, cost in seconds.items() if " of " in name}

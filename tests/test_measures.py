@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import measures
-from measures import (effective_rank, effective_samples, fisher_rank, gradient_gram, gradient_rank,
-                      hessian_top, lanczos, linear_probe, llc, llc_draws, mean_share,
-                      per_example_gradients, per_example_gradients_vmap, plain_llc,
-                      power_iteration, rankme, rankme_centred, rankme_many, sgld_step,
-                      split_r_hat)
+from measures import (collect_states, effective_rank, effective_samples, fisher_rank, gradient_gram,
+                      gradient_rank, hessian_top, lanczos, linear_probe, llc, llc_draws, mean_share,
+                      per_example_gradients, per_example_gradients_vmap, plain_llc, power_iteration,
+                      rankme, rankme_centred, rankme_many, sgld_step, split_r_hat)
 
 exercise = pytest.mark.exercise
 
@@ -1900,6 +1899,64 @@ def test_all_measures_on_a_gpu():
     y = x[0, :, 0].sign().long()
     accuracy = linear_probe(x[0].cuda(), y.cuda(), seeded())
     assert accuracy == pytest.approx(linear_probe(x[0], y, seeded()), abs=0.05)
+
+
+# -------------------------------------------------------------------------- models of one's own
+
+
+class Block(nn.Module):
+    """As a language model's: a tuple of the states and of something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.mlp(x), None
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.h, self.head = nn.ModuleList([Block(), Block()]), nn.Linear(6, 3)
+
+    def forward(self, x):
+        for block in self.h:
+            x, _ = block(x)
+        return self.head(x)
+
+
+def test_states_are_collected_by_name_and_measures_add_none():
+    model, (x, y) = Blocks(), small_data()
+    with collect_states(model, "h.0", "h.1", "h.1.mlp") as states:
+        for rows in x.split(5):
+            model(rows)
+        llc(model, cross_entropy, (x, y), num_draws=4)          # at other weights, on a copy
+        hessian_top(model, cross_entropy, (x, y))
+    first = x + model.h[0].mlp(x)
+    assert list(states) == ["h.0", "h.1", "h.1.mlp"]
+    assert [len(part) for part in states["h.0"]] == [5, 5, 5, 1]
+    assert torch.allclose(torch.cat(states["h.0"]), first, atol=1e-6)
+    assert torch.allclose(torch.cat(states["h.1.mlp"]), model.h[1].mlp(first), atol=1e-6)
+    assert torch.allclose(torch.cat(states["h.1"]), first + model.h[1].mlp(first), atol=1e-6)
+    assert not any(part.requires_grad for parts in states.values() for part in parts)
+    assert 1 < rankme(torch.cat(states["h.1"])) < 6
+    model(x)
+    assert len(states["h.0"]) == 4, "the hooks are gone"
+
+
+def test_collecting_leaves_no_hook_behind_and_says_what_is_wrong():
+    model, (x, _) = Blocks(), small_data()
+    with pytest.raises(ValueError, match=r"no module \['h.2'\]; there are \['h', 'h.0'"):
+        with collect_states(model, "h.0", "h.2"):
+            pass
+    with pytest.raises(ValueError, match=r"\['h'\] did not run"):
+        with collect_states(model, "h", "head"):                # a ModuleList is never called
+            model(x)
+    with pytest.raises(ZeroDivisionError):                      # the caller's own error comes out
+        with collect_states(model, "head"):
+            1 / 0
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_examples_in_the_docstrings():
