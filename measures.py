@@ -859,7 +859,14 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
     Source: Lau et al. 2023 (arXiv 2308.12108).
     Differs from the paper: its nbeta, lr, localization and number of draws are not public; chains
       begin spread out; steps have momentum, and no error in quadratics; with groups, one set of
-      chains on the joint loss, not one per task: a group holds the weights with its share only."""
+      chains on the joint loss, not one per task: a group holds the weights with its share only.
+    devinterp's test cases, L = prod_i w_i^(2 k_i), at localization 0: LLC = 1 / (2 max k).
+    >>> def crossing(model, batch):                             # (w1^0 w2^2)^2, 400 times
+    ...     return (model["w"] ** torch.tensor([0, 2])).prod(1).square().sum().expand(1)
+    >>> found = llc(torch.nn.ParameterDict({"w": torch.zeros(400, 2)}), crossing, torch.zeros(1),
+    ...             145, lr=1e-3, localization=0, init="w0", num_draws=800, num_burnin_steps=400)
+    >>> abs(found.mean / 400 - 1 / 4) < 0.02
+    True"""
     batch_size = 256 if batch_size is None else batch_size
     for key, value, low in (("nbeta", nbeta, 0), ("lr", lr, 0), ("num_chains", num_chains, 0),
                             ("localization", localization, -1e-300), ("num_draws", num_draws, 3),
