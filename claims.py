@@ -829,6 +829,8 @@ CLAIMS = (
           counts=False),
     Claim("C5", "the LLC does not lead (share that it does)",
           "0/24", "0/24", "no precursor", within=0.1, **_measure("llc")),
+    Claim("C5 narrow", "nor does it where weights are held closer (localization)",
+          "-", "-", "-", within=0.1, **_measure("llc_narrow")),
     Claim("C6", "the top Hessian eigenvalue does not lead",
           "about 17%", "lags", "no precursor", within=0.1, **_measure("hessian_top")),
     Claim("C7", "order of onsets and of emergence go together (rho)",

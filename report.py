@@ -314,6 +314,20 @@ def figure_measures(events):
 
 
 @sweep_style
+def figure_traces(draws, mean, noise_only):
+    """The chains of an LLC, draw by draw: (C, n) in nats times nbeta."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    ax = figure.subplots()
+    for trace in draws:
+        ax.plot(trace, color=RANKME, linewidth=0.7, alpha=0.7)
+    ax.axhline(mean, color=ACCURACY, linewidth=1.3, label="mean, less the bias")
+    ax.axhline(noise_only, color=CONTROL, linestyle="--", label="noise alone")
+    ax.set(xlabel="draw", ylabel="nbeta (L(w) - L(w0))")
+    ax.legend(fontsize=7, frameon=False)
+    return {"traces": figure}
+
+
+@sweep_style
 def figure_choices(events, findings, universe):
     """How far the claims depend on choices of analysis."""
     rates = universe.values["C4"] if universe else np.array([[math.nan]])   # (combinations, M)

@@ -534,11 +534,32 @@ def diagnostics(name, columns):
     found = columns[name]
     if name == "rankme":
         return {name: found["first"]}
-    if name == "llc":
+    if name.startswith("llc"):
         rise = None if found["mean"] is None else found["mean"] / found["nbeta"]
-        return {"LLC": found["mean"], "error": found.get("mc_error"), "bias": found.get("bias"),
-                "rise": rise}
+        return {"LLC": found["mean"], "error": found["mc_error"], "bias": found["bias"],
+                "noise only": found["noise_only"], "rise": rise}
     return found if isinstance(found, dict) else columns
+
+
+def show_chains(found, path):
+    """What an LLC's chains say of themselves; their traces as a figure."""
+    import measures
+    import report
+    out.print(f"joint: LLC {shown(found.mean)} +- {shown(found.mc_error)}, "
+              f"{shown(found.noise_only)} by noise alone; "
+              f"{'usable' if found.usable else 'not usable'}")
+    out.print(f"step: lr {shown(found.lr)}, stiffness {shown(found.stiffness)} here and "
+              f"{shown(found.stiffness_after)} at the last draw")
+    out.print(f"mixing: R-hat {shown(found.r_hat)}, {shown(found.ess)} effective draws, "
+              f"{found.num_diverged} chains diverged")
+    out.print(f"regime: nbeta {shown(found.nbeta)}, localization {shown(found.localization)}: half "
+              f"of it would change the LLC by {found.change_by_half():+.0%}; the draws lose "
+              f"{found.lost_share:.0%} of what training gained")
+    for warning in found.warnings:
+        out.print(f"Warning: {warning}.")
+    draws = measures.llc_draws(found.losses, found.baselines, found.nbeta, 0)
+    report.figure_traces(draws.tolist(), found.mean, found.noise_only)["traces"].savefig(path)
+    out.print(f"traces: {path}")
 
 
 @app.command("measure")
@@ -573,12 +594,8 @@ def run_measure(
     for key, values in found.items():
         table.add_row(key, *(shown(values[heading]) for heading in headings))
     out.print(table)
-    if name == "llc":                                           # what all levels share, once
-        shared = next(iter(columns.values()))["llc"]
-        keys = ("joint", "nbeta", "r_hat", "ess", "num_diverged")
-        out.print(", ".join(f"{key} {shown(shared[key])}" for key in keys))
-        for warning in shared["warnings"]:
-            out.print(f"Warning: {warning}.")
+    if name.startswith("llc"):                                  # what all levels share, once
+        show_chains(evals.chains, folder / f"{name}-{step:06d}.png")
     out.print(sweep.MEASURES[name].about)
 
 

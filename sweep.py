@@ -86,12 +86,12 @@ class MeasureConfig:
     hessian_tol: float = 0.02         # its residual; the eigenvalue's error is about its square
     llc_examples: int = 64            # of each task-level, from which mini-batches are drawn
     llc_rows: int = 48                # of a mini-batch, shared likewise, at least 2 of each
-    llc_chains: int = 4               # one set of chains, on the joint loss
+    llc_chains: int = 2               # one set of chains, on the joint loss
     llc_draws: int = 100              # of each chain, after llc_burnin more
     llc_burnin: int = 20
-    llc_nbeta: float = 30.0
-    llc_lr: float = 1e-3              # the largest with a bias below 5% on a trained joint nano
-    llc_localization: float = 300.0
+    llc_nbeta: float = 100.0
+    llc_localization: float = 1e4     # of llc: each weight may stray some .01
+    llc_narrow_localization: float = 3e4
     linear_examples: int = 2000       # of each task-level, for the linear probe
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
 
@@ -285,27 +285,33 @@ def measure_hessian_top(snapshot, evals):
     return evals.each_level(one, count, "hessian")
 
 
-def measure_llc(snapshot, evals):
-    """Every task-level's LLC, from one set of chains on the joint loss."""
+def measure_llc(snapshot, evals, name="llc"):
+    """Every task-level's LLC, from one set of chains on the joint loss.  Guessing is the worst."""
     m, K = evals.measure, len(evals.levels)
-    found = measures.llc(
-        snapshot.model, models.packed_loss, evals.joint(m.llc_examples, "llc"),
-        nbeta=m.llc_nbeta, lr=m.llc_lr, localization=m.llc_localization, num_chains=m.llc_chains,
-        num_draws=m.llc_draws, num_burnin_steps=m.llc_burnin,
+    pairs = map(tasks.split_name, evals.levels)
+    guessing = [torch.special.entr(tasks.answer_frequencies(*pair)).sum(1).mean() for pair in pairs]
+    found = evals.chains = measures.llc(
+        snapshot.model, models.packed_loss, evals.joint(m.llc_examples, "llc"), m.llc_nbeta,
+        localization=getattr(m, f"{name}_localization"), start=evals.state.get("llc"),
+        num_chains=m.llc_chains, num_draws=m.llc_draws, num_burnin_steps=m.llc_burnin,
         batch_size=K * evals.share(m.llc_rows, m.llc_examples),
         generator=tasks.seeded("cpu", "llc", snapshot.step),
         groups=torch.arange(K).repeat_interleave(m.llc_examples),
-        autocast=torch.bfloat16 if evals.train.dtype == "bfloat16" else None)
-    shared = {"joint": found.mean, "nbeta": found.nbeta, "r_hat": found.r_hat, "ess": found.ess,
-              "num_diverged": found.num_diverged, "warnings": found.warnings}
+        worst_loss=float(sum(guessing) / K))
+    evals.state["llc"], row = found.eigenvector, found.row()
+    shared = {key: value for key, value in row.items() if "group" not in key}
     columns = {}
     for k, level in enumerate(evals.levels):
-        own = {"mean": None}                                    # where every chain diverged
-        if found.group_means is not None:
-            own = {"mean": float(found.group_means[k]), "mc_error": float(found.group_mc_errors[k]),
-                   "bias": float(found.group_biases[k])}
-        columns[level] = {"llc": own | shared}
+        own = {"mean": "group_means", "mc_error": "group_mc_errors", "bias": "group_biases",
+               "noise_only": "group_noise_only"}
+        own = {key: row[column] and row[column][k] for key, column in own.items()}
+        columns[level] = {name: shared | {"joint": row["mean"]} | own}      # None: all diverged
     return columns
+
+
+def measure_llc_narrow(snapshot, evals):
+    """The same, where the weights are held closer: what depends on that is no property of them."""
+    return measure_llc(snapshot, evals, "llc_narrow")
 
 
 def measure_linear_probe(snapshot, evals):
@@ -354,15 +360,18 @@ MEASURES = {
         measure_fisher_rank, ("fisher_rank",), "hessian_snapshots", 20, ("fisher_rank",),
         "Effective rank of the Fisher matrix, labels drawn from the model; at most their number."),
     "hessian_top": Measure(
-        measure_hessian_top, ("hessian_top",), "hessian_snapshots", 95,
+        measure_hessian_top, ("hessian_top",), "hessian_snapshots", 100,
         ("hessian_top", "eigenvalue"),
         "Curvature of the loss along its sharpest direction.  iterations: Hessian-vector products; "
         "residual: |Hv - lambda v| / |lambda|."),
     "llc": Measure(
-        measure_llc, ("llc",), "llc_snapshots", 190, ("llc", "mean"),
+        measure_llc, ("llc",), "llc_snapshots", 360, ("llc", "mean"),
         "rise: by how many nats the loss is higher around these weights (LLC / nbeta), where each "
         "may stray some localization^-1/2.  Where the rise brings the loss to that of guessing, "
         "the LLC only mirrors the loss at the weights.  A negative one: they are no minimum."),
+    "llc_narrow": Measure(
+        measure_llc_narrow, ("llc_narrow",), "llc_snapshots", 360, ("llc_narrow", "mean"),
+        "The LLC with another localization, three times that of llc."),
     "linear_probe": Measure(
         measure_linear_probe, ("linear_probe", "linear_probe_shuffled"), "llc_snapshots", 190,
         ("linear_probe", -2),

@@ -820,10 +820,10 @@ QUESTIONS = {
             "in size, and what does its residual tell you that the Rayleigh quotient does not?"),
     ],
     3: [
-        (5, "Run `python run.py measure runs/modadd/nano-s0 --measure llc --set llc_lr=LR` on your "
-            "own run, with LR 2e-4, 5e-4, 1e-3 and 2e-3. Up to which does the corrected value stay "
-            "put while the raw one (value + bias) does not? Which would you not trust, and which "
-            "of the printed diagnostics says so?"),
+        (5, "Run `python run.py measure runs/modadd/nano-s0 --measure llc --set "
+            "llc_localization=G` on your own run, with G 1e3, 1e4, 3e4 and 1e5. Does the order of "
+            "the levels stay the same? Which would you not trust, and which of the printed "
+            "diagnostics says so?"),
         (5, "Measure the LLC at step 0, at your onset and at the last step (`--step`). One of "
             "them may be negative. What does that say about w0?"),
     ],

@@ -573,10 +573,9 @@ WRONG = {
         ("(gram + gram.mT) / 2", "gram + gram.mT", "a missing 1/2"),
         ("gram += g", "gram = g", "the last parameter only"),
         ("(gram + gram.mT) / 2", "gram - gram.mean(0)", "centred"),
-        ('n = _prepare("gradient_gram", model, data)',
-         'n = _prepare("gradient_gram", model, data); net.train()', "dropout on"),
-        ('net, params, data, n = _prepare("gradient_gram", model, data)',
-         "net, params, n = model, [*model.parameters()], len(data[0])",
+        ("gram = torch.zeros(", "net.train(); gram = torch.zeros(", "dropout on"),
+        ('with _prepare("gradient_gram", model, loss_fn, data) as (net, loss_fn, params, data, n):',
+         "for net, params, n in [(model, [*model.parameters()], len(data[0]))]:",
          "the caller's model itself, and unchecked"),
     ],
     "measures.power_iteration": [
@@ -737,15 +736,13 @@ ANOTHER_WAY = {
         return math.prod((value / sum(x)) ** (-value / sum(x)) for value in x)
         """,
     "measures.gradient_gram": """
-        net, params, data, n = _prepare("gradient_gram", model, data)
         rows = []
-        for i in range(n):
-            loss = loss_fn(net, tuple(t[i:i + 1] for t in data))
-            if loss.shape != (1,):
-                raise ValueError("gradient_gram: loss_fn must return one loss per example")
-            g = torch.autograd.grad(loss[0], params, allow_unused=True)
-            g = [torch.zeros_like(p) if x is None else x for x, p in zip(g, params)]
-            rows.append(torch.cat([x.flatten() for x in g]).double())
+        with _prepare("gradient_gram", model, loss_fn, data) as (net, loss_fn, params, data, n):
+            for i in range(n):
+                loss = loss_fn(net, [t[i:i + 1] for t in data])
+                g = torch.autograd.grad(loss[0], params, allow_unused=True)
+                g = [torch.zeros_like(p) if x is None else x for x, p in zip(g, params)]
+                rows.append(torch.cat([x.flatten() for x in g]).double())
         K = torch.stack(rows) @ torch.stack(rows).T
         if not torch.isfinite(K).all():
             raise ValueError("gradient_gram: not finite")
@@ -764,8 +761,7 @@ ANOTHER_WAY = {
                 r = float("inf")
             if r <= tol or n >= max_iters:
                 return HessianTop(
-                    eigenvalue=rho, eigenvector=v, smallest=math.nan, smallest_residual=math.nan,
-                    iterations=n, residual=r, converged=r <= tol, vectors=torch.empty(0, len(v)))
+                    eigenvalue=rho, eigenvector=v, iterations=n, residual=r, converged=r <= tol)
             v = hv
         """,
     "measures.split_r_hat": """

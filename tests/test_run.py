@@ -612,6 +612,19 @@ def test_measure_prints_a_table_that_tells_what_it_means(arguments, copied, caps
     assert ("parity-3" in screen) == ("--level" not in arguments)
 
 
+@pytest.mark.parametrize("name", ["llc", "llc_narrow"])
+def test_measure_llc_prints_how_far_it_can_be_trusted_and_draws_its_chains(name, copied, capsys):
+    status, screen, err = call(capsys, "measure", copied, "--measure", name, *FEW_DRAWS)
+    assert status == 0, err
+    text = " ".join(screen.split())
+    for words in ("joint: LLC", " +- ", "by noise alone", "usable", "lr ", "stiffness 2 here",
+                  "R-hat", "effective draws", "half of it would change the LLC by",
+                  "the draws lose", "Warning: "):
+        assert words in text, words
+    (figure,) = (copied / "nano-s0").glob(f"{name}-*.png")
+    assert figure.read_bytes()[:4] == b"\x89PNG" and figure.name in text.replace(" ", "")
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--measure", "llc", "--step", "7"], "torch was 1.0"),
     (["--measure", "llc", "--step", "41"], "0 to 40"),

@@ -172,7 +172,7 @@ def test_seen_and_unseen_operands_are_columns_of_their_own():
 
 def test_the_vocabulary_of_measures():
     assert list(sweep.MEASURES) == ["rankme", "gradient_rank", "fisher_rank", "hessian_top", "llc",
-                                    "linear_probe"]
+                                    "llc_narrow", "linear_probe"]
 
 
 @pytest.mark.parametrize("name", sweep.MEASURES)
@@ -202,6 +202,26 @@ def test_each_row_of_the_table_is_complete(name):
     assert row.snapshots == "snapshots" or hasattr(MEASURE, row.snapshots)
     assert row.cost > 0 and row.about.endswith(".") and name in row.columns
     assert row.number == () or row.number[0] == name
+
+
+def test_the_llc_is_taken_at_two_localizations_and_starts_warm():
+    evals, at = sweep.EvalSet(TRAIN, MEASURE), trained()
+    wide = sweep.measure_llc(at, evals)["copy-2"]["llc"]
+    vector = evals.state["llc"]
+    assert vector.shape == (models.parameter_count(faults.SMALLEST),)
+    narrow = sweep.measure_llc_narrow(at, evals)["copy-2"]["llc_narrow"]
+    assert (wide["localization"], narrow["localization"]) == (1e4, 3e4)
+    assert wide["stiffness"] == narrow["stiffness"] == pytest.approx(2)
+    assert abs(float(vector @ evals.state["llc"])) > 0.5, "of about the same direction"
+    assert wide["nbeta"] == 100 and isinstance(wide["usable"], bool)
+    # uniform guessing would lose more than guessing by frequency: the share is of that
+    assert wide["lost_share"] is None or abs(wide["lost_share"]) < 10
+
+
+def test_an_llc_whose_chains_all_diverged_is_none_for_each_level(monkeypatch):
+    monkeypatch.setattr(sweep.measures, "llc", lambda *args, **options: measures.LLC())
+    for columns in sweep.measure_llc(trained(), sweep.EvalSet(TRAIN, MEASURE)).values():
+        assert columns["llc"]["mean"] is columns["llc"]["noise_only"] is None
 
 
 def test_the_mean_over_levels_of_the_llc_is_that_of_the_joint_loss():
