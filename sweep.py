@@ -79,8 +79,8 @@ class MeasureConfig:
     measures: tuple = ("rankme",)     # names in MEASURES
     eval_examples: int = 200          # of each task-level: its whole space, if that is no larger,
                                       # else so many draws
-    hessian_snapshots: int = 21       # how often the ranks and the Hessian are taken: evenly spread
-    llc_snapshots: int = 11           # how often the LLC and the linear probe are
+    hessian_snapshots: int = 13       # how often the ranks and the Hessian are taken: evenly spread
+    llc_snapshots: int = 7            # how often the LLC and the linear probe are
     gradient_examples: int = 512      # for the ranks, shared by the levels, at most 64 of each
     hessian_examples: int = 512       # for the Hessian, shared likewise, at most 128 of each
     hessian_tol: float = 0.02         # its residual; the eigenvalue's error is about its square
