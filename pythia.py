@@ -113,11 +113,12 @@ def suite_of(model):
     name = Path(model).resolve().name if Path(model).is_dir() else repository(model)
     for models, revisions in SUITES.items():
         found = matches(models, name)
-        if found:
+        if found is not None:
             return revisions, found.get("size", name.rpartition("/")[2]), found.get("seed")
     revisions = "checkpoint-{step}" if Path(model).is_dir() else "step{step}"
     name = name.rpartition("/")[2]
-    found = matches("{size}-seed{seed}|{size}-s{seed}|{size}_seed{seed}", name) or {"size": name}
+    seeds = "{size}-seed{seed}|{size}-s{seed}|{size}_seed{seed}|{size}_s{seed}"
+    found = matches(seeds, name) or {"size": name}
     return revisions, found["size"], found.get("seed")
 
 
@@ -562,12 +563,13 @@ def read_probes(path, tell=warnings.warn) -> list:
             entries = [line for line in content.splitlines() if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: no probes: {error!r}") from None
-    targets = {entry.get("target") for entry in entries if isinstance(entry, dict)}
+    targets = [entry.get("target") for entry in entries if isinstance(entry, dict)]
+    targets = sorted({target for target in targets if isinstance(target, str)})
     items, wrong = [], []
     for number, entry in enumerate(entries, 1):
         try:
             entry = json.loads(entry) if isinstance(entry, str) else entry
-            items.append(probe_item(entry, sorted(filter(None, targets))))
+            items.append(probe_item(entry, targets))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             wrong.append(f"item {number} ({error!r})")
     if not items:

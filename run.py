@@ -675,9 +675,8 @@ def pythia_audit(model: str = MODEL, revisions: str = REVISIONS,
         own, left_out = audit.own, audit.left_out
     out.print(f"{len(listing) - ('main' in listing)} checkpoints; {len(own)} hold weights of their "
               f"own{' and were loaded' if run else ''}: {', '.join(map(str, own))}")
-    for name, sha, branches in audit.groups:
-        out.print(f"{name} {sha[:12]} is served by {len(branches)} branches: "
-                  f"{', '.join(map(str, branches))}")
+    for name, sha, those in audit.groups:
+        say(f"{name} {sha[:12]} is served by {len(those)} branches: {', '.join(map(str, those))}")
     typer.echo(pythia.audit_table(model, listing, left_out))
 
 
@@ -743,7 +742,7 @@ def pythia_evals(
         threshold: float = typer.Option(0.05, help="share of the way from chance to perfect"),
         persistence: int = typer.Option(3, min=1),
         figure: Path = typer.Option("runs/pythia-evals.png", help="where to draw the curves")):
-    """When each task emerges in the published evaluations, by size."""
+    """When each task emerges in evaluations, by model."""
     import pythia
     import report
     rows = pythia.read_evals(folder, say)
@@ -756,11 +755,12 @@ def pythia_evals(
                       f"{e.best_step:,}", last)
     out.print(table)
     say("\n".join(pythia.eval_notes(rows, events)))
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    report.figure_evals(rows, events, pythia.CHANCE).savefig(figure, dpi=160)
+    if events:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        report.figure_evals(rows, events, pythia.CHANCE).savefig(figure, dpi=160)
     out.print(f"emerges: after one checkpoint and by the next: {threshold:g} of the way from "
               f"chance to 1, and 3 standard errors, {persistence} checkpoints in a row. "
-              f"{len(rows)} results; figure: {figure}")
+              f"{len(rows)} results; figure: {figure if events else 'none'}")
 
 
 def measured(folder):

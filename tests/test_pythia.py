@@ -1217,6 +1217,20 @@ def test_groups_and_tasks_without_a_known_chance(tmp_path):
     assert [(e.task, e.emergence) for e in own] == [("house_task", (0, 8))]
 
 
+def test_the_command_says_what_it_does_not_date(tmp_path, command):
+    for task, sentence in (("house_task", "1 tasks are not dated.*house_task"),
+                           ("hellaswag", "2 checkpoints, 8 to 8 steps apart")):
+        folder = tmp_path / task
+        folder.mkdir()
+        for step in (0, 8):
+            (folder / f"70m_step{step}.json").write_text(json.dumps(
+                {"results": {task: {"acc,none": 0.5, "acc_stderr,none": "N/A"}}}))
+        (folder / "70m_step16.json").write_text("{")
+        done = command("evals", folder)
+        assert done.returncode == 0 and re.search(sentence, done.stdout), done
+        assert "1 files left out" in done.stdout and "pythia-70m" in done.stdout
+
+
 def test_what_is_seen_only_at_the_end_is_too_late_to_tell(tmp_path):
     """Clear of chance at 80, 90 and 100, where it should last to 100: and then from 90 alone."""
     steps = [0, *range(10, 110, 10)]
