@@ -374,7 +374,7 @@ def date_on(events, run, name, grid, persistence):
     by, on = events.dated_by, np.isin(run.steps, grid)
     if name in REFERENCES:
         values, chance = way_from_chance(run, name)
-        index = emergence_index(values[:, on], grid, chance, run.per_level("eval_examples",
+        index = emergence_index(values[:, on], grid, chance, run.per_level("examples",
                                 math.inf), TENTH, persistence, by["lasting"])
         return np.where(np.isnan(values).all(-1), math.nan, steps_at(grid, index))
     no_room = np.zeros(len(run.levels), bool)

@@ -312,11 +312,12 @@ def risk_sets(emergence, censored):
 
 COLUMNS = ("run", "level", "step", "quantity", "value")
 DEFAULTS = {"size": "", "parameters": math.nan, "width": math.nan, "warmup": 0, "numbers": {},
-            "train_fraction": 1.0, "eval_examples": None, "linear_examples": None, "chance": {},
+            "train_fraction": 1.0, "examples": None, "linear_examples": None, "chance": {},
             "chance_log_prob": {}, "token_chance": {}, "answer_tokens": {}, "errors": {}}
 ENDS = ("embedding", "final_norm")
 SHARES = ("accuracy", "accuracy_train", "accuracy_test", "token_accuracy")
-KNOWN = (*SHARES, "log_prob", "loss", "distinct", "linear_probe_shuffled")      # no measures
+KNOWN = (*SHARES, "log_prob", "loss", "distinct", "linear_probe_shuffled",      # no measures:
+         "marginal_kl", "mean_share")                 
 
 
 @dataclass(eq=False)              # compared, and cached, by identity
@@ -415,7 +416,7 @@ def from_table(rows: Iterable, configs: dict | None = None) -> list[Run]:
       many inputs differ), rankme.<position>.<layer>.  All others are measures, and get a row in the
       table of leads; <name>.error is a measure's standard error.
     configs: {run: its config.json as a dict}; what is absent is as in DEFAULTS, chance 0, the seed
-      the run's place.  eval_examples: a number, or {level: number}; None: all that there are.
+      the run's place.  examples: a number, or {level: number}; None: all that there are.
       levels: in order of appearance; where a config names them, others are left out.
     ValueError for no rows, a missing key, what is no number, an accuracy not between 0 and 1.
 
@@ -607,7 +608,7 @@ def emergences(run, behaviour, threshold, persistence, lasting, warmup):
     """{"emergence", "first", "censored"}: (L,) steps."""
     values, chance = way_from_chance(run, behaviour)
     steps, values = measured_at(run, values, warmup)
-    index = emergence_index(values, steps, chance, run.per_level("eval_examples", math.inf),
+    index = emergence_index(values, steps, chance, run.per_level("examples", math.inf),
                             threshold, persistence, lasting)
     # a level whose curve ends before the others is watched to its own end
     last = np.where(np.isnan(values), -1, np.arange(len(steps))).max(-1)    # (L,)

@@ -109,6 +109,19 @@ def rankme_centred(features: Tensor, weights: Tensor | None = None, eps: float =
     return rankme(rest, eps)
 
 
+def marginal_kl(frequencies: Tensor, predicted: Tensor) -> float:
+    """How far the mean prediction is from how often each answer comes up.
+        KL = sum_v f_v log(f_v / p_v)        f: frequencies        p: mean prediction over inputs
+    frequencies, predicted: (V,), each of sum 1.  Returns nats; 0 if they are equal, and never less.
+    What a network learns first is to guess by frequency: then this is near 0, and nothing else is
+    known.  Source: ours.
+    >>> round(marginal_kl(torch.tensor([.5, .5, 0.]), torch.tensor([.25, .25, .5])), 4)   # log 2
+    0.6931"""
+    f, p = frequencies.double(), predicted.double()
+    tiny = torch.finfo(p.dtype).tiny                            # log of an underflow is finite
+    return float(torch.special.xlogy(f, f / p.clamp(min=tiny)).sum())
+
+
 # --------------------------------------------------- what the measures of a loss have in common
 
 def _prepare(name, model, data):

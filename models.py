@@ -14,7 +14,7 @@ the Hessian needs; fused kernels have none.
     >>> model = GPT(SIZES["nano"])
     >>> batch = tasks.sample("add", 1, 2, torch.Generator().manual_seed(0))
     >>> model(batch.tokens).shape, model.hidden_states(batch.tokens)[-1].shape
-    (torch.Size([2, 7, 29]), torch.Size([2, 7, 128]))
+    (torch.Size([2, 7, 64]), torch.Size([2, 7, 128]))
 
 `train(config)` yields a `Snapshot` at every step of a schedule.  An `Intervention` changes what a
 training step does.  Lines of different lengths are packed into rows, to save half of the work.
@@ -173,7 +173,7 @@ def parameter_count(config):
     A block has 12 D^2 weights in its four matrices, 9 D biases, and 4 D in its two LayerNorms.
 
     >>> parameter_count(SIZES["nano"])
-    404608
+    409088
     """
     D = config.n_embd
     block = 12 * D * D + 13 * D
@@ -192,7 +192,7 @@ def example_loss(model: nn.Module, batch: tuple) -> torch.Tensor:
     >>> _ = torch.manual_seed(0)
     >>> batch = tasks.sample("add", 2, 500, torch.Generator().manual_seed(0))
     >>> loss = example_loss(GPT(SIZES["nano"]), batch).mean().item()
-    >>> abs(loss - math.log(VOCAB_SIZE)) < 0.1
+    >>> abs(loss - math.log(VOCAB_SIZE)) < 0.15
     True
     """
     tokens, targets = batch
@@ -245,6 +245,7 @@ class TrainConfig:
     seed: int = 0                     # of the initial weights and of the data
     levels: tuple = ("modadd-1", "modadd-2", "modadd-3")      # task-levels, in equal shares
     steps: int = 600                  # updates of the weights
+    stop: int = 0                     # the run ends after the first `stop` of them; 0: after all
     per_level: int = 44               # examples of each task-level in a batch
     lr: float = 1e-3                  # peak learning rate of AdamW
     warmup: int = 100                 # steps of linear warm-up; a cosine down to `final_lr` follows
@@ -254,7 +255,7 @@ class TrainConfig:
     beta2: float = 0.98               # AdamW's memory of squared gradients
     clip: float = 1.0                 # largest norm of the gradient
     train_fraction: float = 1.0       # share of the operands trained on (1: all, as in the paper)
-    snapshots: int = 201              # at least so many: see snapshot_steps
+    snapshots: int = 121              # at least so many, in all steps: see snapshot_steps
     dtype: str = "float32"            # of products in training: float32, or bfloat16 (autocast)
     device: str = "cpu"               # cpu, cuda or mps
     threads: int = 1                  # of torch, on a CPU; the number decides the last bits
@@ -274,14 +275,14 @@ class Snapshot(NamedTuple):
                                       # model, it is read before the next snapshot is asked for
 
 
-def snapshot_steps(steps, count=201):
+def snapshot_steps(steps, count=121):
     """When to look: on a logarithmic grid and on an even one, together.
 
     The first is for what happens early, the second for what happens late.  Both are made finer
     until there are at least `count` snapshots; if there are not so many steps, one after each.
 
     >>> [len(snapshot_steps(n)) for n in (600, 3000)], snapshot_steps(100, 12)
-    ([201, 201], [0, 1, 2, 4, 7, 14, 27, 29, 52, 57, 86, 100])
+    ([122, 123], [0, 1, 2, 4, 7, 14, 27, 29, 52, 57, 86, 100])
     """
     if count > steps:
         return list(range(steps + 1))
@@ -292,6 +293,21 @@ def snapshot_steps(steps, count=201):
         even = [round(steps * 2 * i / n) for i in range(n // 2 + 1)]
         grid = {0, *logarithmic, *even}
     return sorted(grid)
+
+
+def last_step(config):
+    """The step after which a run ends: `stop`, or the end of its schedule."""
+    return min(config.stop or config.steps, config.steps)
+
+
+def snapshots_of(config):
+    """The steps at which a run is looked at: those of its schedule, and its last one.
+
+    >>> snapshots_of(TrainConfig(steps=100, snapshots=12, stop=50))
+    [0, 1, 2, 4, 7, 14, 27, 29, 50]
+    """
+    last = last_step(config)
+    return [s for s in snapshot_steps(config.steps, config.snapshots) if s < last] + [last]
 
 
 def pick_dtype(device):
@@ -317,8 +333,8 @@ def defaults(levels):
     One task alone is quick.  24 levels that share a model need more of all: at 1e-3 some do not
     emerge, and for one task alone 2e-3 is too much."""
     if levels <= 3:
-        return 600, 1e-3, 101
-    return (1500 if levels <= 12 else 2000), 2e-3, 201
+        return 600, 1e-3, 81
+    return (1500 if levels <= 12 else 2000), 2e-3, 121
 
 
 def learning_rate(config, step):
@@ -529,10 +545,10 @@ def train(config: TrainConfig, resume: dict | None = None) -> Iterator[Snapshot]
         optimizer.load_state_dict(copy.deepcopy(resume["optimizer"]))       # it writes into these
     start = max(done, 0)
 
-    schedule = set(snapshot_steps(config.steps, config.snapshots))
+    schedule, last = set(snapshots_of(config)), last_step(config)
     losses = torch.zeros(config.steps, device=config.device)                # read at snapshots only
     before = start                                        # the step of the snapshot before
-    for step in range(start, config.steps + 1):
+    for step in range(start, last + 1):
 
         # Look, if it is time to.
         if step in schedule and step > done:
@@ -542,7 +558,7 @@ def train(config: TrainConfig, resume: dict | None = None) -> Iterator[Snapshot]
             before = step
 
         # Learn, until all steps are made.
-        if step < config.steps:
+        if step < last:
             losses[step] = training_step(model, optimizer, data, config, step, intervention,
                                          forward)
 
@@ -569,7 +585,7 @@ def training_state(step, model, optimizer):
 # The tables
 
 SIZES: dict[str, GPTConfig] = {       # each has about four times the parameters of the one before
-    "nano": GPTConfig(2, 4, 128),     # 405 thousand
+    "nano": GPTConfig(2, 4, 128),     # 409 thousand
     "micro": GPTConfig(3, 4, 192),    # 1.3 million
     "small": GPTConfig(6, 6, 288),    # 6.0 million
     "medium": GPTConfig(8, 8, 480),   # 22 million
@@ -621,6 +637,9 @@ class Layout(NamedTuple):
     slots: torch.Tensor               # (S,) int64: the places of all tokens, line after line
     offsets: torch.Tensor             # (B, T) int64: how far from the start of its line each is
     mask: torch.Tensor                # (B, 1, T, T): see attention_mask
+
+    def to(self, device):
+        return Layout(*(part.to(device) for part in self))
 
     def spread(self, flat, fill):
         """(..., S) values, line after line -> (..., B, T), and `fill` where no line stands."""
@@ -732,6 +751,47 @@ def packed_forward(model, tokens, layout, positions):
     """What a training step needs at M places: the last block's states (M, D), and logits (M, V)."""
     _, last = walk(model, tokens, layout, positions)
     return last, model.logits(last)
+
+
+class Answers(NamedTuple):
+    """N lines, laid out, and the places of theirs that are read."""
+    tokens: torch.Tensor              # (B, T) int64
+    layout: Layout
+    first: torch.Tensor               # (N,) where each line's first answer token is predicted
+    read: torch.Tensor                # (M + N,) where any token of it is, and each line's end
+    asked: torch.Tensor               # (M,) which of these predict a token
+    begins: torch.Tensor              # (N,) which of the M tokens are first ones
+    targets: torch.Tensor             # (M,) int64: the tokens
+
+
+def lay_out_answers(lines, device="cpu"):
+    """A list of Batches of one whole line each -> Answers."""
+    packed = lay_out(lines)
+    targets = torch.cat([line.targets[0] for line in lines])                # (S,)
+    asked = targets != IGNORE
+    first, read = asked.clone(), asked.clone()
+    first[1:] &= ~asked[:-1]
+    read[torch.tensor([line.tokens.shape[1] for line in lines]).cumsum(0) - 1] = True
+    slots = packed.layout.slots
+    parts = Answers(packed.tokens, packed.layout, slots[first], slots[read],
+                    asked[read].nonzero()[:, 0], first[asked].nonzero()[:, 0], targets[asked])
+    return Answers(*(part.to(device) for part in parts))
+
+
+def read_answers(model, lines):
+    """One forward pass, and what is read in it.  lines: Answers.
+
+    Returns early, (N, n_layer, D): the states before the last block, at `first`; late,
+    (M + N, 2, D): the last block's and the final LayerNorm's, at `read`; then of each of the M
+    tokens -log p, and whether it is the most likely one; and (N, V) probabilities of the first.
+    """
+    states, last = walk(model, lines.tokens, lines.layout, lines.read)
+    early = torch.stack([x.flatten(0, 1)[lines.first] for x in states], 1)
+    logits = model.logits(last[lines.asked])                                # (M, V)
+    nll = F.cross_entropy(logits, lines.targets, reduction="none")
+    right = logits.argmax(1) == lines.targets
+    return (early, torch.stack([last, model.ln_f(last)], 1), nll, right,
+            logits[lines.begins].softmax(1))
 
 
 def packed_logits(model, tokens, layout, positions):

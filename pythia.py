@@ -1160,9 +1160,9 @@ def compare(name, config, rows, audited=None, specification=None) -> Comparison:
         raise ValueError(f"{name}: {len(steps)} checkpoints with probes can be used, and at least "
                          "4 are needed")
     levels = rows[0]["levels"]
-    about = {"levels": list(levels), "eval_examples": {}, "chance": {}, "chance_log_prob": {}}
+    about = {"levels": list(levels), "examples": {}, "chance": {}, "chance_log_prob": {}}
     for task, first in levels.items():
-        about["eval_examples"][task] = first["n"]
+        about["examples"][task] = first["n"]
         about["chance"][task] = first["chance"]
         about["chance_log_prob"][task] = first.get("chance_log_prob")
     table = [cell for row in rows for cell in table_rows(name, row)]

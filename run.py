@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -76,6 +77,12 @@ def pick(option, text, names):
     return tuple(name for name in names if name in asked)
 
 
+def pick_tasks(option, text):
+    """Names of tasks, a family of them, or "all": the paper's eight."""
+    from tasks import ALL_TASKS, FAMILIES, TASKS
+    return {"all": tuple(TASKS), **FAMILIES}.get(text) or pick(option, text, tuple(ALL_TASKS))
+
+
 def minutes(seconds):
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -96,9 +103,9 @@ def bar(text):
 # sweep
 
 # The least and the most that a field of the config may be; the others are positive and finite.
-LEAST = {"snapshots": 2, "state_examples": 2, "linear_examples": 8, "llc_draws": 4} | dict.fromkeys(
+LEAST = {"snapshots": 2, "eval_examples": 2, "linear_examples": 8, "llc_draws": 4} | dict.fromkeys(
     ("seed", "warmup", "final_lr", "weight_decay", "beta1", "beta2", "keep", "llc_burnin",
-     "compile", "until", "strength"), 0)
+     "compile", "until", "strength", "stop"), 0)
 MOST = {"beta1": 0.99999, "beta2": 0.99999, "train_fraction": 1, "threads": 1024, "compile": 1}
 
 
@@ -123,6 +130,8 @@ def with_settings(settings, *configs):
         configs[owner[name]] = dataclasses.replace(config, **{name: value})
     for config in configs:
         check_values(config)
+        if getattr(config, "stop", 0) > getattr(config, "steps", math.inf):
+            raise ValueError(f"stop {config.stop}: the schedule has only {config.steps} steps")
     return configs
 
 
@@ -138,8 +147,8 @@ def check_values(config):
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got "
                                  f"{str(value)[:60]}")
-    levels = [f"{sham}{task}-{level}" for sham in ("", "sham-") for task in tasks.TASKS
-              for level in tasks.LEVELS]
+    levels = [f"{sham}{task}-{level}" for sham in ("", "sham-")
+              for task in tasks.ALL_TASKS for level in tasks.LEVELS]
     known = {"levels": levels, "measures": list(sweep.MEASURES), "dtype": list(Dtype.__members__)}
     for name in known.keys() & values.keys():
         given = [values[name]] if isinstance(values[name], str) else list(values[name])
@@ -148,18 +157,34 @@ def check_values(config):
                              f"got {','.join(given)!r}")
 
 
-def make_plan(folder, sizes, seeds, train, measure, everything_first, settings):
-    """The jobs of a sweep, longest first.  everything_first: all measures in the first run."""
+def parse_seeds(text):
+    """"3" -> range(0, 3); "5-9" -> range(5, 10)."""
+    first, dash, last = text.partition("-")
+    if first.isdecimal() and (last.isdecimal() if dash else int(first) > 0):
+        low, high = (int(first), int(last)) if dash else (0, int(first) - 1)
+        if low <= high < 10_000:
+            return range(low, high + 1)
+    raise typer.BadParameter(f"{text!r}: expected a number of seeds, such as 3, or the first and "
+                             "the last of them, such as 5-9, from 0 to 9999")
+
+
+def make_plan(folder, seeds, train, measure, everything_first, settings):
+    """The jobs of a sweep: the shortest first, which is soon to be seen, then the longest.
+
+    seeds: {size: its seeds}.  everything_first: all measures in the first run."""
     import sweep
     plan = []
-    for size in sizes:
-        for seed in range(seeds):
+    for size, own in seeds.items():
+        for seed in own:
             config = dataclasses.replace(train, size=size, seed=seed)
             plan.append(sweep.Job(folder / f"{size}-s{seed}", config, measure))
     if everything_first:
         every = dataclasses.replace(measure, measures=tuple(sweep.MEASURES))
         plan[0] = plan[0]._replace(measure=every)
     plan.sort(key=lambda job: -sweep.work(job.train, job.measure))
+    shortest = min(plan, key=lambda job: sweep.work(job.train, job.measure))
+    plan.remove(shortest)
+    plan.insert(0, shortest)
     for i, job in enumerate(plan):
         path = job.folder / "config.json"
         if path.exists():                                       # a run keeps its number of threads
@@ -172,15 +197,18 @@ def make_plan(folder, sizes, seeds, train, measure, everything_first, settings):
 
 @app.command("sweep")
 def run_sweep(
-        task: str = typer.Option(..., help="names of `python run.py tasks`, with commas; or all"),
+        task: str = typer.Option(..., help="names of `python run.py tasks`, with commas; or "
+                                 "all, arithmetic, sequences: families of eight"),
         sizes: str = typer.Option("nano,micro", help="from nano to xl, with commas; or all"),
-        seeds: int = typer.Option(3, min=1, max=10000, help="number of seeds: 0 to N-1"),
+        seeds: range = typer.Option(None, metavar="N|A-B", parser=parse_seeds, help="N: seeds 0 to "
+                                    "N-1; A-B: A to B  [default: 3, and 1 of every size but the "
+                                    "smallest]"),
         steps: int = typer.Option(None, min=1, help="training steps  [default: 600 for up to 3 "
                                    "task-levels, shams included, 1500 for up to 12, else 2000]"),
         measures: str = typer.Option(None, help="such as rankme,llc; or all; or none  [default: "
                                      "rankme, and in the first run all, less often]"),
-        controls: int = typer.Option(None, min=0, help="shams beside them  [default: 4 with --task "
-                                     "all, else 0]"),
+        controls: int = typer.Option(None, min=0, help="shams beside them  [default: 4 with all "
+                                     "eight tasks or a family, else 0]"),
         train_fraction: float = typer.Option(1.0, help="share of the operands to train on; below "
                                              "1, accuracy on unseen ones is a column"),
         out_dir: Path = typer.Option("runs", "--out", help="where the sweep's directory goes"),
@@ -194,32 +222,31 @@ def run_sweep(
     import sweep
     import tasks
     import torch
-    names = pick("--task", task, tuple(tasks.TASKS))
+    names = pick_tasks("--task", task)
     sizes = pick("--sizes", sizes, tuple(models.SIZES))
-    every = names == tuple(tasks.TASKS)
+    seeds = {size: seeds or range(3 if size == sizes[0] else 1) for size in sizes}
+    every = task == "all" or task in tasks.FAMILIES
     if controls is None:
         controls = 4 if every else 0
-    if controls > len(tasks.CONTROLS):
-        raise ValueError(f"--controls {controls}: there are {len(tasks.CONTROLS)} of them")
     levels = tuple(f"{name}-{k}" for name in names for k in tasks.LEVELS)
-    levels += tasks.CONTROLS[:controls]
+    levels += tasks.controls(names, controls)
     device, many = pick_device(device.value), len(levels)
     default_steps, lr, snapshots = models.defaults(many)
     train = models.TrainConfig(
         levels=levels, steps=steps or default_steps, lr=lr, snapshots=snapshots,
         per_level=max(10, 132 // many), device=device, dtype=models.pick_dtype(device),
-        train_fraction=train_fraction, threads=max(1, cores() // (len(sizes) * seeds)))
+        train_fraction=train_fraction, threads=max(1, cores() // sum(map(len, seeds.values()))))
     often = {} if measures is None else {"hessian_snapshots": 40, "llc_snapshots": 40}
     asked = "rankme" if measures is None else measures
     wanted = () if asked == "none" else pick("--measures", asked, tuple(sweep.MEASURES))
     measure = sweep.MeasureConfig(measures=wanted, keep=keep, **often)
     train, measure = with_settings(settings, train, measure)
-    folder = out_dir / ("all" if every else "+".join(names))
+    folder = out_dir / (task if every else "+".join(names))
     if train_fraction < 1:
         folder = folder.with_name(f"{folder.name}-fraction{train_fraction:g}")
-    plan = make_plan(folder, sizes, seeds, train, measure, measures is None, settings)
+    plan = make_plan(folder, seeds, train, measure, measures is None, settings)
     launched = "TORCHELASTIC_RUN_ID" in os.environ              # torchrun started several of us
-    waiting = [job for job in plan if not sweep.is_done(job.folder)]
+    waiting = [job for job in plan if not job.is_done()]
     room = torch.cuda.device_count() if device == "cuda" else cores() // plan[0].train.threads
     workers = 1 if launched else max(1, min(workers or room, len(waiting)))
     out.print(f"[bold]{folder}[/bold]: {many} task-levels, {train.steps:,} steps of "
@@ -234,16 +261,34 @@ def carry_out(folder, plan, waiting, workers, alone):
     """Do what is still to be done, and report on all that is."""
     import sweep
     folder.mkdir(parents=True, exist_ok=True)
-    with show_progress(waiting):
+    with show_progress(waiting, functools.partial(first_look, folder)):
         if workers > 1:
             failures = sweep.run_workers(workers, waiting)
         else:
             failures = sweep.run_worker(waiting, alone)
-    if any(sweep.is_done(job.folder) for job in plan):
+    if any(job.is_done() for job in plan):
         with sweep.locked(folder, wait=True):
             analyse_one(folder, [job.folder.name for job in plan])
     if failures:
         raise sweep.Failed("; ".join(failures))
+
+
+def first_look(folder):
+    """figures/curves.png of the runs that are done, while the others go on."""
+    import claims
+    import emergence
+    import report
+    import sweep
+    with contextlib.suppress(sweep.Failed, sweep.BadInput):     # `analyse` will say what is wrong
+        rows, configs, _ = sweep.load(folder)
+        runs = emergence.from_table(rows, configs)
+        keywords = dataclasses.asdict(claims.Specification())
+        events = emergence.event_table(runs, **keywords)
+        images, _ = report.try_to_draw(report.FIGURES.keys() & {"curves"}, events)
+        (folder / "figures").mkdir(exist_ok=True)
+        for name, image in images.items():
+            sweep.write_atomically(folder / "figures" / f"{name}.png", image)
+            out.print(f"first look: {folder}/figures/{name}.png")
 
 
 def show_cost(plan, waiting, workers):
@@ -267,7 +312,7 @@ def show_cost(plan, waiting, workers):
         totals.append(training + measuring)
         parts = []
         for name, (snapshots, cost) in sweep.rare_costs(job.train, job.measure).items():
-            seconds = cost * training / job.train.steps
+            seconds = cost * training / models.last_step(job.train)
             totals[-1] += seconds
             parts.append(f"{name} {minutes(seconds)} ({snapshots} snapshots)")
         if parts:
@@ -294,10 +339,13 @@ def progress_of(job, begin):
 
 
 @contextlib.contextmanager
-def show_progress(plan):
+def show_progress(plan, when_one_is_done=None):
     """Meanwhile, one line for each run in flight: step, loss, time left.  Where the output is no
-    terminal, a line at every tenth of a run."""
+    terminal, a line at every tenth of a run.  when_one_is_done is called once, with others to go.
+    """
+    import models
     stop, begin = threading.Event(), time.time()
+    ends = {job: models.last_step(job.train) for job in plan}
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24),
                TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn())
 
@@ -305,7 +353,7 @@ def show_progress(plan):
         with Progress(*columns, console=out, transient=True) as progress:
             lines, tenths, ended = {}, {}, False
             for job in plan:
-                lines[job] = progress.add_task(job.folder.name, total=job.train.steps,
+                lines[job] = progress.add_task(job.folder.name, total=ends[job],
                                                visible=False, note="")
             while lines and not ended:
                 ended = stop.wait(0.5)
@@ -316,9 +364,11 @@ def show_progress(plan):
                     if step is None:
                         progress.update(lines.pop(job), visible=False)
                         out.print(f"{job.folder.name}  {note}")
+                        if when_one_is_done and len(lines) == len(plan) - 1 > 0:
+                            when_one_is_done()
                         continue
                     progress.update(lines[job], completed=step, visible=True, note=note)
-                    tenth = 10 * step // job.train.steps
+                    tenth = 10 * step // ends[job]
                     if not out.is_terminal and tenths.get(job, 0) < tenth < 10:
                         tenths[job] = tenth
                         out.print(f"{job.folder.name}  {10 * tenth}%  {note}")
@@ -494,13 +544,15 @@ def run_measure(
                                   "follow the loss of these alone"),
         settings: list[str] = SETTINGS):
     """One measure of one snapshot of a run, with its diagnostics."""
+    import models
     import sweep
     if name not in sweep.MEASURES:
         raise ValueError(f"--measure {name}: expected one of {', '.join(sweep.MEASURES)}")
     folder, train, measure = saved_run(folder)
-    step = train.steps if step is None else step
-    if step > train.steps:
-        raise ValueError(f"--step {step}: expected a step of this run, 0 to {train.steps}")
+    last = models.last_step(train)
+    step = last if step is None else step
+    if step > last:
+        raise ValueError(f"--step {step}: expected a step of this run, 0 to {last}")
     pick_device(train.device)
     wanted = pick("--level", level, train.levels)
     measure, = with_settings(settings, measure)
@@ -529,7 +581,7 @@ def run_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one task
     """What the tasks look like: examples, chance, vocabulary."""
     import tasks
     import torch
-    names = pick("NAME", name, tuple(tasks.TASKS))
+    names = tuple(tasks.ALL_TASKS) if name == "all" else pick_tasks("NAME", name)
     table = plain_table("task-level", "example", "tokens", "chance")
     for task in names:
         for level in tasks.LEVELS:
@@ -541,7 +593,7 @@ def run_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one task
                 first = "", ""
     out.print(table)
     for task in names:
-        out.print(f"{task}: {tasks.TASKS[task].about}")
+        out.print(f"{task}: {tasks.ALL_TASKS[task].about}")
     out.print("chance: how often the best answer that ignores the operands is right, all of it.")
     out.print(escape(f"vocabulary ({tasks.VOCAB_SIZE}): {' '.join(tasks.VOCABULARY)}"))
 
@@ -557,9 +609,8 @@ def run_bench(as_json: bool = typer.Option(False, "--json", help="numbers instea
     sys.path.insert(0, str(Path(__file__).parent / "tests"))
     import bench
     say = Console(stderr=True, highlight=False)
-    say.print("two minutes on two cores, with nothing else running; with nanoGPT three")
-    with say.status("") as status:
-        found = bench.bench(models.pick_dtype(device), device, cores(), nanogpt, status.update)
+    say.print("a minute and a half, with nothing else running; with nanoGPT a minute more")
+    found = bench.bench(models.pick_dtype(device), device, cores(), nanogpt, say.print)
     if as_json:
         print(json.dumps(sweep.rounded(found), indent=1))
     else:
@@ -662,9 +713,7 @@ def prepare(model, revisions, steps, probes, *options):
 def pythia_audit(model: str = MODEL, revisions: str = REVISIONS,
                  run: Path = typer.Option(None, help="directory of a `pythia measure` of this "
                                           "model: an audit by content too")):
-    """Which steps hold weights of their own: from metadata, and by content once they were loaded.
-
-    The last lines are a table for an issue of the suite."""
+    """Which steps hold weights of their own: a table for an issue of the suite."""
     import pythia
     if run:
         listing, _, rows, audit = measured(run)
@@ -786,8 +835,8 @@ def pythia_compare(
     import report
     import sweep
     target = target or (Path("runs/compare") if folders[1:] else folders[0])
-    (target / "figures").mkdir(parents=True, exist_ok=True)
     found = [pythia.compare(folder.resolve().name, *measured(folder)[1:]) for folder in folders]
+    (target / "figures").mkdir(parents=True, exist_ok=True)
     notes = [note for one in found for note in pythia.notes(one)]
     findings = analyse_runs(target, [one.run for one in found], notes)
     table = plain_table("run", "probe set", "onset", "emergence", "lead", "verdict", "collapse",

@@ -24,6 +24,8 @@ Letters for shapes:  N examples, M scored places, D width, L layers, K task-leve
 """
 import contextlib
 import dataclasses
+import functools
+import gzip
 import io
 import itertools
 import json
@@ -38,6 +40,7 @@ import threading
 import time
 import traceback
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
@@ -74,8 +77,8 @@ class Busy(Failed):
 class MeasureConfig:
     """Everything that decides what is measured.  It does not touch the weights."""
     measures: tuple = ("rankme",)     # names in MEASURES
-    state_examples: int = 200         # of each task-level, distinct ones first: for hidden states
-    eval_examples: int = 500          # of each task-level, others: for accuracy, log-probability
+    eval_examples: int = 200          # of each task-level: its whole space, if that is no larger,
+                                      # else so many draws
     hessian_snapshots: int = 21       # how often the ranks and the Hessian are taken: evenly spread
     llc_snapshots: int = 11           # how often the LLC and the linear probe are
     gradient_examples: int = 512      # for the ranks, shared by the levels, at most 64 of each
@@ -93,63 +96,64 @@ class MeasureConfig:
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
 
 
+class Seen(NamedTuple):
+    """What one forward pass shows of one task-level: its N distinct lines, answers of A tokens."""
+    weights: torch.Tensor             # (N,) float64: how often each line comes up; the sum is 1
+    first: torch.Tensor               # (L, N, D) states that predict the first answer token:
+                                      # embedding, each block, final LayerNorm
+    late: torch.Tensor                # (2, N, A + 1, D) last block and final LayerNorm, where any
+                                      # token of the answer is predicted; then at the line's end
+    nll: torch.Tensor                 # (N, A) -log p of each token of the answer
+    right: torch.Tensor               # (N, A) bool: is it the most likely token?
+    predicted: torch.Tensor           # (N, V) probabilities of the first answer token
+
+
 class EvalSet:
     """The lines that a run is measured on: fixed, and the same for every seed and size.
 
-    A line that was drawn twice is run once and counted twice.  On a CPU each part has a core: at
-    this size that is faster than sharing every small operation out over the cores."""
-    LINES, STATES = 256, 96           # lines in a part: their activations stay in the cache
+    One forward pass in float32 serves behaviour and hidden states.  A line that comes up twice is
+    run once and counted twice.  On a CPU each part of the lines has a core: at this size that is
+    faster than sharing every small operation out over the cores."""
+    LINES = 96                        # lines in a part: their activations stay in the cache
 
     def __init__(self, train, measure):
-        self.train, self.measure = train, measure
+        self.train, self.measure, self.snapshot = train, measure, None
         self.levels, self.device = train.levels, train.device
-        self.answer_tokens = {name: tasks.answer_tokens(name) for name in self.levels}
         self.state = {}               # what a measure carries on; part of the checkpoint
         self.pool = ThreadPoolExecutor(train.threads, initializer=torch.set_num_threads,
                                        initargs=(1,))           # one thread to each of its workers
-        self.splits = {"accuracy": "all"}
+        splits = {"accuracy": "all"}
         if train.train_fraction < 1:
-            self.splits |= {"accuracy_train": "train", "accuracy_test": "test"}
-        self.columns = [(name, column) for column in self.splits for name in self.levels]
-        self.behaviour, self.states = self._behaviour(), self._states()
+            splits |= {"accuracy_train": "train", "accuracy_test": "test"}
+        self.lines = {
+            (level, column): tasks.eval_lines(*tasks.split_name(level), measure.eval_examples,
+                                              split, train.train_fraction)
+            for column, split in splits.items() for level in self.levels}
+        self.answer_tokens = {level: tasks.answer_tokens(level) for level in self.levels}
+        self.frequencies = {level: tasks.answer_frequencies(*tasks.split_name(level))[0]
+                            for level in self.levels}           # of the first answer token, (V,)
+        lines = [tasks.Batch(*(x[None] for x in line))
+                 for found in self.lines.values() for line in zip(*found.batch)]
+        self.parts = [models.lay_out_answers(share, self.device)
+                      for share in models.equal_shares(lines, self.LINES, train.threads)]
 
-    def _behaviour(self):
-        """Lines for accuracy -> [(Ragged, the column of each line, how often each counts)]."""
-        lines = []
-        for i, (name, column) in enumerate(self.columns):
-            pair, split = tasks.split_name(name), self.splits[column]
-            batch = tasks.sample(*pair, self.measure.eval_examples,
-                                 tasks.seeded("cpu", "eval", *pair, split), split,
-                                 self.train.train_fraction)
-            distinct, times = torch.cat(batch, 1).unique(dim=0, return_counts=True)
-            for line, n in zip(distinct, times.tolist()):
-                lines.append((tasks.Batch(*(x[None, :-1] for x in line.chunk(2))), i, n))
-        parts = []
-        for part in models.equal_shares(lines, self.LINES, self.train.threads):
-            batches, column, times = zip(*part)
-            parts.append((models.lay_out(batches, self.device),
-                          torch.tensor(column, device=self.device),
-                          torch.tensor(times, device=self.device)))
-        return parts
-
-    def _states(self):
-        """Lines for hidden states -> [(tokens, layout, positions)].  Positions: where a token of
-        the answer is predicted, and the line's end.  self.times: how often each line counts."""
-        lines, self.times, parts = [], {}, []
-        for name in self.levels:
-            pair, n = tasks.split_name(name), self.measure.state_examples
-            batch, distinct = tasks.distinct_lines(*pair, n, tasks.seeded("cpu", "probe", *pair))
-            lines += [tasks.Batch(*(x[i:i + 1] for x in batch)) for i in range(distinct)]
-            self.times[name] = (torch.arange(n) % distinct).bincount()
-        for part in models.equal_shares(lines, self.STATES, self.train.threads):
-            ragged, wanted = models.lay_out(part, self.device), []
-            for line in part:
-                read = line.targets[0] != tasks.IGNORE
-                read[-1] = True                                 # the end of the line
-                wanted.append(read)
-            positions = ragged.layout.slots[torch.cat(wanted).to(self.device)]
-            parts.append((ragged.tokens, ragged.layout, positions))
-        return parts
+    def look(self, snapshot):
+        """{(level, column): Seen}, from one forward pass, which is kept for the next caller."""
+        if self.snapshot is snapshot:
+            return self.seen
+        parts = self.each(functools.partial(models.read_answers, snapshot.model), self.parts)
+        early, late, nll, right, predicted = map(torch.cat, zip(*parts))
+        # the lines stand one after another, level after level
+        self.snapshot, self.seen, n, m = snapshot, {}, 0, 0
+        for key, found in self.lines.items():
+            N, A = len(found.weights), self.answer_tokens[key[0]]
+            own = late[n + m:n + m + N * (A + 1)].unflatten(0, (N, A + 1)).permute(2, 0, 1, 3)
+            first = torch.cat([early[n:n + N].transpose(0, 1), own[:, :, 0]])
+            self.seen[key] = Seen(
+                found.weights.to(self.device), first, own,
+                nll[m:m + N * A].view(N, A), right[m:m + N * A].view(N, A), predicted[n:n + N])
+            n, m = n + N, m + N * A
+        return self.seen
 
     def each(self, function, items):
         """[function(item) for item in items], without gradients; on a CPU one item to a core."""
@@ -189,65 +193,60 @@ class EvalSet:
 # One function for each measure: (snapshot, evals) -> {level: {column: value}}
 
 def measure_behaviour(snapshot, evals):
-    """Accuracy (exact match), log-probability of the whole answer, and loss per answer token.
+    """Accuracy (exact match), token accuracy, log-probability of the whole answer, loss per token,
+    and how far the mean prediction is from the frequencies of the answers.
 
     Greedy decoding gets an answer right exactly if each of its tokens is the most likely one after
-    the true ones before it.  So one forward pass is enough.  It has the precision of training."""
-    def one(part):                                              # sums over the lines of this part
-        ragged, column, times = part
-        with evals.autocast():
-            logits = models.packed_logits(snapshot.model, ragged.tokens, ragged.layout,
-                                          ragged.positions).float()                 # (M, V)
-        nll = F.cross_entropy(logits, ragged.targets, reduction="none")             # (M,)
-        wrong = (logits.argmax(1) != ragged.targets).float()
-        lines = torch.zeros(3, len(column), device=evals.device)
-        lines.index_add_(1, ragged.owner, torch.stack([wrong, nll, torch.ones_like(nll)]))
-        wrong, nll, tokens = lines                              # now of each line: (N,)
-        sums = torch.stack([(wrong == 0) * times, -nll * times, nll / tokens * times, times])
-        totals = torch.zeros(4, len(evals.columns), device=evals.device)
-        return totals.index_add_(1, column, sums)
-    totals = torch.stack(evals.each(one, evals.behaviour)).sum(0)
-    accuracy, log_prob, loss = (totals[:3] / totals[3]).tolist()
+    the true ones before it.  So one forward pass is enough."""
     levels = {}
-    for i, (level, column) in enumerate(evals.columns):
-        levels.setdefault(level, {})[column] = accuracy[i]
+    for (level, column), seen in evals.look(snapshot).items():
+        w = seen.weights
+        columns = levels.setdefault(level, {})
+        columns[column] = float(w @ seen.right.all(1).double())
         if column == "accuracy":
-            levels[level] |= {"log_prob": log_prob[i], "loss": loss[i]}
+            nll = seen.nll.double()
+            mean = w @ seen.predicted.double()
+            columns |= {"token_accuracy": float(w @ seen.right.double().mean(1)),
+                        "log_prob": -float(w @ nll.sum(1)), "loss": float(w @ nll.mean(1)),
+                        "marginal_kl": measures.marginal_kl(evals.frequencies[level], mean)}
     return levels
 
 
 def measure_rankme(snapshot, evals):
-    """RankMe of every layer's hidden states, at three kinds of position.
+    """RankMe of the hidden states, raw and centred, and the share of their energy in the mean.
 
-    Layers: the embedding, the residual stream after each block, and after the final LayerNorm.
     In float32: rounding to bfloat16 lifts a collapsed rank by some 8% (1.69 to 1.83)."""
-    def one(part):
-        states = models.packed_states(snapshot.model, *part)
-        return torch.stack([*states, snapshot.model.ln_f(states[-1])])              # (L, M, D)
-    states = torch.cat(evals.each(one, evals.states), 1)
-    ranks, by_shape, start = {}, {}, 0
-    for level in evals.levels:
-        times, A = evals.times[level].to(states), evals.answer_tokens[level]
-        n, width = len(times), A + 1                            # lines; positions of each
-        lines = states[:, start:start + n * width].unflatten(1, (n, width))         # (L, n, A+1, D)
-        lines = lines * times.sqrt()[:, None, None]             # c equal rows: one, times sqrt(c)
-        start += n * width
-        ranks[level] = {"first": None, "answer": None, "last": None}
-        kinds = {"first": slice(1), "answer": slice(A), "last": slice(A, width)}
-        for position, part in kinds.items():
-            if A > 1 or position != "answer":                   # of one token, "answer" is "first"
-                features = lines[:, :, part].flatten(1, 2)      # (L, n times positions, D)
-                by_shape.setdefault(features.shape[1], []).append((level, position, features))
+    found, ranks, by_shape = {}, {}, {}
+    for (level, column), seen in evals.look(snapshot).items():
+        if column != "accuracy":
+            continue
+        w, first, late = seen.weights[:, None], seen.first.double(), seen.late
+        mean = (w * first).sum(1, keepdim=True)                             # (L, 1, D)
+        share = mean.square().sum((1, 2)) / (w * first.square()).sum((1, 2))        # (L,)
+        varies = share < 1 - 1e-9                               # else nothing is left to centre
+        root, A = w.sqrt(), late.shape[2] - 1                   # a row of weight w: times sqrt(w)
+        kinds = {"first": first * root, "centred": (first - mean)[varies] * root,
+                 "last": late[:, :, A].double() * root}
+        if A > 1:                                               # of one token, "answer" is "first"
+            kinds["answer"] = (late[:, :, :A].double() * root[:, :, None]).flatten(1, 2)
+        for kind, features in kinds.items():
+            by_shape.setdefault(features.shape[1:], []).append((level, kind, features))
+        ranks[level] = {}
+        found[level] = {"distinct": evals.lines[level, column].distinct,
+                        "mean_share": share.tolist(), "varies": varies.tolist()}
     for same in by_shape.values():                              # matrices of one shape go together
         stack = torch.cat([features for *_, features in same])
         shares = stack.tensor_split(min(len(stack), evals.train.threads))
-        found = torch.cat(evals.each(measures.rankme_many, shares))
-        for (level, position, _), layers in zip(same, found.view(len(same), -1).tolist()):
-            ranks[level][position] = layers
-    for found in ranks.values():
-        found["answer"] = found["answer"] or found["first"]
-    return {level: {"distinct": len(evals.times[level]), "rankme": found}
-            for level, found in ranks.items()}
+        values = torch.cat(evals.each(measures.rankme_many, shares))
+        for (level, kind, _), own in zip(same, values.split([len(x) for *_, x in same])):
+            ranks[level][kind] = own.tolist()
+    for level, columns in found.items():
+        own, centred = ranks[level], iter(ranks[level]["centred"])
+        columns["rankme"] = {"first": own["first"], "answer": own.get("answer", own["first"][-2:]),
+                             "last": own["last"]}
+        columns["rankme_centred"] = [next(centred) if varies else None
+                                     for varies in columns.pop("varies")]
+    return found
 
 
 def measure_gradient_rank(snapshot, evals):
@@ -317,7 +316,7 @@ def measure_linear_probe(snapshot, evals):
         first = int((targets[0] != tasks.IGNORE).nonzero()[0])  # the position that predicts it
         pieces = []
         with torch.no_grad(), evals.autocast():
-            for part in tokens.split(evals.STATES):
+            for part in tokens.split(256):
                 states = [h[:, first] for h in snapshot.model.hidden_states(part)]
                 pieces.append(torch.stack([*states, snapshot.model.ln_f(states[-1])]))
         layers = torch.cat(pieces, 1)                           # (L, N, D)
@@ -344,9 +343,10 @@ class Measure(NamedTuple):
 # The vocabulary of --measures.  Accuracy needs no name.
 MEASURES = {
     "rankme": Measure(
-        measure_rankme, ("distinct", "rankme"), "snapshots", 19, (),
+        measure_rankme, ("distinct", "rankme", "rankme_centred", "mean_share"), "snapshots", 6, (),
         "Effective number of directions of the hidden states that predict the first answer token: "
-        "embedding, each block, final norm."),
+        "embedding, each block, final norm.  rankme_centred: without their mean, whose share of "
+        "the energy is mean_share."),
     "gradient_rank": Measure(
         measure_gradient_rank, ("gradient_rank",), "hessian_snapshots", 18, ("gradient_rank",),
         "Along how many directions the examples' gradients disagree; below their number."),
@@ -373,12 +373,15 @@ MEASURES = {
 
 def schedule(train, measure):
     """{name: steps at which it is taken} of everything that a run measures."""
-    steps = models.snapshot_steps(train.steps, train.snapshots)
-    taken = {}
+    steps, taken = models.snapshot_steps(train.steps, train.snapshots), {}
+    looked_at = models.snapshots_of(train)
     for name in measure.measures:
         field = MEASURES[name].snapshots
-        count = len(steps) if field == "snapshots" else getattr(measure, field)
-        taken[name] = models.evenly_spaced(steps, min(count, len(steps)))
+        if field == "snapshots":
+            taken[name] = set(looked_at)
+        else:                                                   # of the whole schedule: `stop`
+            count = min(getattr(measure, field), len(steps))    # moves none of them
+            taken[name] = models.evenly_spaced(steps, count) & set(looked_at)
     return taken
 
 
@@ -442,8 +445,17 @@ def read_json(path):
 
 
 def read_rows(path):
-    """The rows of a metrics.jsonl.  A last line that was cut off half-way is left out."""
-    lines, rows = path.read_bytes().splitlines() if path.exists() else [], []
+    """The rows of a metrics.jsonl.  A last line that was cut off half-way is left out.
+
+    Where there is none, but a metrics.jsonl.gz, it is read instead."""
+    packed, lines, rows = path.with_name(path.name + ".gz"), [], []
+    if path.exists():
+        lines = path.read_bytes().splitlines()
+    elif packed.exists():
+        try:
+            lines = gzip.decompress(packed.read_bytes()).splitlines()
+        except (OSError, EOFError, zlib.error) as error:
+            raise Failed(f"{packed} is damaged, or was cut short ({error}); {AGAIN}") from None
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -533,11 +545,23 @@ def run_config(train, measure):
         "chance": {name: tasks.chance(*pair) for name, pair in pairs.items()},
         "chance_log_prob": {name: tasks.chance_log_prob(*pair) for name, pair in pairs.items()},
         "answer_tokens": {name: tasks.answer_tokens(name) for name in train.levels},
+        # over how many draws accuracy is a mean; None: over all inputs, so that it is exact
+        "examples": {name: None if tasks.eval_lines(*pair, measure.eval_examples).exact
+                     else measure.eval_examples for name, pair in pairs.items()},
+        "token_chance": {name: float(tasks.answer_frequencies(*pair).amax(1).mean())
+                         for name, pair in pairs.items()},
         "numbers": {name: number for name, number in taken.items() if number}})
 
 
+def without_stop(config):
+    """What must not change about a run: it may end later than it was to end at first."""
+    return {key: value for key, value in config.items() if key not in ("stop", "environment")}
+
+
 def write_or_check_config(folder, config):
-    """Write config.json.  Where there is one, raise BadInput if it differs from this one."""
+    """Write config.json.  Where there is one, raise BadInput if it differs from this one.
+
+    Only `stop` may: a run can go on where it ended."""
     path = folder / "config.json"
     if not path.exists():
         if (folder / "metrics.jsonl").exists():
@@ -546,11 +570,12 @@ def write_or_check_config(folder, config):
         return write_atomically(path, {**config, "environment": environment()})
     old = read_json(path)
     different = [f"{key} was {str(old.get(key))[:60]}, now {str(config.get(key))[:60]}"
-                 for key in {**old, **config}
-                 if key != "environment" and old.get(key) != config.get(key)]
+                 for key in without_stop({**old, **config}) if old.get(key) != config.get(key)]
     if different:
         raise BadInput(f"{folder} holds a run with another config ({'; '.join(different)}); choose "
                        "another --out, or repeat the old command")
+    if old.get("stop") != config.get("stop"):
+        write_atomically(path, {**old, "stop": config["stop"]})
 
 
 def failure(folder):
@@ -561,8 +586,14 @@ def failure(folder):
 
 
 def is_done(folder, until=None):
+    """Has a run reached what it is to reach?  A later step is enough; None: whatever it was."""
     path = folder / "done"
-    return path.exists() and read_json(path).get("until") == rounded(until)
+    if until is None or not path.exists():
+        return path.exists()
+    reached = read_json(path).get("until")
+    if isinstance(reached, int) and isinstance(until, int):
+        return reached >= until
+    return reached == rounded(until)
 
 
 def where_to_go_on(folder, config):
@@ -571,7 +602,7 @@ def where_to_go_on(folder, config):
     saved = load_saved(path)
     if saved is None:
         why = f"{path} is damaged" if path.exists() else ""
-    elif not isinstance(saved, dict) or saved.get("config") != config:
+    elif not isinstance(saved, dict) or saved.get("config") != without_stop(config):
         raise Failed(f"{path} is not a checkpoint of this run; move it away, and the same command "
                      "begins again")
     elif saved["rows"] <= len(rows):
@@ -606,6 +637,8 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
         saved, rows = where_to_go_on(folder, config)
         path, wall, unsaved = folder / "metrics.jsonl", saved["wall"], None
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        if (packed := path.with_name(path.name + ".gz")).exists():
+            packed.unlink()                                     # there is no second version
         if hasattr(measure, "state"):
             measure.state = saved["measure"]
         seconds = CHECKPOINT_SECONDS if seconds is None else seconds
@@ -629,7 +662,7 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
                     save(kept, snapshot.model.state_dict())
                 # Where to go on, were the run to stop here.
                 unsaved = {"snapshot": snapshot.state(), "measure": getattr(measure, "state", {}),
-                           "rows": len(rows), "wall": wall, "config": config}
+                           "rows": len(rows), "wall": wall, "config": without_stop(config)}
                 if last - last_saved > seconds:
                     save_checkpoint(folder, file, unsaved)
                     last_saved, unsaved = time.monotonic(), None
@@ -669,7 +702,7 @@ def run_folders(folder):
     """The directories of a sweep's runs.  A run's own directory is a sweep of one."""
     if (folder / "config.json").exists():
         return [folder]
-    names = ("config.json", "metrics.jsonl", "done")
+    names = ("config.json", "metrics.jsonl", "metrics.jsonl.gz", "done")
     return sorted({path.parent for path in folder.glob("*/*") if path.name in names})
 
 
@@ -679,7 +712,7 @@ def check_run(folder, config):
         raise Failed(f"{folder} was written by an earlier version, or by another program: use the "
                      "commit that its config.json names, or run it again elsewhere")
     name = f"{config.get('size')}-s{config.get('seed')}"
-    kinds = {"parameters": int, "width": int, "numbers": dict, "chance": dict}
+    kinds = {"parameters": int, "width": int, "steps": int, "numbers": dict, "chance": dict}
     if (folder.resolve().name != name
             or any(type(config.get(key)) is not kind for key, kind in kinds.items())
             or list(config["chance"]) != config.get("levels")):
@@ -697,10 +730,10 @@ def load(folder: Path) -> tuple[Iterator, dict, list]:
     for one in run_folders(folder):
         config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
         check_run(one, config)
-        last, steps = rows[-1]["step"] if rows else 0, config.get("steps")
+        last, steps = rows[-1]["step"] if rows else 0, config.get("stop") or config["steps"]
         if failure(one):
             missing.append(failure(one))
-        elif last != steps:
+        elif last < steps:
             missing.append(f"{one.name} stopped at step {last} of {steps}")
         else:
             found.append((config["parameters"], config["seed"], one.resolve().name, config, rows))
@@ -713,17 +746,24 @@ def load(folder: Path) -> tuple[Iterator, dict, list]:
             {name: config for *_, name, config, rows in found}, missing)
 
 
+LAYERED = ("rankme", "rankme_centred", "mean_share")
+
+
 def table_rows(name, config, rows):
     """The rows of metrics.jsonl -> (run, level, step, quantity, value), one at a time."""
     for row in rows:
         step = row["step"]
         for level, columns in row["levels"].items():
             for column, value in columns.items():
-                if column == "rankme":
-                    for position, layers in value.items():
+                if column in LAYERED:                           # a number for each layer
+                    positions = value if isinstance(value, dict) else {"": value}
+                    for position, layers in positions.items():
+                        quantity = f"{column}.{position}".rstrip(".")
                         for layer, number in enumerate(layers):
-                            yield name, level, step, f"rankme.{position}.{layer}", number
+                            yield name, level, step, f"{quantity}.{layer}", number
                     continue
+                if isinstance(value, dict) and "mc_error" in value:
+                    yield name, level, step, f"{column}.mc_error", value["mc_error"]
                 for key in config["numbers"].get(column, ())[1:]:       # the one that is judged
                     value = None if value is None else value[key]
                 if not isinstance(value, (dict, list)):
@@ -739,13 +779,16 @@ class Job(NamedTuple):
     train: models.TrainConfig
     measure: MeasureConfig
 
+    def is_done(self):
+        return is_done(self.folder, models.last_step(self.train))
+
 
 def estimate(train, measure):
     """-> (seconds of training, seconds of measuring accuracy and RankMe, snapshots) of a run.
 
     Some of its steps and one snapshot are timed here and now."""
     torch.set_num_threads(train.threads)
-    short = dataclasses.replace(train, lr=0.0, snapshots=train.steps + 1, compile=0)
+    short = dataclasses.replace(train, lr=0.0, snapshots=train.steps + 1, compile=0, stop=0)
     for snapshot in itertools.islice(models.train(short), 6):   # one after every step
         if snapshot.step <= 1:                                  # the first pays for the set-up
             begin = time.monotonic()
@@ -754,9 +797,9 @@ def estimate(train, measure):
     measurement = Measurement(short, dataclasses.replace(measure, measures=often))
     measurement(snapshot)                                       # the first draws the lines
     begin = time.monotonic()
-    measurement(snapshot)
-    count = len(models.snapshot_steps(train.steps, train.snapshots))
-    return step * train.steps, (time.monotonic() - begin) * count, count
+    measurement(snapshot._replace(loss=None))                   # a new one, or it would be kept
+    count = len(models.snapshots_of(train))
+    return step * models.last_step(train), (time.monotonic() - begin) * count, count
 
 
 def rare_costs(train, measure):
@@ -768,7 +811,7 @@ def rare_costs(train, measure):
 
 def work(train, measure):
     """How long a run takes, in units of its own: to put the longest first."""
-    steps = train.steps + sum(cost for _, cost in rare_costs(train, measure).values())
+    steps = models.last_step(train) + sum(cost for _, cost in rare_costs(train, measure).values())
     return models.parameter_count(models.SIZES[train.size]) * steps
 
 
@@ -776,7 +819,8 @@ def run_one(job):
     """Carry out one run in its directory, from wherever it was left."""
     torch.set_num_threads(job.train.threads)
     record(job.folder, run_config(job.train, job.measure),
-           lambda state: models.train(job.train, state), Measurement(job.train, job.measure))
+           lambda state: models.train(job.train, state), Measurement(job.train, job.measure),
+           until=models.last_step(job.train))
 
 
 def in_words(error):
@@ -799,7 +843,7 @@ def run_worker(plan, alone=False):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     failures = {}
     while waiting := [job for job in plan
-                      if job.folder not in failures and not is_done(job.folder)]:
+                      if job.folder not in failures and not job.is_done()]:
         for job in waiting:
             try:
                 run_one(job)
@@ -810,7 +854,8 @@ def run_worker(plan, alone=False):
                 if "--debug" in sys.argv:
                     traceback.print_exc()
                 failures[job.folder] = in_words(error)
-    return [words for folder, words in failures.items() if not is_done(folder)]
+    return [failures[job.folder] for job in plan
+            if job.folder in failures and not job.is_done()]
 
 
 def worker_process(rank, plan, queue):

@@ -29,9 +29,10 @@ from rich.table import Table
 
 import measures
 import models
+import sweep
 import tasks
 
-LONGEST = 25                          # seconds that one size may take; a larger one is left out
+LONGEST = 12                          # seconds that one size may take; a larger one is left out
 
 
 # --------------------------------------------------------------------------------------------------
@@ -230,9 +231,9 @@ def bench_sizes(fast, device, peaks, say):
         if rounds < 1 or memory > free_memory(device):
             row["left_out"] = ["left out:", f"about {2 * guess:.0f} s", f"{memory / 1e9:.0f} GB"]
             continue
-        say(f"training step of {name}")
         job = packed_step(config, fast, device, ragged)
         seconds = interleaved({"step": job}, rounds, device)["step"]
+        say(f"training step of {name}: {1e3 * seconds:,.1f} ms")
         row |= {"ms": 1e3 * seconds, "useful_tokens_per_s": useful / seconds,
                 "flops": row["operations"] / seconds}
         raise_peaks(peaks, device)
@@ -255,6 +256,47 @@ def bench_joint(fast, device):
                      "padded_useful_tokens_per_s": useful / seconds["padded"],
                      "gain": gain, "ceiling": ceiling, "of_ceiling": gain / ceiling,
                      "fill": useful / ragged.tokens.numel()})
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------
+# A snapshot
+
+class Look:
+    """One snapshot of the joint run of a size: behaviour with its forward pass, and RankMe."""
+
+    def __init__(self, name, fast, device):
+        levels = [f"{task}-{level}" for task in tasks.TASKS for level in tasks.LEVELS]
+        train = models.TrainConfig(
+            size=name, levels=(*levels, *tasks.controls(tasks.TASKS, 4)), dtype=fast,
+            device=device, threads=torch.get_num_threads())
+        self.evals = sweep.EvalSet(train, sweep.MeasureConfig())
+        self.snapshot = models.Snapshot(0, models.new_model(train), None, None)
+        self.tokens = sum(len(part.layout.slots) for part in self.evals.parts)
+
+    def behaviour(self):
+        self.evals.snapshot = None                              # or the last pass would be kept
+        sweep.measure_behaviour(self.snapshot, self.evals)
+
+    def rankme(self):
+        sweep.measure_rankme(self.snapshot, self.evals)
+
+
+def bench_snapshot(fast, device, peaks, say):
+    """What a look at the joint run costs, in training steps; and its floor: the operations of one
+    forward pass over the float32 peak, and the eigenvalues."""
+    ragged, rows = models.lay_out(joint_lines(device), device), []
+    for name in ("nano", "small"):
+        config, look = models.SIZES[name], Look(name, fast, device)
+        seconds = interleaved({"step": packed_step(config, fast, device, ragged),
+                               "behaviour": look.behaviour, "rankme": look.rankme}, 2, device)
+        weights = 12 * config.n_layer * config.n_embd ** 2
+        forward = 2 * weights * look.tokens / peaks["float32"]
+        total = seconds["behaviour"] + seconds["rankme"]
+        rows.append({"size": name, "tokens": look.tokens, "ms": 1e3 * total,
+                     "steps": total / seconds["step"],
+                     "floor_steps": (forward + seconds["rankme"]) / seconds["step"]})
+        say(f"snapshot of {name}: {rows[-1]['steps']:.1f} training steps")
     return rows
 
 
@@ -325,10 +367,10 @@ class MeasureJobs:
     def data(self, n):
         return tuple(x[:n] for x in self.many)
 
-    def llc(self, draws, autocast=None):
+    def llc(self, draws):
         return functools.partial(
             measures.llc, self.model, models.example_loss, self.many, batch_size=256,
-            num_chains=self.chains, num_draws=draws, num_burnin_steps=1, autocast=autocast)
+            num_chains=self.chains, num_draws=draws, num_burnin_steps=1)
 
     def hessian_top(self):
         generator = torch.Generator().manual_seed(1)
@@ -358,19 +400,16 @@ def bench_measures(fast, device):
     jobs = MeasureJobs(fast, device)
     seconds = interleaved({
         "unit": unit_step(*jobs.data(256)),
-        "llc 20": jobs.llc(20), "llc 20 fast": jobs.llc(20, torch.bfloat16),
-        "llc 40": jobs.llc(40), "llc 40 fast": jobs.llc(40, torch.bfloat16),
+        "llc 4": jobs.llc(4), "llc 16": jobs.llc(16),
         "top": jobs.hessian_top,
         "gradient_gram of 64": jobs.gradient_gram,
         "gradient_rank and fisher_rank of 64": jobs.two_ranks,
         "rankme of 1000 x 128": jobs.rankme,
         "rankme of 336 x 200 x 128 (a joint snapshot)": jobs.rankme_many,
-        "linear_probe of 2000 x 128": jobs.linear_probe}, 2, device)
+        "linear_probe of 2000 x 128": jobs.linear_probe}, 1, device)
     unit, products = seconds["unit"], jobs.top.iterations
-    # What 20 draws more take, with all that happens once left out.
-    costs = {"llc, a chain and draw": (seconds["llc 40"] - seconds["llc 20"]) / 20 / jobs.chains,
-             "the same, bfloat16":
-                 (seconds["llc 40 fast"] - seconds["llc 20 fast"]) / 20 / jobs.chains,
+    # What 12 draws more take, with all that happens once left out.
+    costs = {"llc, a chain and draw": (seconds["llc 16"] - seconds["llc 4"]) / 12 / jobs.chains,
              "hessian_top, in all": seconds["top"],
              "hessian_top, a product": seconds["top"] / products}
     costs |= {name: cost for name, cost in seconds.items() if " of " in name}
@@ -386,17 +425,18 @@ def bench(fast, device, threads, nanogpt=None, say=print):
     """Everything -> a dictionary of numbers and rows.
 
     fast: the dtype of training here.  nanogpt: where a checkout of it lies, or None.  say: called
-    with a few words before each part."""
+    with a few words on each part, the first within seconds."""
     module = load_nanogpt(nanogpt) if nanogpt else None
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    say("matrix products")
     peaks = {}
     raise_peaks(peaks, device)
+    say(", ".join(f"{name} {flops / 1e9:,.0f} GFLOP/s" for name, flops in peaks.items()))
     found = {"device": device, "threads": threads, "dtype": fast, "torch": torch.__version__,
              "peak_flops": peaks, "sizes": bench_sizes(fast, device, peaks, say)}
     say("the joint batch, packed and padded")
     found["joint"] = bench_joint(fast, device)
+    found["snapshot"] = bench_snapshot(fast, device, peaks, say)
     say("the measures")
     found |= bench_measures(fast, device)
     if module:
@@ -412,6 +452,7 @@ def tables(found):
     """What `bench` returns, as tables of 80 columns, each with its title."""
     yield table_of_sizes(found)
     yield table_of_packing(found)
+    yield table_of_snapshots(found)
     yield table_of_measures(found)
     if "nanogpt" in found:
         yield table_of_nanogpt(found)
@@ -449,6 +490,17 @@ def table_of_packing(found):
         speeds = [row["useful_tokens_per_s"], row["padded_useful_tokens_per_s"]]
         ratios = [row[key] for key in ("gain", "ceiling", "of_ceiling", "fill")]
         table.add_row(row["size"], *(f"{x:,.0f}" for x in speeds), *(f"{x:.2f}" for x in ratios))
+    return table
+
+
+def table_of_snapshots(found):
+    table = new_table(
+        "A look at the joint run (behaviour and RankMe, float32), in its training steps; floor: "
+        "one forward pass at the float32 peak, and the eigenvalues",
+        "size", "tokens", "time", "steps", "floor")
+    for row in found["snapshot"]:
+        table.add_row(row["size"], f"{row['tokens']:,}", f"{row['ms']:,.0f} ms",
+                      f"{row['steps']:.1f}", f"{row['floor_steps']:.1f}")
     return table
 
 

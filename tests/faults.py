@@ -31,7 +31,7 @@ import sweep
 
 TINY = ["sweep", "--task", "parity", "--sizes", "nano", "--seeds", "2", "--steps", "3",
         "--keep", "2", "--measures", "rankme", "--workers", "1"]
-for _field in ("snapshots=3", "per_level=2", "eval_examples=4", "state_examples=4", "threads=1",
+for _field in ("snapshots=3", "per_level=2", "eval_examples=4", "threads=1",
                "dtype=float32"):
     TINY += ["--set", _field]
 

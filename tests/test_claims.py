@@ -40,7 +40,7 @@ def claim_rows(findings):
 
 # ------------------------------------------------------------------------------------------------
 # Made-up sweeps: 8 tasks x 3 levels.  Effects belong to tasks: within a level, the ranks of the
-# levels of a task are correlated at about .95 in onset and .74 in emergence, as in results/all.
+# levels of a task are correlated at about .95 in onset and .74 in emergence: results/first-look.
 
 LEVEL = np.array([int(name[-1]) for name in LEVELS])
 
@@ -154,15 +154,15 @@ def test_the_exact_p_value_is_that_of_brute_force_on_five_tasks():
 
 @functools.lru_cache
 def reference_runs():
-    """The runs of results/all, or of whichever committed sweep has several tasks and shams."""
+    """The runs of results/first-look, or of whichever sweep there has several tasks and shams."""
     import sweep
-    rows, configs, _ = sweep.load(ROOT / "results/all")
+    rows, configs, _ = sweep.load(ROOT / "results/first-look")
     return from_table(rows, configs)
 
 
 @pytest.mark.system
 def test_the_default_rate_and_its_p_follow_from_events_csv_alone():
-    """results/all: the rate of C4 and its exact null, from a table of dates and nothing else."""
+    """First look: the rate of C4 and its exact null, from a table of dates and nothing else."""
     runs = reference_runs()
     events = event_table(runs).only()
     found = {}

@@ -456,12 +456,12 @@ def test_layers_have_names_where_rows_name_them(names, last_block, norm, embeddi
 
 
 def test_what_is_neither_behaviour_nor_rankme_is_a_measure():
-    quantities = ("accuracy", "loss", "llc", "llc.mc_error", "mine", "mean_share.0", "mean_share.1",
+    quantities = ("accuracy", "loss", "llc", "llc.mc_error", "mine", "spread.0", "spread.1",
                   "rankme.first.0", "linear_probe_shuffled", "mine.error", "theirs", "bars")
     rows = [measured("x-1", step, name, step) for name in quantities for step in (0, 1)]
     (run,) = from_table(rows, {"mine": {"errors": {"theirs": "bars"}, "numbers": {"llc": ["llc"]}}})
-    assert run.measures == ["llc", "mine", "theirs", "mean_share"]
-    assert run.table("mean_share").tolist() == [[0, 1]]       # after the last block
+    assert run.measures == ["llc", "mine", "theirs", "spread"]
+    assert run.table("spread").tolist() == [[0, 1]]       # after the last block
     for name in ("llc", "mine", "theirs"):
         assert run.error_of(name).tolist() == [[0, 1]]
     assert run.error_of("loss").tolist() == [[0, 0]]
@@ -479,7 +479,7 @@ def test_examples_are_a_number_or_one_for_each_level_and_none_where_all_were_see
     config = {"levels": ["parity-1", "parity-2"], "chance": {"parity-1": 0.5, "parity-2": 0.5}}
     for examples, expected in ((None, [50, 50]), (20, [math.inf] * 2), (5000, [50, 50]),
                                ({"parity-1": 20, "parity-2": None}, [math.inf, 50])):
-        runs = from_table(rows, {"mine": config | {"eval_examples": examples}})
+        runs = from_table(rows, {"mine": config | {"examples": examples}})
         assert event_table(runs).emergence.tolist() == [expected], examples
 
 

@@ -161,7 +161,8 @@ def test_random_command_lines_never_end_in_a_traceback(count, harmless, capsys):
     print(f"{len(seen)} random command lines")
 
 
-NUMBERS = [name for name, kind in fields() if kind in (int, float) and name != "seed"]
+NUMBERS = [name for name, kind in fields() if kind in (int, float)
+           and name not in ("seed", "stop")]                   # stop may not be beyond steps
 
 
 @given(st.lists(st.sampled_from(NUMBERS), unique=True), st.data())
@@ -232,6 +233,8 @@ SPLITS = [("all", 1.0), ("train", 0.5), ("test", 0.5)]
 @drawn(150)
 def test_every_line_of_every_task_is_right_and_can_be_read(name, seed, split):
     task, level = name
+    if split[1] < 1 and f"{task}-{level}".endswith(("compare-3", "copy-3", "reverse-3", "sort-3")):
+        split = SPLITS[0]                                      # these spaces are too large to split
     tokens, targets = tasks.sample(task, level, 6, torch.Generator().manual_seed(seed), *split)
     scored = targets != tasks.IGNORE
     assert tokens.shape == targets.shape

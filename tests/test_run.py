@@ -31,7 +31,7 @@ pytestmark = pytest.mark.system        # whole sweeps and courses: not while edi
 ROOT = Path(run.__file__).parent
 SMALL = ["--task", "parity,copy", "--controls", "1", "--sizes", "nano", "--seeds", "1",
          "--steps", "40", "--measures", "rankme"]
-FEW = ("snapshots=10", "per_level=4", "eval_examples=50", "state_examples=20", "threads=1")
+FEW = ("snapshots=10", "per_level=4", "eval_examples=50", "threads=1")
 for _field in FEW:
     SMALL += ["--set", _field]
 
@@ -95,19 +95,25 @@ def test_a_config_and_its_rows(finished):
     assert config["environment"]["torch"] == torch.__version__
     rows = rows_of(one)
     assert [row["step"] for row in rows] == models.snapshot_steps(40, 10)
+    assert config["examples"]["parity-1"] is None and config["examples"]["copy-3"] == 50
     assert rows[0]["loss"] is None and rows[-1]["loss"] > 0
     level = rows[-1]["levels"]["parity-1"]
     assert level["distinct"] == 8 and set(level["rankme"]) == {"first", "answer", "last"}
-    for layers in level["rankme"].values():
-        assert len(layers) == 4 and all(1 <= rank <= 20.1 for rank in layers)
+    assert {key: len(layers) for key, layers in level["rankme"].items()} == {
+        "first": 4, "answer": 2, "last": 2}                    # all layers; the last two
+    for layers in [*level["rankme"].values(), level["rankme_centred"][1:]]:
+        assert all(1 <= rank <= 8.1 for rank in layers)
+    assert level["rankme_centred"][0] is None                  # one token, "=", for all inputs
+    assert len(level["mean_share"]) == 4 and level["marginal_kl"] >= 0
 
 
 def test_events_have_a_row_for_each_event_of_each_level(finished):
     with open(finished[0] / "events.csv") as file:
         events = list(csv.DictReader(file))
     kinds = {(event["quantity"], event["event"]) for event in events}
-    assert kinds == {("rankme", "onset"), ("accuracy", "emergence"), ("log_prob", "emergence")}
-    assert len(events) == 7 * 3 and sum(event["sham"] == "True" for event in events) == 3
+    assert kinds == {("rankme", "onset"), ("rankme_centred", "onset"),
+                     ("accuracy", "emergence"), ("log_prob", "emergence")}
+    assert len(events) == 7 * 4 and sum(event["sham"] == "True" for event in events) == 4
 
 
 def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
@@ -565,7 +571,7 @@ def test_a_saved_run_is_the_config_that_it_was_run_with(copied):
         levels=train.levels, steps=40, lr=0.002, snapshots=10, per_level=4, threads=1,
         dtype=models.pick_dtype("cpu"))
     assert measure == sweep.MeasureConfig(
-        state_examples=20, eval_examples=50, hessian_snapshots=40, llc_snapshots=40)
+        eval_examples=50, hessian_snapshots=40, llc_snapshots=40)
 
 
 FEW_GRADIENTS = ["--set", "gradient_examples=42"]
@@ -631,11 +637,12 @@ def test_settings_find_their_config_whichever_it_is_in():
     assert (measure.llc_draws, measure.measures) == (7, ("llc",))
 
 
-def test_the_longest_run_comes_first_and_the_first_one_has_every_measure(tmp_path):
-    plan = run.make_plan(tmp_path, ("nano", "micro"), 2, models.TrainConfig(),
-                         sweep.MeasureConfig(), True, [])
+def test_the_longest_run_comes_second_and_one_has_every_measure(tmp_path):
+    """The shortest is first, for its figure is soon to be seen."""
+    seeds = {"nano": range(2), "micro": range(2)}
+    plan = run.make_plan(tmp_path, seeds, models.TrainConfig(), sweep.MeasureConfig(), True, [])
     work = [sweep.work(job.train, job.measure) for job in plan]
-    assert work == sorted(work, reverse=True) and len(plan) == 4
+    assert work[0] == min(work) and work[1:] == sorted(work[1:], reverse=True) and len(plan) == 4
     every = [job.folder.name for job in plan if job.measure.measures == tuple(sweep.MEASURES)]
     assert every == ["nano-s0"]
 

@@ -28,7 +28,7 @@ from faults import rows_of, same_weights
 TRAIN = models.TrainConfig(levels=("parity-1", "copy-2", "sham-modadd-2"), steps=12, snapshots=13,
                            per_level=4, warmup=2)
 MEASURE = sweep.MeasureConfig(
-    measures=tuple(sweep.MEASURES), state_examples=20, eval_examples=30, hessian_snapshots=5,
+    measures=tuple(sweep.MEASURES), eval_examples=30, hessian_snapshots=5,
     llc_snapshots=3, gradient_examples=12, hessian_examples=12, llc_examples=4, llc_rows=6,
     llc_chains=2, llc_draws=4, llc_burnin=2, linear_examples=40)
 
@@ -59,17 +59,13 @@ def test_parts_are_small_and_there_is_one_for_each_thread(items, largest, thread
     assert [len(part) for part in parts] == sizes and sum(parts, []) == list(range(items))
 
 
-def test_a_line_that_was_drawn_twice_runs_once_and_counts_twice():
+def test_a_small_space_is_gone_through_and_a_large_one_drawn():
     """Level 1 of parity has eight lines."""
     evals = sweep.EvalSet(TRAIN, MEASURE)
-    lines, counted = [0] * 3, [0] * 3
-    for _, columns, times in evals.behaviour:
-        for column, n in zip(columns.tolist(), times.tolist()):
-            lines[column] += 1
-            counted[column] += n
-    assert lines[0] == 8 and counted == [30] * 3
-    assert len(evals.times["parity-1"]) == 8
-    assert all(times.sum() == 20 for times in evals.times.values())
+    counts = [len(found.weights) for found in evals.lines.values()]
+    assert counts[0] == 8 and all(n <= 30 for n in counts)
+    assert sum(len(part.first) for part in evals.parts) == sum(counts)
+    assert all(found.weights.sum() == pytest.approx(1) for found in evals.lines.values())
 
 
 def test_levels_share_the_examples_of_a_measure():
@@ -86,44 +82,76 @@ def test_levels_share_the_examples_of_a_measure():
         assert (targets[4 * i:4 * i + 4, T:] == tasks.IGNORE).all()
 
 
-def one_by_one(model, name, batch):
-    """(accuracy, log_prob, loss) of a batch, without packing and without counting lines."""
+def one_by_one(model, lines):
+    """The behaviour on EvalLines, without packing: {column: value}."""
+    batch, w = lines.batch, lines.weights
     with torch.no_grad():
-        log_p = model(batch.tokens).log_softmax(-1)
+        log_p = model(batch.tokens).double().log_softmax(-1)
     scored = batch.targets != tasks.IGNORE
-    right = ((log_p.argmax(-1) == batch.targets) | ~scored).all(1)
-    log_p = log_p.gather(2, batch.targets.clamp(min=0)[:, :, None])[:, :, 0] * scored
-    loss = models.example_loss(model, batch).mean().item()
-    return right.double().mean().item(), log_p.sum(1).mean().item(), loss
+    right = (log_p.argmax(-1) == batch.targets) & scored
+    first = int(scored[0].nonzero()[0])
+    own = log_p.gather(2, batch.targets.clamp(min=0)[:, :, None])[:, :, 0] * scored
+    return {"accuracy": float(w @ (right | ~scored).all(1).double()),
+            "token_accuracy": float(w @ (right.sum(1) / scored.sum(1)).double()),
+            "log_prob": float(w @ own.sum(1)),
+            "loss": float(w @ models.example_loss(model, batch).double()),
+            "predicted": w @ log_p[:, first].exp()}
+
+
+def weighted(states, lines):
+    """Rows times the root of their weights."""
+    return states.double() * lines.weights.sqrt()[:, None]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_recorded_numbers_are_those_of_the_model_line_by_line(threads):
-    """Accuracy, log-probability, loss and RankMe once more, without packing."""
+    """Every number of a snapshot once more, without packing."""
     train = dataclasses.replace(TRAIN, threads=threads)
     snapshot = trained(train)
     row = sweep.Measurement(train, dataclasses.replace(MEASURE, measures=("rankme",)))(snapshot)
     model = snapshot.model
     for name in train.levels:
-        pair, seen = tasks.split_name(name), row["levels"][name]
-        batch = tasks.sample(*pair, 30, tasks.seeded("cpu", "eval", *pair, "all"))
-        found = seen["accuracy"], seen["log_prob"], seen["loss"]
-        assert found == pytest.approx(one_by_one(model, name, batch), rel=1e-4)
+        seen, lines = row["levels"][name], tasks.eval_lines(*tasks.split_name(name), 30)
+        expected = one_by_one(model, lines)
+        mean, frequencies = expected.pop("predicted"), tasks.answer_frequencies(
+            *tasks.split_name(name))[0]
+        kl = sum(f * math.log(f / p) for f, p in zip(frequencies.tolist(), mean.tolist()) if f)
+        assert seen["marginal_kl"] == pytest.approx(kl, rel=1e-4)
+        assert {key: seen[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+        assert seen["distinct"] == lines.distinct
 
-        batch, distinct = tasks.distinct_lines(*pair, 20, tasks.seeded("cpu", "probe", *pair))
-        assert seen["distinct"] == distinct
         with torch.no_grad():
-            states = model.hidden_states(batch.tokens)
+            states = model.hidden_states(lines.batch.tokens)
             states.append(model.ln_f(states[-1]))
-        asked = (batch.targets[0] != tasks.IGNORE).nonzero()[:, 0]
+        asked = (lines.batch.targets[0] != tasks.IGNORE).nonzero()[:, 0]
+        root = lines.weights.sqrt()[:, None, None]
         expected = {
-            "first": [measures.rankme(state[:, asked[0]]) for state in states],
-            "answer": [measures.rankme(state[:, asked].flatten(0, 1)) for state in states],
-            "last": [measures.rankme(state[:, -1]) for state in states]}
+            "first": [measures.rankme(weighted(state[:, asked[0]], lines)) for state in states],
+            "answer": [measures.rankme((state[:, asked].double() * root).flatten(0, 1))
+                       for state in states[-2:]],
+            "last": [measures.rankme(weighted(state[:, -1], lines)) for state in states[-2:]]}
         for position, layers in expected.items():
             assert seen["rankme"][position] == pytest.approx(layers, rel=1e-3), (name, position)
+        for layer, state in enumerate(states):
+            x, w = state[:, asked[0]].double(), lines.weights[:, None]
+            mean = (w * x).sum(0)
+            share = float(mean.square().sum() / (w * x.square()).sum())
+            assert seen["mean_share"][layer] == pytest.approx(share, rel=1e-6)
+            centred = seen["rankme_centred"][layer]
+            if layer == 0:                                      # all lines have the same "=" there
+                assert centred is None and share == pytest.approx(1)
+            else:
+                assert centred == pytest.approx(measures.rankme((x - mean) * w.sqrt()), rel=1e-3)
     one_token = row["levels"]["parity-1"]["rankme"]
-    assert one_token["answer"] == one_token["first"]
+    assert one_token["answer"] == one_token["first"][-2:]
+
+
+def test_one_forward_pass_serves_behaviour_and_states(monkeypatch):
+    real, passes = models.read_answers, []
+    monkeypatch.setattr(models, "read_answers", lambda *args: passes.append(1) or real(*args))
+    measurement = sweep.Measurement(TRAIN, dataclasses.replace(MEASURE, measures=("rankme",)))
+    measurement(trained())
+    assert len(passes) == len(measurement.evals.parts)
 
 
 def test_seen_and_unseen_operands_are_columns_of_their_own():
@@ -131,11 +159,9 @@ def test_seen_and_unseen_operands_are_columns_of_their_own():
     snapshot = trained(train)
     levels = sweep.measure_behaviour(snapshot, sweep.EvalSet(train, MEASURE))
     for name in train.levels:
-        pair = tasks.split_name(name)
         for split, column in (("train", "accuracy_train"), ("test", "accuracy_test")):
-            generator = tasks.seeded("cpu", "eval", *pair, split)
-            batch = tasks.sample(*pair, 30, generator, split, 0.4)
-            accuracy, *_ = one_by_one(snapshot.model, name, batch)
+            lines = tasks.eval_lines(*tasks.split_name(name), 30, split, 0.4)
+            accuracy = one_by_one(snapshot.model, lines)["accuracy"]
             assert levels[name][column] == pytest.approx(accuracy), (name, column)
     assert "accuracy_test" not in sweep.measure_behaviour(trained(), sweep.EvalSet(
         TRAIN, MEASURE))["copy-2"]

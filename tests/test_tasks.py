@@ -1,55 +1,120 @@
-"""Tasks: answers against arithmetic on the decoded line, chance against enumeration, splits, shams.
+"""Tasks: answers against arithmetic on the decoded line, chance and frequencies against draws,
+splits, shams, the lines that a run is measured on.
+
+Nothing here lists the tasks.  BY_HAND knows how to work out a line of each task; a row that was
+added later is held against its own chance, frequencies and lines, like all the others.
 """
 import doctest
+import functools
 import math
 import operator
+import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 import models
 import tasks
-from tasks import IGNORE, LEVELS, PAD, TASKS, VOCAB_SIZE, decode, sample
+from tasks import ALL_TASKS, IGNORE, LEVELS, PAD, TASKS, VOCAB_SIZE, decode, sample
 
+ROOT = Path(__file__).resolve().parent.parent
 exercise = pytest.mark.exercise
-ALL = [(task, level) for task in TASKS for level in LEVELS]
+ALL = [(task, level) for task in ALL_TASKS for level in LEVELS]
 
 
 # --------------------------------------------------------------------------------------------------
 # Lines and answers
 
+def arithmetic_by_hand(task, words):
+    """The words between the name and "=" -> the number behind it.  Plain integers throughout."""
+    numbers = [int(word) for word in words if word.isdigit()]
+    if task == "increment":
+        return numbers[0] + 1
+    a, b, *modulus = numbers
+    if task == "gcd":
+        return max(d for d in range(1, 100) if a % d == b % d == 0)
+    if task == "modpoly":
+        value = a ** 2 + a * b + b ** 2
+    elif task == "moddiv":                            # what must b be multiplied with, to get a?
+        return next(c for c in range(modulus[0]) if (b * c - a) % modulus[0] == 0)
+    else:
+        signs = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
+        value = signs[words[1]](a, b)
+    if task.startswith("mod"):
+        assert words[-2] == "mod"
+        while not 0 <= value < modulus[0]:
+            value += modulus[0] if value < 0 else -modulus[0]
+    assert value >= 0
+    return value
+
+
+def rotated(words):
+    row = words[2:]
+    for _ in range(int(words[0])):
+        row = row[1:] + row[:1]
+    return row
+
+
+def recalled(words):
+    pairs = dict(zip(words[:-2:2], words[1:-2:2]))
+    assert len(pairs) == len(set(pairs.values())) == (len(words) - 2) // 2, "each once"
+    return [pairs[words[-1]]]
+
+
+def permuted(words):
+    p, q = halves(words)
+    assert sorted(p) == sorted(q) == [str(i) for i in range(len(p))]
+    return [p[int(i)] for i in q]
+
+
+def halves(words):
+    middle = words.index(",")
+    assert len(words) == 2 * middle + 1
+    return words[:middle], words[middle + 1:]
+
+
+def sequence_by_hand(task, words):
+    """The words between the name and "=" -> those behind it."""
+    if task == "compare":
+        a, b = map(int, words)
+        return ["<>="[(a > b) + 2 * (a == b)]]
+    if task in ("xor", "interleave"):
+        pairs = list(zip(*halves(words)))
+        return ["01"[x != y] for x, y in pairs] if task == "xor" else sum(pairs, ())
+    found = {"copy": words, "reverse": words[::-1], "sort": sorted(words),
+             "parity": ["1" if words.count("1") in (1, 3, 5, 7) else "0"],
+             "maximum": [max(words)], "count": [str(words.count(words[0]) - 1)],
+             "majority": [max("01", key=words.count)]}
+    others = {"rotate": rotated, "recall": recalled, "permute": permuted}
+    return others[task](words) if task in others else found[task]
+
+
+ARITHMETIC = ("add", "multiply", "modadd", "subtract", "divide", "modsub", "modmul", "moddiv",
+              "modpoly", "gcd", "increment")
+SEQUENCES = ("copy", "reverse", "compare", "parity", "sort", "maximum", "count", "rotate",
+             "interleave", "majority", "xor", "recall", "permute")
+BY_HAND = {task: arithmetic_by_hand for task in ARITHMETIC}
+BY_HAND |= {task: sequence_by_hand for task in SEQUENCES}
+
+
 def answer_by_hand(line):
     """"add 12 + 7 = 19" -> what must stand behind "=".
 
-    It does arithmetic on words, and shares nothing with tasks.py.
+    It works on words, and shares nothing with tasks.py.
     """
     task, rest = line.split(" ", 1)
     prompt = rest[:-4] if rest.endswith(" = =") else rest[:rest.rindex(" = ")]
-    words = prompt.split()
-    if task == "copy":
-        return prompt
-    if task == "reverse":
-        return prompt[::-1]
-    if task == "sort":
-        return " ".join(sorted(words))
-    if task == "parity":
-        return "1" if words.count("1") in (1, 3, 5, 7) else "0"
-    if task == "compare":
-        a, b = map(int, words)
-        return "<>="[(a > b) + 2 * (a == b)]
-    a, sign, b = int(words[0]), words[1], int(words[2])
-    value = {"+": operator.add, "*": operator.mul}[sign](a, b)
-    if task == "modadd":
-        assert words[3] == "mod"
-        while value >= int(words[4]):
-            value -= int(words[4])
-    return str(value)
+    answer = BY_HAND[task](task, prompt.split())
+    return str(answer) if isinstance(answer, int) else " ".join(answer)
 
 
-@pytest.mark.parametrize("task, level", ALL)
-def test_answers_match_arithmetic_done_by_hand(task, level, generator):
+@pytest.mark.parametrize("task, level", [pair for pair in ALL if pair[0] in BY_HAND])
+def test_answers_match_what_is_worked_out_by_hand(task, level, generator):
     for row in sample(task, level, 500, generator).tokens:
         line = decode(row)
         assert line.startswith(task)
@@ -57,21 +122,56 @@ def test_answers_match_arithmetic_done_by_hand(task, level, generator):
         assert line.endswith(f" = {expected}"), f"{line}: expected {expected}"
 
 
-@pytest.mark.parametrize("task", TASKS)
+def test_the_paper_s_tasks_and_two_families_of_eight_are_there():
+    assert list(TASKS) == "copy reverse compare parity add modadd sort multiply".split()
+    assert list(ALL_TASKS) == [*TASKS, *tasks.MORE_TASKS]
+    assert sorted(sum(tasks.FAMILIES.values(), ())) == sorted(tasks.MORE_TASKS)
+    for family in ("arithmetic", "sequences"):
+        assert len(tasks.FAMILIES[family]) >= 8
+
+
+@pytest.mark.parametrize("task, level", ALL)
+def test_lines_are_short_enough_for_every_size_of_model(task, level, generator):
+    block_size = min(config.block_size for config in models.SIZES.values())
+    for name in (task, f"sham-{task}"):
+        assert sample(name, level, 1, generator).tokens.shape[1] <= block_size
+
+
+@pytest.mark.parametrize("task", ALL_TASKS)
 def test_lines_contain_digits_their_names_and_the_words_of_their_row(task, generator):
     found = set()
     for level in LEVELS:
         used = sample(task, level, 500, generator).tokens.unique()
         found |= {tasks.VOCABULARY[t] for t in used.tolist()}
-    assert found - set("0123456789") - {"="} == {task, *TASKS[task].words} - {"="}
+    assert found - set("0123456789") - {"="} == {task, *ALL_TASKS[task].words} - {"="}
 
 
 def test_the_vocabulary_keeps_its_order():
     """A word's place in it is a row of the embedding of every model that was ever saved."""
     signs = ["+", "*", "mod 7", "mod 23", "mod 97", ",", "=", "<", ">", "sham"]
     names = ["copy", "reverse", "compare", "parity", "add", "modadd", "sort", "multiply"]
-    assert list(tasks.VOCABULARY) == [*"0123456789", *signs, *names, "pad"]
-    assert VOCAB_SIZE == 29 and PAD == 28
+    later = ["-", "subtract", "/", "divide", "mod 11", "modsub", "mod 5", "modmul", "moddiv",
+             "modpoly", "gcd", "increment", "maximum", "count", "rotate", "interleave", "majority",
+             "xor", "recall", "permute"]
+    known = [*"0123456789", *signs, *names, *later]
+    assert list(tasks.VOCABULARY[:len(known)]) == known      # what is added stands behind these
+    assert all(tasks.ID[word] == i for i, word in enumerate(tasks.VOCABULARY))
+    assert VOCAB_SIZE == 64 and PAD == tasks.ID["pad"] == 63 and "pad" not in tasks.VOCABULARY
+
+
+def test_too_many_words_are_refused(monkeypatch):
+    words = tuple(map(str, range(64)))
+    monkeypatch.setattr(tasks, "VOCABULARY", words)
+    with pytest.raises(ValueError, match="need 64 words, and the vocabulary has room for"):
+        tasks.check_tables()
+
+
+def test_a_row_with_too_many_operands_needs_a_closed_form(monkeypatch):
+    row = tasks.Task(tasks.copy, sizes=(3, 5, 8), about="",
+                     operand_ranges=((10,) * 3, (10,) * 5, (10,) * 8))
+    monkeypatch.setitem(ALL_TASKS, "again", row)
+    with pytest.raises(ValueError, match="again-3 has more than 2,000,000 tuples of columns"):
+        tasks.check_tables()
 
 
 @exercise(name="tasks.answer_targets")
@@ -111,10 +211,23 @@ def test_answer_targets_of_known_lines(length):
     (["modadd", *"17", "+", *"19", "mod 23", "=", *"13"], "modadd 17 + 19 mod 23 = 13"),
     (["multiply", *"12", "*", *"07", "=", *"4800"], "multiply 12 * 7 = 84"),
     (["sham", "parity", *"101", "=", "1"], "sham parity 1 0 1 = 1"),
+    (["subtract", *"42", "-", *"17", "=", *"52"], "subtract 42 - 17 = 25"),
+    (["divide", *"85", "/", "7", "=", *"12"], "divide 85 / 7 = 12"),
+    (["modsub", "3", "-", "5", "mod 7", "=", "5"], "modsub 3 - 5 mod 7 = 5"),
+    (["modpoly", *"03", ",", *"10", "mod 11", "=", *"07"], "modpoly 3 10 mod 11 = 7"),
+    (["gcd", *"12", ",", *"18", "=", *"06"], "gcd 12 18 = 6"),
+    (["increment", *"199", "=", *"0020"], "increment 199 = 200"),
+    (["rotate", "2", ",", *"314", "=", *"431"], "rotate 2 , 3 1 4 = 4 3 1"),
+    (["recall", *"1437", ",", "3", "=", "7"], "recall 1 4 3 7 , 3 = 7"),
     (["add", *"12", "+", *"07"], "add 12 + 7"),
 ])
 def test_decode_reads_like_the_design(words, expected):
     assert decode(torch.tensor([tasks.ID[word] for word in words])) == expected
+
+
+def test_decode_shows_what_is_no_word():
+    tokens = torch.tensor([tasks.ID["copy"], 3, PAD - 1, PAD])
+    assert decode(tokens) == "copy 3 ?", "the last place before the padding is free"
 
 
 def test_answer_tokens_counts_what_is_scored(generator):
@@ -175,26 +288,81 @@ def entropy(pairs):
     return -sum(count * p * math.log(p) for p, count in pairs)
 
 
-@pytest.mark.parametrize("task", ["copy", "reverse", "sort", "compare"])
-@pytest.mark.parametrize("level", [1, 2])
-def test_closed_form_of_the_answers_agrees_with_enumeration(task, level):
-    closed = TASKS[task].answers(TASKS[task].sizes[level - 1])
+WITH_CLOSED_FORM = [task for task in ALL_TASKS if ALL_TASKS[task].answers is not None]
+LISTED = [(task, level) for task in WITH_CLOSED_FORM for level in LEVELS
+          if tasks.can_be_listed(task, level)]
+
+
+@pytest.mark.parametrize("task, level", LISTED)
+def test_closed_forms_agree_with_enumeration(task, level):
+    closed, places = ALL_TASKS[task].answers(ALL_TASKS[task].sizes[level - 1])
     listed = tasks.answer_distribution(task, level)
     assert sum(count for _, count in closed) == sum(count for _, count in listed)
     assert max(p for p, _ in closed) == pytest.approx(max(p for p, _ in listed))
     assert entropy(closed) == pytest.approx(entropy(listed))
     assert tasks.chance_log_prob(task, level) == pytest.approx(-entropy(closed))
+    assert torch.allclose(places, tasks.answer_frequencies(task, level), rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("task, level", [
-    ("sort", 1), ("multiply", 2), ("modadd", 1), ("compare", 2), ("sham-add", 1)])
-def test_chance_is_what_the_samples_show(task, level, generator):
-    n = 40_000
-    _, targets = sample(task, level, n, generator)
-    answers = Counter(map(tuple, targets[:, targets[0] != IGNORE].tolist()))
+DRAWS = 200_000
+
+
+@functools.lru_cache(maxsize=None)
+def drawn_answers(task, level):
+    """(N, A): the answers of 200,000 draws, from the targets and not from the table."""
+    targets = sample(task, level, DRAWS, tasks.seeded("cpu", "compare")).targets
+    return targets[:, targets[0] != IGNORE]
+
+
+@pytest.mark.parametrize("task, level", ALL)
+def test_chance_is_what_the_samples_show(task, level):
+    """The best answer comes up as often as `chance` says, and the answers have that entropy."""
+    code = drawn_answers(task, level) @ 64 ** torch.arange(tasks.answer_tokens(f"{task}-{level}"))
+    times = code.unique(return_counts=True)[1]
     p = tasks.chance(task, level)
-    share = answers.most_common(1)[0][1] / n
-    assert share == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / n))
+    assert tasks.chance(f"sham-{task}", level) == p
+    best = int(times.max()) / DRAWS
+    pairs = tasks.answer_distribution(task, level)
+    assert sum(share * count for share, count in pairs) == pytest.approx(1)
+
+    # The frequency of one answer has the error of a coin.  The largest of many is above its own.
+    error = 5 * math.sqrt(p * (1 - p) / DRAWS)
+    answers = sum(count for _, count in pairs)
+    if answers < 2000:
+        assert best == pytest.approx(p, abs=error)
+        shares = times.double() / DRAWS
+        bias = answers / DRAWS                        # of an entropy that is estimated from counts
+        found = float((shares * shares.log()).sum())
+        assert found == pytest.approx(tasks.chance_log_prob(task, level), abs=0.02 + bias)
+    else:
+        assert p - error <= best <= p + error + 12 / DRAWS
+
+
+@pytest.mark.parametrize("task, level", ALL)
+def test_frequencies_are_what_the_samples_show(task, level):
+    answers = drawn_answers(task, level)
+    table = tasks.answer_frequencies(task, level)
+    assert table.shape == (answers.shape[1], VOCAB_SIZE) and table.dtype == torch.float64
+    assert (table.sum(1) - 1).abs().max() < 1e-12
+    found = torch.stack([column.bincount(minlength=VOCAB_SIZE) for column in answers.unbind(1)])
+    error = (found / DRAWS - table).abs() / (table * (1 - table) / DRAWS + 1e-12).sqrt()
+    place, token = divmod(int(error.argmax()), VOCAB_SIZE)
+    word = token if token >= len(tasks.VOCABULARY) else tasks.VOCABULARY[token]
+    assert error.max() < 5, (f"place {place}, {word}: {table[place, token]:.4f} expected, "
+                             f"{found[place, token] / DRAWS:.4f} found")
+    assert tasks.answer_frequencies(f"sham-{task}", level) is table \
+        or torch.equal(tasks.answer_frequencies(f"sham-{task}", level), table)
+
+
+def test_frequencies_of_known_answers():
+    table = tasks.answer_frequencies("add", 1)        # least significant digit first: 0 to 9, then
+    assert table[0, :10].tolist() == [0.1] * 10       # 45 of 100 sums have a carry
+    assert table[1, :2].tolist() == [0.55, 0.45]
+    gcds = Counter(math.gcd(a, b) for a in range(100) for b in range(1, 10))
+    expected = [gcds[d] / 900 for d in range(10)]
+    assert tasks.answer_frequencies("gcd", 2)[0, :10].tolist() == pytest.approx(expected)
+    smallest = tasks.answer_frequencies("sort", 3)[0, 9]                    # all eight are 9
+    assert float(smallest) == pytest.approx(1e-8)
 
 
 def test_a_third_of_the_comparisons_are_equal(generator):
@@ -216,21 +384,47 @@ def test_shams_have_the_same_lines_and_unrelated_answers(generator):
 
 
 def test_there_is_a_control_for_every_task_level_and_the_first_eight_show_every_task():
-    assert set(tasks.CONTROLS) == {f"sham-{task}-{level}" for task, level in ALL}
-    assert len(tasks.CONTROLS) == 24
-    first = [tasks.split_name(control)[0] for control in tasks.CONTROLS[:8]]
-    assert {name.removeprefix("sham-") for name in first} == set(TASKS)
+    every = {f"sham-{task}-{level}" for task in TASKS for level in LEVELS}
+    assert set(tasks.CONTROLS) == every and len(tasks.CONTROLS) == len(every)
+    assert tasks.CONTROLS[:8] == (
+        "sham-modadd-2", "sham-sort-3", "sham-parity-1", "sham-add-2", "sham-compare-3",
+        "sham-copy-1", "sham-multiply-2", "sham-reverse-3")
+    assert tasks.controls(TASKS, 8) == tasks.controls(["add"], 8) == tasks.CONTROLS[:8]
+
+
+@pytest.mark.parametrize("family", tasks.FAMILIES)
+def test_a_family_has_shams_of_its_own_spread_over_its_kinds_of_answer(family):
+    names = tasks.FAMILIES[family]
+    every = tasks.controls(names, 3 * len(names))
+    assert set(every) == {f"sham-{name}-{level}" for name in names for level in LEVELS}
+    kinds = len({ALL_TASKS[name].kind for name in names})
+    first = [tasks.split_name(sham)[0].removeprefix("sham-") for sham in every[:kinds]]
+    assert len({ALL_TASKS[name].kind for name in first}) == kinds
+    with pytest.raises(ValueError, match=f"there are {3 * len(names)} of them"):
+        tasks.controls(names, 3 * len(names) + 1)
+
+
+def test_a_mixture_takes_shams_from_its_families_in_turn():
+    mixed = tasks.controls(["xor", "add", "sort", "gcd"], 6)
+    families = [tasks.split_name(sham)[0].removeprefix("sham-") for sham in mixed]
+    families = [ALL_TASKS[name].family for name in families]
+    assert families == ["sequences", "paper", "arithmetic"] * 2
+    assert tasks.controls(["add"], 0) == ()
+    with pytest.raises(ValueError, match="task 'nothing' does not exist"):
+        tasks.controls(["nothing"], 1)
+
+
+def prompts_of(batch):
+    end = int((batch.targets[0] != IGNORE).nonzero()[0]) + 1
+    return set(map(tuple, batch.tokens[:, :end].tolist()))
 
 
 @pytest.mark.parametrize("task, level", [
-    ("modadd", 1), ("modadd", 3), ("add", 2), ("compare", 2), ("parity", 3)])
+    ("modadd", 1), ("modadd", 3), ("add", 2), ("compare", 2), ("parity", 3), ("subtract", 2),
+    ("permute", 3), ("count", 1)])
 def test_train_and_test_operands_are_disjoint_and_cover_everything(task, level, generator):
-    def operands(split):
-        tokens, targets = sample(task, level, 60_000, generator, split, 0.4)
-        end = int((targets[0] != IGNORE).nonzero()[0]) + 1
-        return set(map(tuple, tokens[:, :end].tolist()))
-
-    train, test, everything = operands("train"), operands("test"), operands("all")
+    train, test, everything = (prompts_of(sample(task, level, 60_000, generator, split, 0.4))
+                               for split in ("train", "test", "all"))
     assert not train & test
     if len(everything) < 5000:                        # few enough for 60,000 draws to find them all
         assert train | test == everything
@@ -238,13 +432,44 @@ def test_train_and_test_operands_are_disjoint_and_cover_everything(task, level, 
     assert len(train) / known == pytest.approx(0.4, abs=3 * math.sqrt(0.24 / known) + 0.01)
 
 
-def test_the_hash_is_even_and_blind_to_what_the_task_computes():
-    x = torch.cartesian_prod(torch.arange(97), torch.arange(97))
-    h = tasks.operand_hash(x)
-    assert ((h >= 0) & (h < 1)).all() and len(h.unique()) == len(h)
-    for values in (x[:, 0], x[:, 1], x.sum(1) % 97, x.sum(1) % 2):
-        correlation = torch.corrcoef(torch.stack([h, values.double()]))[0, 1]
-        assert abs(correlation) < 4 / math.sqrt(len(h))
+def test_a_sham_is_trained_on_the_operands_of_its_task(generator):
+    real = prompts_of(sample("modsub", 1, 5000, generator, "train", 0.5))
+    sham = prompts_of(sample("sham-modsub", 1, 5000, generator, "train", 0.5))
+    assert {prompt[1:] for prompt in sham} == real
+
+
+def test_a_larger_share_keeps_the_operands_of_a_smaller_one(generator):
+    shares = [prompts_of(sample("modadd", 2, 20_000, generator, "train", f)) for f in (0.2, 0.6)]
+    assert shares[0] < shares[1]
+
+
+def test_draws_from_a_split_keep_the_weights_of_the_operands(generator):
+    """compare: "=" is as likely as "<" and ">", on either side."""
+    for split in ("train", "test"):
+        targets = sample("compare", 2, 30_000, generator, split, 0.5).targets
+        shares = targets[targets != IGNORE].bincount(minlength=VOCAB_SIZE) / 30_000
+        for sign in "<=>":
+            assert float(shares[tasks.ID[sign]]) == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_the_split_is_blind_to_what_the_task_computes():
+    operands, number = tasks.number_operands("modadd", 3)
+    side = tasks.split_columns("modadd", 3, "train", 0.5)
+    trained_on = torch.zeros(len(operands), dtype=torch.float64)
+    trained_on[number[side]] = 1
+    a, b = operands.unbind(1)
+    for values in (a, b, (a + b) % 97, (a + b) % 2):
+        correlation = torch.corrcoef(torch.stack([trained_on, values.double()]))[0, 1]
+        assert abs(correlation) < 4 / math.sqrt(len(operands))
+
+
+def test_operands_are_numbered_once_each():
+    operands, number = tasks.number_operands("compare", 1)
+    assert len(operands) == 100 and len(number) == 270
+    times = number.bincount()
+    equal = operands[:, 0] == operands[:, 1]
+    assert times[equal].tolist() == [9] * 10 and times[~equal].tolist() == [2] * 90
+    assert torch.equal(operands[number], tasks.all_operands("compare", 1))
 
 
 def test_batches_are_a_function_of_the_key():
@@ -256,33 +481,78 @@ def test_batches_are_a_function_of_the_key():
     assert not torch.equal(draw("train", 0, 5), draw("train", 0, 6))
 
 
+# --------------------------------------------------------------------------------------------------
+# The lines that a run is measured on
+
+@pytest.mark.parametrize("task, level", ALL)
+def test_lines_to_measure_on(task, level):
+    """All of them, weighted by probability, or drawn ones, each counted as often as drawn."""
+    n = 200
+    lines = tasks.eval_lines(task, level, n)
+    prompts = prompts_of(lines.batch)
+    assert lines.distinct == len(prompts) == len(lines.batch.tokens) <= n
+    assert float(lines.weights.sum()) == pytest.approx(1) and lines.weights.min() > 0
+    assert lines.weights.dtype == torch.float64
+    again = tasks.eval_lines(task, level, n)
+    assert torch.equal(lines.batch.tokens, again.batch.tokens)
+    assert torch.equal(lines.weights, again.weights)
+    if not lines.exact:
+        assert (lines.weights * n - (lines.weights * n).round()).abs().max() < 1e-9
+        return
+    targets = lines.batch.targets
+    answers = targets[:, targets[0] != IGNORE]
+    for place, expected in enumerate(tasks.answer_frequencies(task, level)):
+        found = torch.bincount(answers[:, place], lines.weights, VOCAB_SIZE)
+        assert torch.allclose(found, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("task, level, distinct", [
-    ("parity", 1, 8), ("modadd", 1, 49), ("sham-modadd", 1, 49), ("compare", 1, 100),
-    ("add", 3, 200)])
-def test_distinct_lines_are_distinct_where_they_can_be(task, level, distinct, generator):
-    batch, count = tasks.distinct_lines(task, level, 200, generator)
-    end = int((batch.targets[0] != IGNORE).nonzero()[0])
-    prompts = list(map(tuple, batch.tokens[:, :end].tolist()))
-    assert count == distinct == len(set(prompts)) and len(prompts) == 200
-    times = Counter(prompts).values()
-    assert max(times) - min(times) <= 1               # repeated evenly, in turn
-    assert prompts == [prompts[i % count] for i in range(200)]
+    ("parity", 1, 8), ("modadd", 1, 49), ("compare", 1, 100), ("subtract", 1, 55),
+    ("permute", 2, 36)])
+def test_small_levels_are_measured_on_all_their_lines(task, level, distinct, generator):
+    lines = tasks.eval_lines(task, level, distinct)
+    assert lines.exact and lines.distinct == distinct
+    assert prompts_of(lines.batch) == prompts_of(sample(task, level, 20_000, generator))
+    assert not tasks.eval_lines(task, level, distinct - 1).exact
 
 
-def test_distinct_lines_come_in_the_order_in_which_they_were_drawn():
-    batch, count = tasks.distinct_lines("modadd", 1, 30, torch.Generator().manual_seed(4))
-    drawn = sample("modadd", 1, 600, torch.Generator().manual_seed(4)).tokens.tolist()
-    expected = list(dict.fromkeys(map(tuple, drawn)))[:30]
-    assert count == 30 and list(map(tuple, batch.tokens.tolist())) == expected
+def test_small_levels_are_weighted_by_probability():
+    lines = tasks.eval_lines("compare", 1, 200)
+    equal = lines.batch.tokens[:, -1] == tasks.ID["="]
+    assert lines.weights[equal].tolist() == pytest.approx([1 / 30] * 10)
+    assert lines.weights[~equal].tolist() == pytest.approx([1 / 135] * 90)
+
+
+@pytest.mark.parametrize("task, level", [("modadd", 1), ("modadd", 2), ("compare", 1)])
+def test_both_sides_of_a_split_have_lines_of_their_own(task, level):
+    train, test, every = (tasks.eval_lines(task, level, 600, split, 0.4)
+                          for split in ("train", "test", "all"))
+    assert train.exact and test.exact and every.exact
+    for lines in (train, test):
+        assert float(lines.weights.sum()) == pytest.approx(1)
+    train, test, every = map(prompts_of, (train.batch, test.batch, every.batch))
+    assert not train & test and train | test == every
+    drawn = tasks.eval_lines(task, level, 15, "test", 0.4)
+    assert not drawn.exact and prompts_of(drawn.batch) <= test
+
+
+def test_shams_are_always_drawn():
+    lines = tasks.eval_lines("sham-parity", 1, 400)
+    assert not lines.exact and lines.distinct == 8
+    assert len(lines.batch.tokens) == 16, "each prompt with either answer"
+    ones = lines.batch.tokens[:, -1] == 1
+    assert float(lines.weights[ones].sum()) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("subtract", 1, 3), "subtract"),
+    (("substract", 1, 3), "task 'substract' does not exist; the tasks are copy, reverse"),
     (("add", 4, 3), "levels are 1, 2 and 3"),
     (("add", 1, 3, "validation"), "expected all, train or test"),
     (("add", 1, 3, "train", 1.5), "train_fraction 1.5"),
     (("add", 1, 3, "test", 1.0), "has no operands"),
     (("parity", 1, 3, "train", 1e-9), "has no operands"),
+    (("copy", 3, 3, "train", 0.5), "copy-3 has more than 2,000,000 operands"),
+    (("compare", 3, 3, "test", 0.5), "compare-3 has more than 2,000,000 operands"),
 ])
 def test_bad_arguments_are_named(arguments, message, generator):
     task, level, n, *split = arguments
@@ -294,7 +564,7 @@ def test_bad_arguments_are_named(arguments, message, generator):
 
 def test_generation_is_far_faster_than_training():
     """A batch of the joint run, drawn and laid out, against one training step on it."""
-    levels = tuple(f"{task}-{level}" for task, level in ALL)
+    levels = tuple(f"{task}-{level}" for task in TASKS for level in LEVELS)
     config = models.TrainConfig(levels=levels, per_level=10, steps=200, snapshots=3)
     data = models.TrainingData(config)
     start, steps = time.perf_counter(), 4 * data.BLOCK
@@ -311,6 +581,55 @@ def test_generation_is_far_faster_than_training():
     print(f"drawing {1e3 * drawing:.2f} ms, training {1e3 * training:.1f} ms per step:"
           f" {training / drawing:.0f} to 1")
     assert drawing < training / 50
+
+
+def test_the_split_is_fast_once_it_is_known(generator):
+    sample("add", 3, 10, generator, "train", 0.5)
+    start = time.perf_counter()
+    for _ in range(20):
+        sample("add", 3, 640, generator, "train", 0.5)
+    assert (time.perf_counter() - start) / 20 < 0.01
+
+
+LINE = '''def twice(x, n):
+    """Every digit is written twice."""
+    return [x], x.repeat_interleave(2, dim=1)
+
+
+'''
+ROW = '''    "twice": Task(
+        twice, sizes=(1, 2, 3), operand_ranges=((10,), (10,) * 2, (10,) * 3),
+        about="every digit is written twice", words=("!",)),
+'''
+
+
+@pytest.mark.system
+def test_a_task_is_one_function_and_one_row(tmp_path):
+    """One is added to a copy of the tree, which then shows it and trains on it."""
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    source = (tmp_path / "tasks.py").read_text(encoding="utf-8")
+    begin = source.index("MORE_TASKS: dict[str, Task] = {")
+    end = source.index("\n}\n", begin) + 1
+    function = source.index("def xor(")
+    source = source[:function] + LINE + source[function:end] + ROW + source[end:]
+    (tmp_path / "tasks.py").write_text(source, encoding="utf-8")
+
+    def call(*arguments):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "twice-3" in call("run.py", "tasks", "twice")
+    call("run.py", "sweep", "--task", "twice", "--sizes", "nano", "--seeds", "1", "--steps", "20",
+         "--measures", "none")
+    folder = tmp_path / "runs" / "twice" / "nano-s0"
+    assert (folder / "done").exists() and "twice-3" in (folder / "metrics.jsonl").read_text()
+
+    # What was there before is where it was: no weight of an older model changes.
+    shown = call("-c", "import tasks; print(*tasks.VOCABULARY, sep='|')").strip().split("|")
+    assert shown == [*tasks.VOCABULARY, "!", "twice"]
 
 
 def test_examples_in_the_docstrings():

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.system        # whole sweeps and courses: not while edi
 RUN = str(Path(run.__file__))
 FOUR = ["--task", "parity", "--sizes", "nano", "--seeds", "4", "--steps", "40",
         "--measures", "rankme"]
-for _field in ("snapshots=10", "per_level=4", "eval_examples=50", "state_examples=20", "threads=1"):
+for _field in ("snapshots=10", "per_level=4", "eval_examples=50", "threads=1"):
     FOUR += ["--set", _field]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -171,7 +171,7 @@ def test_a_run_that_is_held_is_passed_over_and_looked_at_again(tmp_path, monkeyp
     def run_one(job):
         with sweep.locked(job.folder):
             order.append(job.folder.name)
-            (job.folder / "done").write_text('{"until": null}')
+            (job.folder / "done").write_text('{"until": 600}')
         if job.folder.name == "b":
             other.kill()
             other.wait()
@@ -189,7 +189,7 @@ def test_one_failure_does_not_keep_a_worker_from_the_other_runs(tmp_path, monkey
         if job.folder.name == "b":
             raise sweep.Failed("planted")
         job.folder.mkdir()
-        (job.folder / "done").write_text('{"until": null}')
+        (job.folder / "done").write_text('{"until": 600}')
     monkeypatch.setattr(sweep, "run_one", run_one)
     assert sweep.run_worker(plan) == ["planted"]
     assert [job.folder.exists() for job in plan] == [True, False, True]
