@@ -407,16 +407,32 @@ def analyse_one(folder, planned=(), forecast_null=0):
     """Everything derived, on disk and screen.
 
     planned: the names of the runs that there should be.  forecast_null: see claims.study."""
-    import claims
     import emergence
-    import numpy as np
-    import report
     import sweep
     begin = time.monotonic()
     rows, configs, missing = sweep.load(folder)
     missing += [f"{name} was not started" for name in planned
                 if not (folder / name / "config.json").exists()]
-    runs, specification = emergence.from_table(rows, configs), claims.Specification()
+    findings = analyse_runs(folder, emergence.from_table(rows, configs), missing, forecast_null)
+    wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
+            if sweep.is_done(one)]
+    training, measuring = (minutes(sum(one[f"wall_{what}_s"] for one in wall))
+                           for what in ("train", "measure"))
+    out.print(f"training {training}, measuring {measuring}, analysing and drawing "
+              f"{minutes(time.monotonic() - begin)}")
+    return findings
+
+
+def analyse_runs(folder, runs, missing=(), forecast_null=0):
+    """Findings, figures and the page of emergence's Runs, wherever they come from, into a folder.
+
+    missing: what is not among them, in words."""
+    import claims
+    import emergence
+    import numpy as np
+    import report
+    import sweep
+    specification = claims.Specification()
     if all(np.isnan(run.rankme_at(specification.position, -2)).all() for run in runs):
         out.print("RankMe was not measured: capabilities are dated, but nothing can be said of "
                   "what comes before them")
@@ -433,19 +449,13 @@ def analyse_one(folder, planned=(), forecast_null=0):
         with out.status("intervals, leads and forecasts"):
             found = claims.study(runs, specification, universe, forecast_null)
         findings = {"choices": dataclasses.asdict(specification),
-                    "runs": [run.name for run in runs], "missing": missing, **found,
+                    "runs": [run.name for run in runs], "missing": list(missing), **found,
                     "levels": claims.medians(events)}
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
                                  drawing)
         for line in lines:
             out.print(line)
-    wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
-            if sweep.is_done(one)]
-    training, measuring = (minutes(sum(one[f"wall_{what}_s"] for one in wall))
-                           for what in ("train", "measure"))
-    out.print(f"training {training}, measuring {measuring}, analysing and drawing "
-              f"{minutes(time.monotonic() - begin)}")
     return findings
 
 
@@ -697,7 +707,10 @@ def run_grade(
 # --------------------------------------------------------------------------------------------------
 # The public checkpoints: pythia.py does the work
 
-MODEL = typer.Argument(..., help="160m, 410m, 2.8b ..., or owner/name on the hub")
+MODEL = typer.Argument(..., help="160m, 14m-seed3, olmo2-1b, smollm3 ..., owner/name on the hub, "
+                                 "or a folder")
+REVISIONS = typer.Option(None, help="what the checkpoints are called, such as step{step} or, in a "
+                                    "folder, checkpoint-{step}; default: as the suite has it")
 STEPS = typer.Option("all", help="all, or numbers and ranges first:last:stride with commas, such "
                                  "as 0,64,512,1000:143000:9000")
 PROBES = typer.Option("all", help="of our own sets; or none")
@@ -707,93 +720,81 @@ TOKENIZER = typer.Option(None, help="a tokenizer.json; default: the model's")
 DTYPE = typer.Option("float32", help="of weights and forward passes")
 
 
-def audited(model):
+def audited(model, revisions):
     """-> (manifest, Audit) of a model."""
     import pythia
     with bar("reading the branches") as progress:
-        line = progress.add_task("", total=None)
-        listing = pythia.manifest(model, lambda done, total: progress.update(line, completed=done,
-                                                                             total=total))
+        tell = functools.partial(progress.update, progress.add_task("", total=None))
+        listing = pythia.manifest(model, tell, revisions)
     return listing, pythia.audit(listing)
 
 
-def prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, cache):
-    """What plan and measure have in common -> (manifest, steps, probe sets); prints the plan."""
+def say(sentence):
+    out.print(escape(str(sentence)))
+
+
+def prepare(model, revisions, steps, probes, *options):
+    """What plan and measure have in common -> (manifest, steps, probe sets, config's folder)."""
     import pythia
-    import torch
-    listing, audit = audited(model)
-    asked = pythia.parse_steps(steps, tuple(step for step in listing if step != "main"))
-    kept = [step for step in asked if step in audit.own]
-    if len(kept) < len(asked):
-        out.print(f"the audit leaves out {len(asked) - len(kept)} of {len(asked)} steps (see "
-                  f"`python run.py pythia audit {model}`)")
-    if not kept:
-        raise ValueError(f"--steps {steps}: none of them holds weights of its own")
-    own = pythia.own_probes()
-    names = () if probes == "none" else pick("--probes", probes, tuple(own))
-    sets = {name: own[name] for name in names}
-    sets |= {path.stem: pythia.read_probes(path) for path in probe_file}
-    if not sets:
-        raise ValueError("--probes none: give at least one --probe-file")
-    encoder = pythia.tokenizer(tokenizer or pythia.fetch(model, "tokenizer.json", cache))
-    sets = pythia.encode(sets, encoder, items)
-    config = pythia.fetch(model, "config.json", cache)
-    cost = pythia.plan(config, listing, kept, sets, getattr(torch, dtype.value), device)
-    out.print(f"{model}: {len(kept)} checkpoints ({kept[0]} ... {kept[-1]}); "
-              f"{cost.download / 1e9:.2f} GB to download, at most {cost.disk / 1e9:.2f} GB on disk "
-              f"at a time; {cost.memory / 1e9:.1f} GB of memory; about {minutes(cost.seconds)} on "
-              f"this machine ({device}, {dtype.value}), and the download")
-    return listing, kept, sets
+    names = () if probes == "none" else pick("--probes", probes, tuple(pythia.own_probes()))
+    listing, audit = audited(model, revisions)
+    kept, sets, about, sentence = pythia.prepare(model, listing, audit, steps, names, *options, say)
+    say(f"{sentence}, at this machine's speed, and the download")
+    return listing, kept, sets, about
 
 
 @checkpoints.command("audit")
-def pythia_audit(model: str = MODEL):
-    """Which steps hold weights of their own, from metadata alone."""
-    listing, audit = audited(model)
-    out.print(f"{len(listing) - ('main' in listing)} step branches; {len(audit.own)} hold weights "
-              f"of their own: {', '.join(map(str, audit.own))}")
-    for step, why in audit.left_out.items():
-        out.print(escape(f"step {step} left out: {why}"))
-    for name, sha, branches in audit.groups:
-        out.print(f"{name} {sha[:12]} is served by {len(branches)} branches: "
-                  f"{', '.join(map(str, branches))}")
+def pythia_audit(model: str = MODEL, revisions: str = REVISIONS,
+                 run: Path = typer.Option(None, help="directory of a `pythia measure` of this "
+                                          "model: an audit by content too")):
+    """Which steps hold weights of their own: a table for an issue of the suite."""
+    import pythia
+    if run:
+        listing, _, rows, audit = measured(run)
+        rows, found = pythia.examine(rows, audit)
+        own, left_out = [row["step"] for row in rows], audit.left_out | found
+    else:
+        listing, audit = audited(model, revisions)
+        own, left_out = audit.own, audit.left_out
+    out.print(f"{len(listing) - ('main' in listing)} checkpoints; {len(own)} hold weights of their "
+              f"own{' and were loaded' if run else ''}: {', '.join(map(str, own))}")
+    for name, sha, those in audit.groups:
+        say(f"{name} {sha[:12]} is served by {len(those)} branches: {', '.join(map(str, those))}")
+    typer.echo(pythia.audit_table(model, listing, left_out))
 
 
 @checkpoints.command("plan")
-def pythia_plan(model: str = MODEL, steps: str = STEPS, probes: str = PROBES,
-                probe_file: list[Path] = PROBE_FILES, items: int = ITEMS,
+def pythia_plan(model: str = MODEL, revisions: str = REVISIONS, steps: str = STEPS,
+                probes: str = PROBES, probe_file: list[Path] = PROBE_FILES, items: int = ITEMS,
                 tokenizer: Path = TOKENIZER, dtype: Dtype = DTYPE, device: Device = DEVICE):
     """What a measurement would download, and how long it takes."""
     import tempfile
     with tempfile.TemporaryDirectory() as cache:
-        prepare(model, steps, probes, probe_file, items, tokenizer, dtype,
+        prepare(model, revisions, steps, probes, probe_file, items, tokenizer, dtype.value,
                 pick_device(device.value), cache)
 
 
 @checkpoints.command("measure")
 def pythia_measure(
-        model: str = MODEL, steps: str = STEPS, probes: str = PROBES,
+        model: str = MODEL, revisions: str = REVISIONS, steps: str = STEPS, probes: str = PROBES,
         probe_file: list[Path] = PROBE_FILES, items: int = ITEMS, tokenizer: Path = TOKENIZER,
         dtype: Dtype = DTYPE, device: Device = DEVICE,
         measures: str = typer.Option("none", help="gradient_rank, hessian_top, llc: far slower"),
         folder: Path = typer.Option(None, "--out", help="default: runs/pythia-MODEL"),
         yes: bool = typer.Option(False, "--yes", help="download without asking")):
-    """Download, verify, measure, delete: one checkpoint at a time.
-
-    The same command again goes on."""
+    """Download, verify, measure, delete, one checkpoint at a time.  Killed: the same command."""
     import pythia
     import sweep
     import torch
     if folder is None:
-        name = pythia.repository(model).replace("/", "-").removeprefix("EleutherAI-")
-        folder = Path("runs") / name
+        folder = Path("runs") / pythia.repository(model).rstrip("/").rpartition("/")[2]
     extras = () if measures == "none" else pick("--measures", measures, tuple(pythia.EXTRAS))
     device, kind = pick_device(device.value), getattr(torch, dtype.value)
     folder.mkdir(parents=True, exist_ok=True)
     cache = folder / "cache"
-    listing, kept, sets = prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device,
-                                  cache)
-    config = pythia.run_config(model, dtype.value, device, extras, sets)
+    listing, kept, sets, about = prepare(model, revisions, steps, probes, probe_file, items,
+                                         tokenizer, dtype.value, device, cache)
+    config = pythia.run_config(model, about, dtype.value, device, extras, sets, revisions)
     done = {row["step"] for row in sweep.read_rows(folder / "metrics.jsonl")}
     waiting = [step for step in kept if step not in done]
     if waiting and not yes:
@@ -824,52 +825,69 @@ def pythia_evals(
         threshold: float = typer.Option(0.05, help="share of the way from chance to perfect"),
         persistence: int = typer.Option(3, min=1),
         figure: Path = typer.Option("runs/pythia-evals.png", help="where to draw the curves")):
-    """When each task emerges in the published evaluations, by size."""
+    """When each task emerges in evaluations, by model."""
     import pythia
     import report
-    rows = pythia.read_evals(folder)
+    rows = pythia.read_evals(folder, say)
     events = pythia.evals_emergence(rows, threshold=threshold, persistence=persistence)
     table = plain_table("task", "model", "chance", "emerges", "best", "at step", "last")
     for e in events:
         last = f"{e.last:.3f}" + ("" if e.stderr is None else f" ± {e.stderr:.3f}")
-        table.add_row(e.task, e.model, f"{e.chance:.3f}", span(e.emergence), f"{e.best:.3f}",
+        when = span(e.emergence, f"{span(e.late)}, too late to tell" if e.late else "never")
+        table.add_row(e.task, e.model, f"{e.chance:.3f}", when, f"{e.best:.3f}",
                       f"{e.best_step:,}", last)
     out.print(table)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    report.figure_evals(rows, events, pythia.CHANCE).savefig(figure, dpi=160)
+    say("\n".join(pythia.eval_notes(rows, events)))
+    if events:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        report.figure_evals(rows, events, pythia.CHANCE).savefig(figure, dpi=160)
     out.print(f"emerges: after one checkpoint and by the next: {threshold:g} of the way from "
               f"chance to 1, and 3 standard errors, {persistence} checkpoints in a row. "
-              f"{len(rows)} results; figure: {figure}")
+              f"{len(rows)} results; figure: {figure if events else 'none'}")
 
 
-@checkpoints.command("compare")
-def pythia_compare(folder: Path = typer.Argument(..., metavar="DIR", help="of `pythia measure`")):
-    """Geometry against behaviour, and the verdict on C9."""
+def measured(folder):
+    """A directory of `pythia measure` -> (manifest, config, rows, Audit)."""
     import pythia
-    import report
     import sweep
     rows = sweep.read_rows(folder / "metrics.jsonl")
     if not rows:
         raise ValueError(f"{folder} holds no rows; expected the directory of a `python run.py "
                          "pythia measure`")
-    listing = sweep.read_json(folder / "manifest.json")
-    listing = {step if step == "main" else int(step): files for step, files in listing.items()}
-    result = pythia.compare(rows, pythia.audit(listing))
-    table = plain_table("probe set", "onset", "emergence", "lead", "verdict", "collapse",
+    listing = {step if step == "main" else int(step): files
+               for step, files in sweep.read_json(folder / "manifest.json").items()}
+    return listing, sweep.read_json(folder / "config.json"), rows, pythia.audit(listing)
+
+
+@checkpoints.command("compare")
+def pythia_compare(
+        folders: list[Path] = typer.Argument(..., metavar="DIR...", help="of `pythia measure`: the "
+                                             "seeds, and the sizes, of a suite"),
+        target: Path = typer.Option(None, "--out", help="default: DIR, or runs/compare")):
+    """Geometry against behaviour, by the same rules as a sweep, and the verdict on C9."""
+    import pythia
+    import report
+    import sweep
+    target = target or (Path("runs/compare") if folders[1:] else folders[0])
+    found = [pythia.compare(folder.resolve().name, *measured(folder)[1:]) for folder in folders]
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    notes = [note for one in found for note in pythia.notes(one)]
+    findings = analyse_runs(target, [one.run for one in found], notes)
+    table = plain_table("run", "probe set", "onset", "emergence", "lead", "verdict", "collapse",
                         "recovery", "compression")
-    for o in result.orders:
+    orders = [order for one in found for order in one.orders]
+    for o in orders:
         patterns = ["yes" if seen else "no" for seen in (o.collapse, o.recovery, o.compression)]
-        table.add_row(o.task, span(o.onset), span(o.emergence), span(o.lead, "-"), o.verdict,
+        table.add_row(o.run, o.task, span(o.onset), span(o.emergence), span(o.lead, "-"), o.verdict,
                       *patterns)
     out.print(table)
-    for step, why in result.left_out.items():
-        out.print(escape(f"step {step} left out: {why}"))
-    findings = result._asdict() | {"orders": [o._asdict() for o in result.orders]}
-    sweep.write_atomically(folder / "findings.json", findings)
-    (folder / "figures").mkdir(exist_ok=True)
-    report.figure_compare(rows, result).savefig(folder / "figures" / "compare.png", dpi=160)
-    out.print(escape(f"{len(result.steps)} checkpoints. {result.verdict}\n{folder}/findings.json, "
-                     "figures/compare.png"))
+    verdict = pythia.c9_verdict(found, findings)
+    sweep.write_atomically(target / "c9.json", {"verdict": verdict, "notes": notes,
+                                                "orders": [o._asdict() for o in orders]})
+    for one in found:
+        figure = report.figure_compare(one.rows, one)
+        figure.savefig(target / "figures" / f"compare-{one.run.name}.png", dpi=160)
+    say("\n".join([*notes, verdict, f"{target}/c9.json, figures/compare-*.png"]))
 
 
 # --------------------------------------------------------------------------------------------------
