@@ -908,7 +908,8 @@ class ArmClaim:
     value: Callable               # EventTable -> (n,), taken of each arm
     fails: tuple                  # how it could turn out wrong: written before the runs were made
     against: str = ""             # see control_of
-    compare: str = "difference"   # treated - control; "spared": 1 - treated / control; "alone"
+    compare: str = "difference"   # treated - control; "spared": less than control, as its share;
+                                  # "alone": treated
     above: float = -math.inf      # it holds if the 95% interval, or what stands alone, is from here
     below: float = math.inf       # ... to there
     within: float = 0.0           # it holds if the 90% interval is within that of 0
@@ -924,8 +925,8 @@ class ArmClaim:
         """Two lists of runs -> a dict with the fields of a PairedMean, and a verdict."""
         tables = pair_arms(control, treated, **by)
         n, (before, after) = len(tables[0].runs), map(self.value, tables)
-        parts = {"difference": after - before, "spared": 1 - after / before, "alone": after}
-        found = paired_mean(parts[self.compare])
+        parts = after if self.compare == "alone" else after - before
+        found = paired_mean(parts / -before if self.compare == "spared" else parts)
         half = 0.0 if self.compare == "alone" else found.half
         low, high = found.mean - half, found.mean + half
         above, below = self.above, self.below

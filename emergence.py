@@ -878,7 +878,7 @@ class Shift(NamedTuple):          # in log steps: exp of one is a factor; negati
     p: float | None               # mean: by sign_flip; a level: Student's, with Holm's correction
     model: float                  # the shift by a log-normal model: see censored_shift
     needed: int | None            # so many pairs would show a shift of 10% with power .8
-    verdict: str                  # earlier, later, no effect, or cannot tell
+    verdict: str                  # earlier, later, no effect, cannot tell, never emerges
 
 
 class Effect(NamedTuple):
@@ -969,7 +969,7 @@ def shift_row(level, emerged, found, p, model):
     needed = ((1.96 + 0.84) * found.sd / NO_EFFECT) ** 2 + 2                # 2: t is wider
     needed, verdict = None if math.isnan(needed) else math.ceil(needed), "cannot tell"
     if not emerged.any():
-        verdict = "cannot tell: never emerges"
+        verdict = "never emerges"
     elif abs(found.mean) + found.half90 <= NO_EFFECT:
         verdict = "no effect"
     elif p is not None and p < 0.05:

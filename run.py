@@ -386,10 +386,11 @@ def show_progress(plan, when_one_is_done=None):
 # --------------------------------------------------------------------------------------------------
 # analyse
 
-def analyse_one(folder, planned=(), forecast_null=0):
+def analyse_one(folder, planned=(), forecast_null=0, others=()):
     """Everything derived, on disk and screen.
 
-    planned: the names of the runs that there should be.  forecast_null: see claims.study."""
+    planned: the names of the runs that there should be.  forecast_null: see claims.study.
+    others: runs of other sweeps, which may be arms of one experiment with these."""
     import claims
     import emergence
     import numpy as np
@@ -415,12 +416,13 @@ def analyse_one(folder, planned=(), forecast_null=0):
             universe = claims.multiverse(runs, choices, each=each)
         with out.status("intervals, leads and forecasts"):
             found = claims.study(runs, specification, universe, forecast_null)
+            found["arms"] = claims.study_arms([*runs, *others], specification)
         findings = {"choices": dataclasses.asdict(specification),
                     "runs": [run.name for run in runs], "missing": missing, **found,
                     "levels": claims.medians(events)}
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
-                                 drawing)
+                                 drawing, others)
         for line in lines:
             out.print(line)
     wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
@@ -439,13 +441,19 @@ def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help
                                                   "forecast its p, such as 200: a minute")):
     """Findings and figures again, from the recorded rows alone.
 
-    Several sweeps are also set side by side."""
+    Several sweeps are also set side by side.  Where they are arms of one experiment (the same tasks
+    and training, but for intervene, strength, until or filler), the report of the first says what
+    that did to emergence; their runs are paired by size and seed."""
+    import emergence
     import report
     import sweep
-    found = {}
-    for folder in folders:
+    found, others = {}, []
+    for folder in folders[1:]:
+        rows, configs, _ = sweep.load(folder)
+        others += emergence.from_table(rows, configs)
+    for place, folder in enumerate(folders):
         with sweep.locked(folder, wait=True):
-            findings = analyse_one(folder, forecast_null=forecast_null)
+            findings = analyse_one(folder, (), forecast_null, others if place == 0 else ())
         if findings:
             found[folder.resolve().name] = findings
     if len(found) > 1:

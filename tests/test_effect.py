@@ -1,13 +1,17 @@
 """Two arms of runs: planted shifts are found, with the power that is stated, and none where there
 is none; the model of censored steps against a slow fit; claims on arms, on made-up arms."""
 import functools
+import io
 import itertools
 import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+import claims
 import emergence
+import report
 from emergence import Run, censored_shift, effect, paired_mean, sign_flip
 from test_emergence import LEVELS
 
@@ -103,7 +107,7 @@ def test_both_arms_are_dated_on_the_snapshots_they_share():
 def test_no_effect_needs_a_narrow_interval_and_what_never_emerges_tells_nothing():
     same = [(100, math.inf)] * 6
     found = effect(hand(same), hand(same))
-    assert verdicts(found) == {"copy-1": "no effect", "copy-2": "cannot tell: never emerges"}
+    assert verdicts(found) == {"copy-1": "no effect", "copy-2": "never emerges"}
     assert found.levels[1].p is None
     one = effect(hand(same[:1]), hand([(200, math.inf)]))
     assert one.mean.verdict == "cannot tell" and one.mean.p is None and one.mean.needed is None
@@ -211,3 +215,215 @@ def test_equivalence_is_rarely_said_of_what_moves():
     quiet = np.random.default_rng(0)
     calm = [effect(arm(quiet, 6, noise=0.06), arm(quiet, 6, noise=0.06)) for _ in range(5)]
     assert all(one.mean.verdict == "no effect" for one in calm)
+
+
+# ------------------------------------------------------------------------------------------------
+# Claims on arms, on arms in which the truth is planted
+
+SHAM = "sham-add-1"
+FOUR = ("parity-1", "add-1", "copy-1", "copy-2")
+USUAL = {"parity-1": 600, "add-1": 500, "copy-1": 90, "copy-2": 150, SHAM: math.inf}
+
+
+def rank_of(emergence, floor, start=6.0, low_until=None):
+    """RankMe of one level: down to its floor by step 40, up by half of the way to emergence."""
+    up = 0.6 * emergence if low_until is None else low_until
+    curve = np.where(STEPS < 40, start + (floor - start) * STEPS / 40, floor)
+    return np.where(STEPS >= up, 12.0, curve)
+
+
+def planted_arm(pairs, factors=None, floor=2.0, centred=4.0, low_until=None, seed=0, **config):
+    """Runs of four levels and a sham; `factors` move their emergence, `floor` is RankMe's."""
+    rng, runs, levels = np.random.default_rng(seed), [], (*FOUR, SHAM)
+    for number in range(pairs):
+        dates = {level: step * (factors or {}).get(level, 1.0) * math.exp(rng.normal(0, 0.1))
+                 for level, step in USUAL.items()}
+        curves = {}
+        for name, bottom in (("rankme.first", floor), ("rankme_centred", centred)):
+            rank = np.array([rank_of(dates[level], bottom, low_until=low_until)
+                             for level in levels])
+            curves |= {f"{name}.{layer}": rank for layer in range(4)}
+        runs.append(run_with(number, dates, levels, curves=curves, **config))
+    return runs
+
+
+def claim_rows(found):
+    return {(row["claim"], row["treated"]): row for row in found["claims"]}
+
+
+def test_arms_are_told_apart_by_their_config_alone():
+    runs = [run_with(0, USUAL, (*FOUR, SHAM), **config) for config in (
+        {}, {"intervene": "", "strength": 0.3}, {"intervene": "rank-up", "strength": 0.3},
+        {"intervene": "rank-up", "until": 300}, {"filler": 3, "filler_shuffled": 1},
+        {"filler": 0, "filler_shuffled": 1}, {"filler": 0}, {"lr": 1.0, "intervene": "placebo"})]
+    (arms,) = claims.experiments(runs)                          # another learning rate is no arm
+    assert sorted(map(str, arms)) == ["filler 0", "filler 3 shuffled", "none", "rank-up 0.3",
+                                      "rank-up until 300"]
+    assert [len(arms[claims.Arm()]), len(arms[claims.Arm(filler=0)])] == [2, 2]
+    assert claims.experiments(runs[:2]) == []
+
+
+def test_each_arm_is_held_against_its_control():
+    Arm = claims.Arm
+    arms = {Arm(), Arm("placebo"), Arm("rank-up", 0.3), Arm("rank-up"), Arm(filler=0),
+            Arm(filler=3), Arm(filler=3, filler_shuffled=1), Arm("marginal")}
+    expected = {(Arm("rank-up"), ""): Arm(), (Arm("rank-up", 0.3), ""): Arm(),
+                (Arm("rank-up", 0.3), "placebo"): Arm("placebo"),
+                (Arm(filler=3), ""): Arm(filler=0), (Arm(filler=0), ""): Arm(), (Arm(), ""): None,
+                (Arm(filler=3), "shuffled"): Arm(filler=3, filler_shuffled=1),
+                (Arm(filler=3, filler_shuffled=1), "shuffled"): None,
+                (Arm("marginal"), "wrong-marginal"): None}
+    for (arm, against), control in expected.items():
+        assert claims.control_of(arm, arms, against) == control, (arm, against)
+    both = {*arms, Arm("placebo", 0.3)}
+    assert claims.control_of(Arm("rank-up", 0.3), both, "placebo") == Arm("placebo", 0.3)
+
+
+def test_a_collapse_that_frequencies_spare_holds_and_one_that_they_do_not_does_not():
+    """RankMe starts at 6: a floor of 2 is a fall of log 3; one of 4, log 1.5, spares .63 of it."""
+    none = planted_arm(4)
+    for floor, verdict, share in ((4.0, "holds", 1 - math.log(1.5) / math.log(3)),
+                                  (2.2, "does not hold", None)):
+        runs = [*none, *planted_arm(4, floor=floor, seed=1, intervene="marginal"),
+                *planted_arm(4, floor=1.5, seed=2, intervene="wrong-marginal")]
+        row = claim_rows(claims.study_arms(runs))["C11", "marginal"]
+        assert row["verdict"] == verdict and row["control"] == "none" and row["pairs"] == 4
+        assert row["control_value"] == pytest.approx(math.log(3), abs=0.01)
+        assert share is None or row["mean"] == pytest.approx(share, abs=0.01)
+        assert row["centred"]["mean"] == pytest.approx(0, abs=0.01)         # its floor is the same
+        assert row["centred"]["verdict"] == "does not hold"
+    wrong = claim_rows(claims.study_arms(runs))["C11 wrong", "marginal"]
+    assert wrong["control"] == "wrong-marginal" and wrong["verdict"] == "holds"
+    assert wrong["mean"] == pytest.approx(math.log(1.5 / 2.2), abs=0.01)
+
+
+def test_levels_that_emerge_without_recovery_are_counted():
+    """Held down up to step 550: parity-1 at 600 has recovered by then, the others have not."""
+    none = planted_arm(6)
+    held = planted_arm(6, low_until=550, seed=0, centred=3.0, intervene="rank-down")
+    row = claim_rows(claims.study_arms([*none, *held]))["C12", "rank-down"]
+    late = [run.curves["accuracy"][1].argmax() for run in held]             # add-1, around 500
+    in_time = sum(STEPS[k] < STEPS[np.searchsorted(STEPS, 550)] for k in late)
+    assert row["treated_value"] == row["mean"] == 2 + (in_time >= 4) and in_time >= 4
+    assert row["verdict"] == "holds" and row["centred"]["verdict"] == "does not hold"
+    assert row["centred"]["mean"] == 0                          # centred never below 2.5
+    five = claims.study_arms([*none[:5], *held[:5]])
+    assert claim_rows(five)["C12", "rank-down"]["verdict"] == "cannot tell: 5 of 6 pairs"
+    free = claims.study_arms([*none, *planted_arm(6, intervene="rank-down")])
+    assert claim_rows(free)["C12", "rank-down"]["verdict"] == "does not hold"
+
+
+def test_what_waits_on_a_plateau_is_moved_against_a_placebo():
+    sooner = {"parity-1": 0.4, "add-1": 0.4, "copy-1": 1.5, "copy-2": 1.5}
+    runs = [*planted_arm(6), *planted_arm(6, sooner, seed=1, intervene="rank-up"),
+            *planted_arm(6, sooner, seed=2, intervene="rank-up", strength=0.3),
+            *planted_arm(6, seed=3, intervene="placebo")]
+    found = claims.study_arms(runs)
+    rows = claim_rows(found)
+    for arm in ("rank-up", "rank-up 0.3"):
+        assert rows["C13", arm]["verdict"] == rows["C13 others", arm]["verdict"] == "holds"
+        assert rows["C13", arm]["control"] == "placebo"
+        assert rows["C13", arm]["mean"] == pytest.approx(math.log(0.4), abs=0.15)
+    effects = {(row["treated"], row["control"]): row for row in found["effects"]}
+    assert set(effects) == {("rank-up", "none"), ("rank-up", "placebo"), ("placebo", "none"),
+                            ("rank-up 0.3", "none"), ("rank-up 0.3", "placebo")}
+    levels = {row["level"]: row["verdict"] for row in effects["rank-up", "none"]["levels"]}
+    assert levels["parity-1"] == "earlier" and levels["copy-1"] == "later"
+    as_placebo = claims.study_arms([*runs[:6], *planted_arm(6, sooner, seed=1, intervene="rank-up"),
+                                    *planted_arm(6, sooner, seed=3, intervene="placebo")])
+    assert claim_rows(as_placebo)["C13", "rank-up"]["verdict"] != "holds"
+
+
+def test_precursors_that_stay_and_that_vanish_among_text():
+    """Without recovery before emergence, the share falls from 1 to 0."""
+    none = planted_arm(4, filler=0)
+    same = planted_arm(4, {"parity-1": 0.5, "add-1": 0.5}, seed=1, filler=3)
+    late = planted_arm(4, low_until=1500, seed=2, filler=10)
+    shuffled = planted_arm(4, seed=3, filler=3, filler_shuffled=1)
+    rows = claim_rows(claims.study_arms([*none, *same, *late, *shuffled]))
+    assert (rows["C14", "filler 3"]["verdict"], rows["C14", "filler 10"]["verdict"]) == (
+        "holds", "does not hold")
+    assert rows["C14", "filler 10"]["control_value"] == 1 and rows["C14", "filler 10"]["mean"] == -1
+    assert rows["C14 text", "filler 3"]["verdict"] == "holds"
+    assert rows["C14 text", "filler 3"]["control"] == "filler 3 shuffled"
+    assert ("C14 text", "filler 3 shuffled") not in rows        # that is its own control
+    one = claims.study_arms([*none, *late[:1]])
+    assert claim_rows(one)["C14", "filler 10"]["verdict"] == "cannot tell: 1 of 2 pairs"
+
+
+def test_gains_are_compared_task_by_task():
+    none, text = planted_arm(3, filler=0), planted_arm(3, seed=1, filler=3)
+    with pytest.MonkeyPatch.context() as patched:
+        each = iter(({"parity": 0.1, "add": 0.2}, {"parity": 0.1, "add": 0.1, "copy": 0.3}) * 3)
+        patched.setattr(claims, "forecast", lambda *_, **__: emergence.Forecast(
+            0, 0, 0, None, next(each), 1, 1, (), "task"))
+        row = claim_rows(claims.study_arms([*none, *text]))["C14 forecast", "filler 3"]
+    assert row["control_value"] == pytest.approx(0.3) and row["treated_value"] == pytest.approx(0.5)
+    assert row["mean"] == pytest.approx(0.2) and row["verdict"].startswith("cannot tell")
+
+
+def test_every_claim_says_in_which_two_ways_it_could_fail():
+    for claim in claims.ARM_CLAIMS:
+        assert len(claim.fails) == len(set(claim.fails)) == 2 and all(claim.fails)
+
+
+def test_arms_without_a_common_seed_and_without_rankme_say_so():
+    apart = [*arm(np.random.default_rng(0), 2), *arm(np.random.default_rng(0), 2, size="micro",
+                                                     intervene="marginal")]
+    assert claims.study_arms(apart) == {"effects": [], "claims": []}
+    rng = np.random.default_rng(0)
+    blind = claims.study_arms([*arm(rng, 3), *arm(rng, 3, intervene="marginal")])
+    assert claim_rows(blind)["C11", "marginal"]["verdict"].startswith("cannot tell: not measured")
+
+
+# ------------------------------------------------------------------------------------------------
+# What a reader sees of arms
+
+def test_figures_of_arms_show_every_arm_and_shift():
+    runs = [*planted_arm(3), *planted_arm(3, {"add-1": 0.5}, floor=3.0, intervene="rank-up")]
+    study = claims.study_arms(runs)
+    tables = [{str(arm): emergence.event_table(among).only() for arm, among in arms.items()}
+              for arms in claims.experiments(runs)]
+    (figure,) = report.figure_arms(tables).values()
+    panels = {ax.get_title(): ax for ax in figure.axes}
+    assert list(panels) == ["parity", "add", "copy"]
+    curves = [line for line in panels["copy"].lines if len(line.get_xdata()) > 1]
+    dots = [line for line in panels["copy"].lines if len(line.get_xdata()) == 1]
+    assert [line.get_ydata().min() for line in curves] == pytest.approx([2.0, 3.0])
+    steps = [np.median(table.emergence[:, table.levels.index(level)])
+             for table in tables[0].values() for level in ("copy-1", "copy-2")]
+    assert [line.get_xdata()[0] for line in dots] == steps      # of each arm, both levels
+
+    (figure,) = report.figure_shifts(study["effects"]).values()
+    panels = {ax.get_title(): ax for ax in figure.axes}
+    one = next(x for x in study["effects"][0]["levels"] if x["level"] == "add-1")
+    dot, line = panels["add"].lines
+    assert dot.get_xdata()[0] == pytest.approx(math.exp(one["shift"])) and 0.4 < math.exp(
+        one["shift"]) < 0.6
+    assert list(line.get_xdata()) == pytest.approx([math.exp(one["low"]), math.exp(one["high"])])
+    assert [label.get_text() for label in panels["parity"].get_yticklabels()] == ["rank-up / none"]
+
+
+def test_effects_fit_into_80_columns_a_line_for_each_level():
+    """Two pairs have the widest intervals, and a level that never emerges the longest verdict."""
+    names = ("multiply-1", "multiply-2")
+    arms = [[run_with(seed, dict(zip(names, (seed * 500 + first, math.inf))), names, **config)
+             for seed in range(2)]
+            for first, config in ((100, {}), (900, {"intervene": "wrong-marginal", "until": 300}))]
+    effects = claims.study_arms(arms[0] + arms[1])["effects"]
+    screen = io.StringIO()
+    Console(width=80, file=screen).print(*report.effect_tables(effects), sep="\n")
+    lines = [line.rstrip() for line in screen.getvalue().splitlines() if line.strip()]
+    assert [line.split()[0] for line in lines] == [
+        "wrong-marginal", "task-level", "mean", "multiply-1", "multiply-2"]
+    assert lines[0] == "wrong-marginal until 300 / none: 2 pairs, up to step 2,000"
+    assert lines[-1].endswith("never emerges") and lines[-1].split()[1:4] == ["0", ">", "0"]
+
+
+def test_claims_on_arms_say_what_was_found_and_how_they_could_have_failed():
+    runs = [*planted_arm(4), *planted_arm(4, floor=4.0, seed=1, intervene="marginal")]
+    lines = report.arm_claim_lines(claims.study_arms(runs)["claims"])
+    (first, found) = lines
+    assert first.startswith("C11: most of the early collapse") and "It could fail: less" in first
+    assert found.startswith("C11, marginal / none, 4 pairs: 0.63 +- 0.0")
+    assert "holds; of centred states" in found and found.endswith("does not hold")
