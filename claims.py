@@ -26,11 +26,11 @@ from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
-from emergence import (ONSETS, EventTable, as_times, emergence_index, emergences, event_table,
-                       exchanged, exchanges, first_lasting, floors, forecast, from_below, holm,
-                       lead_time, measured_at, order_signs, p_value, precursor_counts,
-                       rate_with_interval, risk_set_test, risk_sets, split_level, steps_at,
-                       t_quantile, way_from_chance)
+from emergence import (ONSETS, EventTable, as_times, effect, emergence_index, emergences,
+                       event_table, exchanged, exchanges, first_lasting, floors, forecast,
+                       from_below, holm, lead_time, measured_at, order_signs, p_value, pair_arms,
+                       paired_mean, precursor_counts, rate_with_interval, risk_set_test, risk_sets,
+                       split_level, steps_at, t_quantile, way_from_chance)
 
 
 @dataclass(frozen=True)
@@ -797,6 +797,182 @@ def forecasts(runs, events, null=0) -> list[dict]:
 
 
 # ------------------------------------------------------------------------------------------------
+# Arms: runs that differ in what was done to training, as their config says.  Claims C11 to C14.
+
+class Arm(NamedTuple):            # fields of a run's config, and what they are where it lacks them
+    intervene: str = ""           # a row of models.INTERVENTIONS; "": none
+    strength: float = 1.0
+    until: int = 0                # 0: all along
+    filler: int = -1              # lines of text for each line of a task; -1: nor its tokens
+    filler_shuffled: int = 0
+
+    def __str__(self):
+        parts = [self.intervene, f"{self.strength:g}" if self.strength != 1 else "",
+                 f"until {self.until}" if self.until else "",
+                 f"filler {self.filler}" if self.filler >= 0 else "",
+                 "shuffled" if self.filler_shuffled else ""]
+        return " ".join(filter(None, parts)) or "none"
+
+
+TRAINED = ("steps", "per_level", "lr", "warmup", "final_lr", "weight_decay", "beta1", "beta2",
+           "clip", "train_fraction", "dtype")       # in these all arms must agree
+
+
+def arm_of(run):
+    arm = Arm(*[run.config.get(field, usual) for field, usual in Arm._field_defaults.items()])
+    arm = arm if arm.intervene else arm._replace(strength=1.0, until=0)
+    return arm if arm.filler > 0 else arm._replace(filler_shuffled=0)
+
+
+def experiments(runs) -> list[dict]:
+    """[{Arm: runs}]: runs of the same levels and training but for the arm; two arms at least."""
+    found = {}
+    for run in runs:
+        alike = tuple(run.levels), tuple(run.config.get(field) for field in TRAINED)
+        found.setdefault(alike, {}).setdefault(arm_of(run), []).append(run)
+    return [dict(sorted(arms.items())) for arms in found.values() if len(arms) > 1]
+
+
+def control_of(arm, arms, against=""):
+    """The arm that one is held against, if it is among `arms`.
+
+    against: another intervention, of the same strength if possible; "shuffled" text; "": the
+    untreated, which for text are runs that have its tokens and no line of it."""
+    wanted = [arm._replace(intervene="", strength=1.0, until=0)]
+    if against == "shuffled":
+        wanted = [arm._replace(filler_shuffled=1)]
+    elif against:
+        wanted = [arm._replace(intervene=against), Arm(against, filler=arm.filler)]
+    elif not arm.intervene:
+        wanted = [Arm(filler=0 if arm.filler > 0 else -1)]
+    return next((other for other in wanted if other in arms and other != arm), None)
+
+
+def centred(run):
+    """The run with RankMe of the centred states as that at the first answer token."""
+    return replace(run, curves={
+        name.replace("rankme_centred.", "rankme.first."): curve
+        for name, curve in run.curves.items() if not name.startswith("rankme.first.")})
+
+
+# What claims compare: an EventTable without shams -> (n,), a number for each run
+
+def log_fall(events):
+    """Log of RankMe of the untrained model over its floor, mean over task-levels."""
+    return np.log(np.maximum(events.start / events.floor, 1)).mean(1)
+
+
+def emerge_low(events, bar=2.5, share=2 / 3):
+    """(1,): how many levels emerge, in that share of runs at least, with RankMe below the bar.
+
+    The untrained model's is above it.  So: once below it stays below, until they have emerged."""
+    by, arrival = events.dated_by, events.emergence[..., None]
+    rankme = [run.rankme_at(by["position"], by["layer"])[events.rows] for run in events.runs]
+    low, steps = np.array(rankme) < bar, events.runs[0].steps               # (R, L, S)
+    fallen = np.logical_or.accumulate(low, axis=-1)
+    stays = ~(fallen & ~low & (steps <= arrival)).any(-1) & np.isfinite(events.emergence)
+    counted = stays & (fallen & (steps < arrival)).any(-1)                  # (R, L)
+    return NOT_TOLD if np.isnan(rankme).all() else (counted.mean(0) >= share - 1e-9).sum()[None]
+
+
+PLATEAU = ("parity-1", "parity-2", "parity-3", "add-1", "modadd-1")         # named beforehand
+
+def log_steps(named, events):
+    """Mean of log min(T, step of emergence), over the levels of PLATEAU or over all others."""
+    steps, among = events.runs[0].steps, np.isin(events.levels, PLATEAU) == named
+    if not among.any():
+        return NOT_TOLD
+    return np.log(np.clip(events.emergence[:, among], steps[steps > 0][0], steps[-1])).mean(1)
+
+
+def rates_by_run(excess, events):
+    """Share of emergences after an onset; with excess: less what exchanged tasks give."""
+    drawn = draw_tasks(events)
+    rates = [precursor_rate(events.subset(runs=[r]), drawn) for r in range(len(events.runs))]
+    return np.array([rate[0] - excess * rate.mean() for rate in rates])
+
+
+def gains_by_task(events):
+    """(T,), whose mean is the gain of the forecast by the one feature."""
+    found, tasks = forecast(events.runs, (ONE_FEATURE,), events=events), dict.fromkeys(events.tasks)
+    if found is None:
+        return NOT_TOLD
+    return np.array([found.each.get(task, 0.0) * len(tasks) for task in tasks])
+
+
+@dataclass(frozen=True)
+class ArmClaim:
+    key: str
+    text: str
+    treated: str                  # an intervention; "filler": any text; "text": not shuffled
+    value: Callable               # EventTable -> (n,), taken of each arm
+    fails: tuple                  # how it could turn out wrong: written before the runs were made
+    against: str = ""             # see control_of
+    compare: str = "difference"   # treated - control; "spared": less than control, as its share;
+                                  # "alone": treated
+    above: float = -math.inf      # it holds if the 95% interval, or what stands alone, is from here
+    below: float = math.inf       # ... to there
+    within: float = 0.0           # it holds if the 90% interval is within that of 0
+    geometry: bool = False        # it reads RankMe: beside it stands that of the centred states
+    pairs: int = 2                # so many are needed
+
+    def concerns(self, arm):
+        if self.treated in ("filler", "text"):
+            return arm.filler > 0 and not (self.treated == "text" and arm.filler_shuffled)
+        return arm.intervene == self.treated
+
+    def judge(self, control, treated, by):
+        """Two lists of runs -> a dict with the fields of a PairedMean, and a verdict."""
+        tables = pair_arms(control, treated, **by)
+        n, (before, after) = len(tables[0].runs), map(self.value, tables)
+        parts = after if self.compare == "alone" else after - before
+        found = paired_mean(parts / -before if self.compare == "spared" else parts)
+        half = 0.0 if self.compare == "alone" else found.half
+        low, high = found.mean - half, found.mean + half
+        above, below = self.above, self.below
+        if self.within:                                         # an equivalence
+            above, below = -self.within, self.within
+        inside = abs(found.mean) + found.half90 <= self.within if self.within else \
+            above <= low and high <= below
+        verdicts = [(math.isnan(found.mean), "cannot tell: not measured, or nothing emerges"),
+                    (n < self.pairs, f"cannot tell: {n} of {self.pairs} pairs"),
+                    (inside, "holds"), (high < above or below < low, "does not hold"),
+                    (True, "cannot tell: the interval is too wide")]
+        return found._asdict() | {
+            "pairs": n, "control_value": float(before.mean()), "treated_value": float(after.mean()),
+            "verdict": next(verdict for condition, verdict in verdicts if condition)}
+
+
+def study_arms(runs, specification: Specification = Specification()) -> dict:
+    """What the arms among these runs have to say: {"effects", "claims"}, rows for effects.json.
+
+    A row for each arm, and each control of it that has a run of the same size and seed."""
+    by, effects, rows = vars(specification), [], []
+    for arms in experiments(runs):
+        for arm in arms:
+            claims = [claim for claim in ARM_CLAIMS if claim.concerns(arm)]
+            for against in dict.fromkeys(["", *[claim.against for claim in claims]]):
+                control = control_of(arm, arms, against)
+                pair = arms.get(control, ()), arms[arm]
+                sides = [{(run.config["size"], run.config["seed"]) for run in x} for x in pair]
+                if not set.intersection(*sides):
+                    continue
+                names, found = {"treated": str(arm), "control": str(control)}, effect(*pair, **by)
+                levels = [one._asdict() for one in found.levels]
+                effects.append(names | {"pairs": found.pairs, "end": found.end,
+                                        "mean": found.mean._asdict(), "levels": levels})
+                for claim in claims:
+                    if claim.against == against:
+                        rows.append({"claim": claim.key, "text": claim.text, **names}
+                                    | claim.judge(*pair, by) | {"fails": claim.fails})
+                    if claim.against == against and claim.geometry:
+                        rows[-1]["centred"] = claim.judge(
+                            *[[centred(run) for run in x] for x in pair], by)
+    order = [claim.key for claim in ARM_CLAIMS]
+    return {"effects": effects, "claims": sorted(rows, key=lambda row: order.index(row["claim"]))}
+
+
+# ------------------------------------------------------------------------------------------------
 # The table of claims
 
 def _measure(name):
@@ -850,3 +1026,51 @@ CLAIMS = (
 MEAN_EXCESS = Claim("C4 all choices", "RankMe comes first more often than chance has it (mean "
                     "excess)", "-", "-", "-", precursor_rate, null=TASKS, above_null=True,
                     form="{:.3f}", needs="an emergence")
+
+# Claims on arms, each with two ways in which it could fail, written before there were any runs.
+MOVES, DILUTES = functools.partial(log_steps, True), {"within": 0.1, "treated": "filler"}
+ARM_CLAIMS = (
+    ArmClaim("C11", "most of the early collapse is the learning of answer frequencies (share of "
+             "the fall that is spared where they are given)", "marginal", log_fall,
+             ("less than half is spared: most of the fall is something else",
+              "wrong frequencies spare as much (C11 wrong): any offset would do"),
+             compare="spared", above=0.5, geometry=True),
+    ArmClaim("C11 wrong", "they spare more than wrong frequencies do (log of the fall)",
+             "marginal", log_fall, ("it is the same: what the offset says does not matter",
+                                    "wrong ones spare more: what is unlearned holds the rank up"),
+             against="wrong-marginal", below=0.0, geometry=True),
+    ArmClaim("C11 bias", "a bias that can learn them spares some of the fall (share)",
+             "head-bias", log_fall, ("nothing is spared: states move although they need not",
+                                     "wrong frequencies spare as much: see C11 wrong"),
+             compare="spared", above=0.0, geometry=True),
+    ArmClaim("C12", "recovery is not necessary: three task-levels emerge, in four runs of six, "
+             "though RankMe has been held below 2.5", "rank-down", emerge_low,
+             ("fewer do: what emerges has recovered first, or the penalty is too weak to tell",
+              "centred RankMe recovers all the same: the mean is held down, not the rank"),
+             compare="alone", above=3, geometry=True, pairs=6),
+    ArmClaim("C13", "rank held up brings forward what waits on a plateau (log steps of parity-1, "
+             "-2, -3, add-1, modadd-1)", "rank-up", MOVES,
+             ("a placebo's gradient does so, too",
+              "more strength does not bring them forward more, or everything comes sooner"),
+             against="placebo", below=0.0),
+    ArmClaim("C13 others", "and delays all others (log steps)", "rank-up",
+             functools.partial(log_steps, False),
+             ("they move no more than with a placebo", "they come sooner as well"),
+             against="placebo", above=0.0),
+    ArmClaim("C14", "among much text as many emergences come after a recovery (change of share)",
+             value=functools.partial(rates_by_run, False), **DILUTES, geometry=True,
+             fails=("the share falls by more than .1: dilution hides precursors",
+                    "it stays, but chance gives it as well (C14 excess)")),
+    ArmClaim("C14 excess", "and that exceeds chance by as much (change)",
+             value=functools.partial(rates_by_run, True), **DILUTES, geometry=True,
+             fails=("the excess falls by more than .1",
+                    "there is none without text: nothing can vanish")),
+    ArmClaim("C14 forecast", "and RankMe's slope adds as much to a forecast (change in nats)",
+             value=gains_by_task, **DILUTES,
+             fails=("the gain falls by more than .1",
+                    "there is none without text: nothing can vanish")),
+    ArmClaim("C14 text", "language, not any further gradient, brings forward what waits on a "
+             "plateau (log steps, text less shuffled text)", "text", MOVES,
+             ("shuffled characters do so, too", "neither does: see the effects"),
+             against="shuffled", below=0.0),
+)

@@ -16,8 +16,8 @@ The paper (Billa 2026, arXiv 2602.15997) tells of three moments.  This file date
     emergence     the model answers clearly better than chance
 
 If the onset comes first, geometry "leads".  The onset of *another* task might have come first as
-well: so this file also says what chance gives, by exchanging whole tasks.  The last section asks
-more than order: does geometry help to *forecast* an emergence, if behaviour is known already?
+well: so this file also says what chance gives, by exchanging whole tasks.  Two sections ask more
+than order: does geometry help to *forecast* emergence, and what *effect* has another training?
 This file knows nothing of models, of run directories, of figures, and of what the paper claims.
 
 Letters for shapes:  R runs, L task-levels of a run, T tasks, S snapshots, J landmarks, N rows of a
@@ -27,6 +27,7 @@ import functools
 import itertools
 import math
 import warnings
+from collections import namedtuple
 from dataclasses import dataclass, replace
 from typing import Iterable, NamedTuple, Sequence
 
@@ -222,16 +223,26 @@ def rate_with_interval(k: float, n: float, z: float = 1.959964) -> tuple[float, 
     return rate, max(0.0, centre - spread), min(1.0, centre + spread)
 
 
-@functools.lru_cache(maxsize=1000)
-def t_quantile(df: float, confidence: float = 0.95) -> float:
-    """How many standard errors a two-sided interval of Student's t reaches; df >= 1, any number.
+@functools.lru_cache(maxsize=100)
+def t_angles(df):
+    """Angles up to pi / 2, and how much of Student's t = sqrt(df) tan(angle) lies within each.
 
-    With t = sqrt(df) tan(angle), the density of the angle is proportional to cos(angle)^(df - 1):
-    its integral is taken numerically, and looked up where it reaches `confidence`."""
+    The density of the angle is proportional to cos(angle)^(df - 1).  df >= 1, any number."""
     edges = np.linspace(0, math.pi / 2, 100_001)
     density = np.cos((edges[1:] + edges[:-1]) / 2) ** (df - 1)
-    share = np.concatenate([[0], density.cumsum()]) / density.sum()
-    return math.sqrt(df) * math.tan(np.interp(confidence, share, edges))
+    return edges, np.concatenate([[0], density.cumsum()]) / density.sum()
+
+
+def t_quantile(df: float, confidence: float = 0.95) -> float:
+    """How many standard errors a two-sided interval of Student's t reaches; df >= 1."""
+    edges, within = t_angles(df)
+    return math.sqrt(df) * math.tan(np.interp(confidence, within, edges))
+
+
+def t_p_value(t, df):
+    """How often Student's t is at least as far from 0: two-sided."""
+    edges, within = t_angles(df)
+    return float(1 - np.interp(math.atan(abs(t) / math.sqrt(df)), edges, within))
 
 
 def order_signs(x):
@@ -849,3 +860,142 @@ def ridge_logistic(X, y, weight, penalty):
         if np.abs(step).max() < 1e-7:
             break
     return w
+
+
+# ------------------------------------------------------------------------------------------------
+# Effect: does a treatment move emergence?  Two arms of runs, which are pairs of one size and seed.
+
+NO_EFFECT = math.log(1.1)         # a 90% interval within that, either way, is "no effect"
+PairedMean = namedtuple("PairedMean", "mean sd half half90 p")
+
+
+class Shift(NamedTuple):          # in log steps: exp of one is a factor; negative: it comes sooner
+    level: str                    # a task-level, or "mean" over all of them
+    emerged: tuple                # in how many runs: (control, treated)
+    shift: float                  # mean over pairs of log min(T, step), treated less control
+    low: float                    # its 95% interval, Student's t over pairs
+    high: float
+    p: float | None               # mean: by sign_flip; a level: Student's, with Holm's correction
+    model: float                  # the shift by a log-normal model: see censored_shift
+    needed: int | None            # so many pairs would show a shift of 10% with power .8
+    verdict: str                  # earlier, later, no effect, cannot tell, never emerges
+
+
+class Effect(NamedTuple):
+    pairs: tuple                  # names of the treated runs
+    end: float                    # T, the last snapshot
+    mean: Shift
+    levels: list                  # of Shift
+    differences: np.ndarray       # (pairs, L)
+
+
+def effect(control, treated, **keywords) -> Effect:
+    """Does a treatment move emergence?  control, treated: runs, paired by size and seed.
+
+        shift = mean over pairs of [log min(T, step), treated  -  log min(T, step), control]
+
+    for each task-level, shams apart, and for their mean; T is the last snapshot.  A level counts
+    even if it emerges in one arm only, or in none.  The unit is the pair.  A level's standard
+    deviation is at least what dates rounded to snapshots give: their distance / sqrt(6).
+    Verdict: "no effect" where the 90% interval lies within log 1.1 either way (of each level by
+    itself); else "earlier" or "later" where p < .05; else "cannot tell".
+    keywords: of event_table.  ValueError if nothing pairs, or the levels differ."""
+    before, after = pair_arms(control, treated, **keywords)
+    times, steps = np.stack([before.emergence, after.emergence]), before.runs[0].steps
+    since = steps[np.maximum(np.searchsorted(steps, times) - 1, 0)]         # the snapshot before
+    soonest = steps[steps > 0][0]                                           # 0 has no logarithm
+    logs, since = (np.log(np.clip(x, soonest, steps[-1])) for x in (times, since))
+    differences, never = logs[1] - logs[0], np.isinf(times)                 # (pairs, L)
+    watched = np.log(np.clip([before.censored, after.censored], soonest, None))
+    model = censored_shift(np.where(never, watched, since), np.where(never, np.inf, logs))
+
+    widths = (logs - since).mean((0, 1))                                    # (L,)
+    found = [paired_mean(x, w / math.sqrt(6)) for x, w in zip(differences.T, widths)]
+    emerged = (~never).sum(1).T                                             # (L, 2)
+    p = holm([one.p if count.any() else None for one, count in zip(found, emerged)])
+    levels = [shift_row(*row) for row in zip(before.levels, emerged, found, p, model)]
+    of_all, known = differences.mean(1), model[~np.isnan(model)]
+    mean = shift_row("mean", emerged.sum(0), paired_mean(of_all), sign_flip(of_all),
+                     known.mean() if len(known) else math.nan)
+    pairs = tuple(run.name for run in after.runs)
+    return Effect(pairs, float(steps[-1]), mean, levels, differences)
+
+
+def pair_arms(control, treated, **keywords):
+    """Two lists of runs -> two EventTables without shams, row by row of one size and seed.
+
+    All are dated on the snapshots that all have, for a finer grid gives earlier dates.  Of runs
+    of one arm, size and seed the first counts.  keywords: of event_table."""
+    arms = [{(run.config["size"], run.config["seed"]): run for run in reversed(runs)}
+            for runs in (control, treated)]
+    pairs = sorted(arms[0].keys() & arms[1].keys())
+    chosen = [arm[pair] for arm in arms for pair in pairs]
+    steps = functools.reduce(np.intersect1d, [run.steps for run in chosen]) if pairs else ()
+    if len(steps) < 3:
+        raise ValueError("effect: no pair of one size and seed, with three snapshots in common")
+    for k, run in enumerate(chosen):
+        there = np.isin(run.steps, steps)
+        curves = {name: curve[:, there] for name, curve in run.curves.items()}
+        chosen[k] = replace(run, steps=steps, curves=curves)
+    events, n = event_table(chosen, **keywords).only(), len(pairs)
+    return events.subset(runs=slice(n)), events.subset(runs=slice(n, None))
+
+
+def paired_mean(differences, least_sd=0.0):
+    """Mean, sd, half of its 95% and of its 90% interval by Student's t, and p: a PairedMean.
+
+    All but the mean are NaN and None for fewer than two differences, or where one is missing."""
+    mean, n = float(np.mean(differences)), len(differences)
+    if n < 2 or math.isnan(mean):
+        return PairedMean(mean, math.nan, math.nan, math.nan, None)
+    sd = max(float(np.std(differences, ddof=1)), least_sd)
+    error = max(sd / math.sqrt(n), 1e-12)
+    halves = [t_quantile(n - 1, confidence) * error for confidence in (0.95, 0.9)]
+    return PairedMean(mean, sd, *halves, t_p_value(mean / error, n - 1))
+
+
+def sign_flip(differences):
+    """How often signs drawn by lot give a mean at least as far from 0: p, two-sided.
+
+    If nothing was done, the runs of a pair could have changed places.  All 2^n ways count, so
+    p < .05 takes 6 pairs.  None for one pair; Student's p for more than 16."""
+    if not 2 <= len(differences) <= 16:
+        return paired_mean(differences).p
+    signs = np.array(list(itertools.product((1, -1), repeat=len(differences))))     # (2^n, n)
+    return p_value(abs(signs @ differences) / len(differences))
+
+
+def shift_row(level, emerged, found, p, model):
+    needed = ((1.96 + 0.84) * found.sd / NO_EFFECT) ** 2 + 2                # 2: t is wider
+    needed, verdict = None if math.isnan(needed) else math.ceil(needed), "cannot tell"
+    if not emerged.any():
+        verdict = "never emerges"
+    elif abs(found.mean) + found.half90 <= NO_EFFECT:
+        verdict = "no effect"
+    elif p is not None and p < 0.05:
+        verdict = "earlier" if found.mean < 0 else "later"
+    return Shift(level, tuple(emerged.tolist()), found.mean, found.mean - found.half,
+                 found.mean + found.half, p, float(model), needed, verdict)
+
+
+def censored_shift(low, high, rounds=100):
+    """Treated less control, if log steps are normal and known only to lie in (low, high]: (L,).
+
+    low, high: (2, n, L), control first; infinity for never.  Maximum likelihood with one variance
+    for both arms, by expectation-maximisation.  NaN unless both emerge.  A check on `effect`, where
+    T stands for "never"."""
+    both = np.isfinite(high).any(1).all(0)
+    middle = np.where(np.isinf(high), low, (low + high) / 2)
+    mean, sd = middle.mean(1, keepdims=True), middle.std(1).max(0) + 0.05   # (2, 1, L), (L,)
+    erf, root = np.vectorize(math.erf, otypes=[float]), math.sqrt(2)
+    for _ in range(rounds):
+        a, b = (np.clip((end - mean) / sd, -8, 8) for end in (low, high))
+        # mean and variance of a normal variable between a and b give those of the arms
+        inside = np.maximum(erf(b / root) - erf(a / root), 1e-12) / 2
+        at_a, at_b = (np.exp(-x ** 2 / 2) / math.sqrt(2 * math.pi) for x in (a, b))
+        moved = (at_a - at_b) / inside
+        spread = np.maximum(1 + (a * at_a - b * at_b) / inside - moved ** 2, 0)
+        guess = mean + sd * moved
+        mean = guess.mean(1, keepdims=True)
+        sd = np.sqrt((sd ** 2 * spread + (guess - mean) ** 2).mean((0, 1)) + 1e-6)
+    return np.where(both, (mean[1] - mean[0])[0], math.nan)

@@ -369,6 +369,89 @@ def figure_choices(events, findings, universe):
 
 
 # ------------------------------------------------------------------------------------------------
+# The figures of a sweep with arms
+
+def task_panels(tasks, width, height):
+    """A panel for each task, four to a row, and room for a key above: (Figure, {task: axes})."""
+    columns, rows = min(4, len(tasks)), math.ceil(len(tasks) / 4)
+    figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.6), layout="constrained")
+    return figure, {task: figure.add_subplot(rows, columns, i, title=task)
+                    for i, task in enumerate(tasks, 1)}
+
+
+def arm_colours(names):
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+
+
+@sweep_style
+def figure_arms(experiments):
+    """RankMe of each task in every arm, with emergence of its levels on the curve.
+
+    experiments: [{name of an arm: its EventTable without shams}]."""
+    figures = {}
+    for number, arms in enumerate(experiments, 1):
+        first, colours = next(iter(arms.values())), arm_colours(arms)
+        figure, axes = task_panels(dict.fromkeys(first.tasks), 2.4, 1.9)
+        for (name, events), (task, ax) in itertools.product(arms.items(), axes.items()):
+            own = [k for k, other in enumerate(events.tasks) if other == task]
+            by, rows = events.dated_by, [events.rows[k] for k in own]
+            steps, rankme = on_common_steps(events.runs, [
+                run.rankme_at(by["position"], by["layer"])[rows] for run in events.runs])
+            curve = np.exp(np.log(rankme).mean(axis=(0, 1)))                # (S,)
+            ax.plot(steps, curve, color=colours[name], linewidth=1)
+            for marker, emergence_steps in zip(MARKERS, events.emergence[:, own].T):
+                step = np.median(emergence_steps)
+                if np.isfinite(step):
+                    ax.plot(step, np.interp(step, steps, curve), marker, color=colours[name],
+                            markersize=5, markeredgecolor="white", markeredgewidth=0.5)
+            steps_axis(ax, max(steps))
+            rank_axis(ax, ax.dataLim.ymax)
+        key = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+        key += [Line2D([], [], color="0.4", marker=marker, linestyle="", label=f"level {level}")
+                for level, marker in enumerate(MARKERS, 1)]
+        figure.legend(handles=key, loc="outside upper center", ncols=5, fontsize=7)
+        figure.supylabel("RankMe, geometric mean", fontsize=8)
+        figure.supxlabel("training step", fontsize=8)
+        figures["arms" if len(experiments) == 1 else f"arms-{number}"] = figure
+    return figures
+
+
+@sweep_style
+def figure_shifts(effects):
+    """A number line for each task: by which factor emergence moves, with its interval.
+
+    effects: of claims.study_arms.  A line for each arm and level; without an interval, a dot."""
+    names = [contrast(row) for row in effects]
+    tasks = dict.fromkeys(emergence.split_level(one["level"])[0]
+                          for row in effects for one in row["levels"])
+    figure, axes = task_panels(tasks, 2.4, 0.6 + 0.22 * len(names))
+    colours = arm_colours(names)
+    for (place, (name, row)), (task, ax) in itertools.product(
+            enumerate(zip(names, effects)), axes.items()):
+        levels = [one for one in row["levels"] if emergence.split_level(one["level"])[0] == task]
+        for number, one in enumerate(levels):
+            y, x = place + 0.22 * (number - (len(levels) - 1) / 2), math.exp(one["shift"])
+            ax.plot(x, y, MARKERS[number % 3], color=colours[name], markersize=3.5)
+            if not missing(one["low"]):
+                ends = [math.exp(max(-5, min(5, one[end]))) for end in ("low", "high")]
+                ax.plot(ends, [y, y], color=colours[name], linewidth=0.8)
+        ax.set_yticks(range(len(names)), names, fontsize=6)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+    for i, ax in enumerate(axes.values()):
+        ax.axvspan(1 / 1.1, 1.1, color=CONTROL, alpha=0.3, linewidth=0)     # "no effect"
+        ax.set_xscale("log", base=2)
+        ax.set_xlim(1 / 8, 8)
+        ax.set_xticks([1 / 4, 1, 4], ["1/4", "1", "4"], fontsize=7)
+        ax.tick_params(labelleft=i % 4 == 0)
+    figure.supxlabel("step of emergence, treated / control; 95% interval over seeds", fontsize=8)
+    return {"shifts": figure}
+
+
+def contrast(row):
+    return f"{row['treated']} / {row['control']}"
+
+
+# ------------------------------------------------------------------------------------------------
 # The figures of single commands: `measure` and `pythia`
 
 def panels(names, last):
@@ -464,7 +547,17 @@ def try_to_draw(kinds, *arguments):
 def draw(runs, keywords):
     """The figures that need nothing but the runs, as another process may draw them."""
     events = emergence.event_table(runs, **keywords)
-    return try_to_draw([kind for kind in FIGURES if kind != "choices"], events)
+    apart = ("choices", "arms", "shifts")
+    return try_to_draw([kind for kind in FIGURES if kind not in apart], events)
+
+
+def draw_arms(runs, effects, keywords):
+    """The figures of arms, which need the runs of several sweeps."""
+    experiments = [{str(arm): emergence.event_table(among, **keywords).only()
+                    for arm, among in arms.items()} for arms in claims.experiments(runs)]
+    images, wrong = try_to_draw(["arms"], experiments)
+    others, complaints = try_to_draw(["shifts"], effects)
+    return images | others, wrong + complaints
 
 
 # ------------------------------------------------------------------------------------------------
@@ -593,6 +686,59 @@ def evidence(cells):
     return "; ".join(part.replace(" ", NO_BREAK) for part in parts)
 
 
+def shift_cells(one):
+    """One level of an effect as text: {column: cell}."""
+    low, middle, high = (one[key] if missing(one[key]) else math.exp(one[key])
+                         for key in ("low", "shift", "high"))
+    span = "" if missing(low) else f" ({low:.2g}..{high:.2g})"
+    return {"task-level": one["level"], "emerged": " > ".join(map(str, one["emerged"])),
+            "factor": f"{middle:.2g}{span}", "p": p_text(one["p"]),
+            "model": "-" if missing(one["model"]) else f"{math.exp(one['model']):.2g}",
+            "need": "-" if one["needed"] is None else str(one["needed"]),
+            "verdict": one["verdict"]}
+
+
+def effect_tables(effects):
+    """For a terminal: a table for each arm and its control, a line for each task-level."""
+    tables = []
+    for row in effects:
+        title = f"{contrast(row)}: {len(row['pairs'])} pairs, up to step {row['end']:,.0f}"
+        table = plain_table(*shift_cells(row["mean"]), title=Text(title), title_justify="left")
+        for one in (row["mean"], *row["levels"]):
+            table.add_row(*[Text(cell) for cell in shift_cells(one).values()])
+        tables += [table, Text()]
+    return tables
+
+
+def arm_lines(arms):
+    """Effects and claims on arms for a terminal; nothing where there are none."""
+    if not arms["effects"]:
+        return []
+    claimed = [Text(line) for text in arm_claim_lines(arms["claims"]) for line in indented(text)]
+    return [*effect_tables(arms["effects"]), Text(EFFECT_LEGEND), Text(), *claimed, Text()]
+
+
+def arm_claim_lines(rows):
+    """Claims on arms as lines: what is claimed, how it could fail, what is found for each arm."""
+    lines = []
+    for key, group in itertools.groupby(rows, itemgetter("claim")):
+        group = list(group)
+        lines.append(f"{key}: {group[0]['text']}. It could fail: {'; or '.join(group[0]['fails'])}")
+        for row in group:
+            found = arm_value(row)
+            if "centred" in row:
+                found += f"; of centred states {arm_value(row['centred'])}"
+            lines.append(f"{key}, {contrast(row)}, {row['pairs']} pairs: {found}")
+    return lines
+
+
+def arm_value(row):
+    if missing(row["mean"]):
+        return row["verdict"]
+    half = "" if missing(row["half"]) else f" +- {row['half']:.2f}"
+    return f"{row['mean']:.2f}{half}, {row['verdict']}"
+
+
 def sentences(findings):
     """What belongs beside the table of claims: a list of strings, from the texts in SENTENCES."""
     check, lines = findings["lead_check"], []
@@ -655,15 +801,19 @@ def events_csv(events):
     return text.getvalue()
 
 
-def write(folder, events, findings, universe, save, drawing=None):
+def write(folder, events, findings, universe, save, drawing=None, others=()):
     """Everything derived of a sweep into its folder: numbers, then figures, then report.html.
 
     findings: of claims.study, with choices, runs, missing (sentences) and levels (the medians).
     save(path, content): writes a text, bytes or (.json) a dict; all of it, or nothing.
     drawing: a future of `draw`, begun in another process.  Without it all is drawn here.
+    others: the runs of other sweeps; then findings["arms"], of claims.study_arms, has effects.
     Returns what to print: tables and lines of rich."""
-    save(folder / "findings.json", findings)
+    arms = findings.get("arms") or {"effects": [], "claims": []}
+    save(folder / "findings.json", {key: x for key, x in findings.items() if key != "arms"})
     save(folder / "events.csv", events_csv(events))
+    if arms["effects"]:
+        save(folder / "effects.json", arms)
 
     images, complaints = try_to_draw(["choices"], events, findings, universe)
     try:
@@ -672,6 +822,9 @@ def write(folder, events, findings, universe, save, drawing=None):
         complaints += wrong
     except Exception as error:                              # the other process was killed
         complaints.append(f"Most figures could not be drawn ({type(error).__name__}: {error}).")
+    if arms["effects"]:
+        drawn, wrong = draw_arms([*events.runs, *others], arms["effects"], events.dated_by)
+        images, complaints = drawn | images, complaints + wrong
 
     (folder / "figures").mkdir(exist_ok=True)
     for name, image in images.items():
@@ -683,7 +836,7 @@ def write(folder, events, findings, universe, save, drawing=None):
              f"{len(images)} figures in {folder}/figures"]
     return [*median_tables(findings["levels"]), Text(MEDIAN_LEGEND), Text(),
             *claim_lines(findings["claims"]), Text(CLAIM_LEGEND.format(**findings)), Text(),
-            *[Text(line) for line in lines]]
+            *arm_lines(arms), *[Text(line) for line in lines]]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -694,6 +847,12 @@ FIGURES = {
         "How far the claims depend on choices of analysis. Left: the precursor rate (C4) under "
         "each combination of choices, above what exchanged tasks give. Right: an unequal pair of "
         "cells is a choice that decides.")),
+    "arms": (figure_arms, (
+        "Arms side by side: RankMe of each task, mean over its levels and seeds. Markers: median "
+        "emergence of a level.")),
+    "shifts": (figure_shifts, (
+        "By which factor the step of emergence moves, for each task-level and arm, with a 95% "
+        "interval over pairs of one seed. Grey: less than 10%.")),
     "measures": (figure_measures, (
         "Every measure with emergence at 1, each curve scaled to its own range. Median and middle "
         "half.")),
@@ -716,6 +875,13 @@ CLAIM_LEGEND = (
     "together. p: how often such data are as far out, after Holm's correction over the claims "
     "that are tests. choices: the share of {specifications} combinations of reasonable choices "
     "under which the claim holds, and how often exchanged data reach that share.")
+
+EFFECT_LEGEND = (
+    "factor: of min(T, step of emergence), T the last step, geometric mean over pairs of one "
+    "seed, with its 95% interval. emerged: runs, control > treated. p: of the mean by exact sign "
+    "flips, of a level by Student's t with Holm's correction. model: the factor if log steps are "
+    "normal and censored. need: so many pairs show a shift of 10% with power .8. no effect: the "
+    "90% interval is within 10%.")
 
 GAINS = {True: "adds", False: "is not shown to add", None: "may add, p not asked for,"}
 SENTENCES = {
@@ -796,6 +962,25 @@ v1, v3, v4: versions of arXiv 2602.15997.</small></p>
 <li>{{ line }}</li>
 {% endfor %}
 </ul>
+{% if findings.arms and findings.arms.effects %}
+<h2>Arms: what another training does to emergence</h2>
+<ul>
+{% for line in arm_claim_lines(findings.arms.claims) %}
+<li>{{ line }}</li>
+{% endfor %}
+</ul>
+{% for row in findings.arms.effects %}
+<h3>{{ contrast(row) }}: {{ row.pairs | length }} pairs</h3>
+<table>
+<thead><tr>{% for name in shift_cells(row.mean) %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for one in [row.mean] + row.levels %}
+<tr>{% for cell in shift_cells(one).values() %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+{% endfor %}
+<p><small>{{ EFFECT_LEGEND }}</small></p>
+{% endif %}
 <h2>Figures</h2>
 {% for name, image in images.items() %}
 {% set kind, _, size = name.partition("-") %}

@@ -403,17 +403,38 @@ def show_progress(plan, when_one_is_done=None):
 # --------------------------------------------------------------------------------------------------
 # analyse
 
-def analyse_one(folder, planned=(), forecast_null=0):
-    """Everything derived, on disk and screen.
-
-    planned: the names of the runs that there should be.  forecast_null: see claims.study."""
+def select(folder, seeds, sizes):
+    """The finished runs of a sweep that have one of these seeds and sizes, None: any -> (runs, what
+    is missing in words)."""
     import emergence
     import sweep
-    begin = time.monotonic()
     rows, configs, missing = sweep.load(folder)
+    kept = {name: config for name, config in configs.items()
+            if config["seed"] in (seeds or range(10 ** 9))
+            and config["size"] in (sizes or (config["size"],))}
+    if not kept:
+        raise ValueError(f"{folder} holds no finished run with these seeds and sizes; it holds "
+                         f"{', '.join(configs)}")
+    return emergence.from_table((row for row in rows if row[0] in kept), kept), missing
+
+
+def analyse_one(folder, planned=(), forecast_null=0, others=(), seeds=None, sizes=None):
+    """Everything derived, on disk and screen.
+
+    planned: the names of the runs that there should be.  forecast_null: see claims.study.
+    others: runs of other sweeps, which may be arms of one experiment with these.
+    seeds, sizes: of the runs that are looked at; what is found goes into a folder of its own."""
+    import sweep
+    begin = time.monotonic()
+    runs, missing = select(folder, seeds, sizes)
     missing += [f"{name} was not started" for name in planned
                 if not (folder / name / "config.json").exists()]
-    findings = analyse_runs(folder, emergence.from_table(rows, configs), missing, forecast_null)
+    into = folder
+    if seeds or sizes:
+        into = folder / "-".join([*(sizes or ()), *(["seeds", str(seeds[0]), str(seeds[-1])]
+                                                    if seeds else ())])
+        into.mkdir(exist_ok=True)
+    findings = analyse_runs(into, runs, missing, forecast_null, others)
     wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
             if sweep.is_done(one)]
     training, measuring = (minutes(sum(one[f"wall_{what}_s"] for one in wall))
@@ -423,10 +444,10 @@ def analyse_one(folder, planned=(), forecast_null=0):
     return findings
 
 
-def analyse_runs(folder, runs, missing=(), forecast_null=0):
+def analyse_runs(folder, runs, missing=(), forecast_null=0, others=()):
     """Findings, figures and the page of emergence's Runs, wherever they come from, into a folder.
 
-    missing: what is not among them, in words."""
+    missing: what is not among them, in words.  others: see analyse_one."""
     import claims
     import emergence
     import numpy as np
@@ -448,12 +469,13 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0):
             universe = claims.multiverse(runs, choices, each=each)
         with out.status("intervals, leads and forecasts"):
             found = claims.study(runs, specification, universe, forecast_null)
+            found["arms"] = claims.study_arms([*runs, *others], specification)
         findings = {"choices": dataclasses.asdict(specification),
                     "runs": [run.name for run in runs], "missing": list(missing), **found,
                     "levels": claims.medians(events)}
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
-                                 drawing)
+                                 drawing, others)
         for line in lines:
             out.print(line)
     return findings
@@ -463,16 +485,26 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0):
 def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="directories of "
                                                      "sweeps, such as runs/modadd"),
                 forecast_null: int = typer.Option(0, min=0, help="exchanges of tasks that give the "
-                                                  "forecast its p, such as 200: a minute")):
+                                                  "forecast its p, such as 200: a minute"),
+                seeds: range = typer.Option(None, metavar="N|A-B", parser=parse_seeds,
+                                            help="only runs with these seeds"),
+                sizes: str = typer.Option(None, help="only runs of these sizes, with commas")):
     """Findings and figures again, from the recorded rows alone.
 
-    Several sweeps are also set side by side."""
+    Several sweeps are also set side by side.  Where they are arms of one experiment (the same tasks
+    and training, but for intervene, strength, until or filler), the report of the first says what
+    that did to emergence; their runs are paired by size and seed."""
+    import models
     import report
     import sweep
-    found = {}
-    for folder in folders:
+    sizes = sizes and pick("--sizes", sizes, tuple(models.SIZES))
+    found, others = {}, []
+    for folder in folders[1:]:
+        others += select(folder, seeds, sizes)[0]
+    for place, folder in enumerate(folders):
         with sweep.locked(folder, wait=True):
-            findings = analyse_one(folder, forecast_null=forecast_null)
+            findings = analyse_one(folder, (), forecast_null, others if place == 0 else (),
+                                   seeds, sizes)
         if findings:
             found[folder.resolve().name] = findings
     if len(found) > 1:

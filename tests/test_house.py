@@ -217,8 +217,10 @@ def test_the_public_names_are_there():
 # --------------------------------------------------------------------------------------------------
 # Tables
 
-# what half of it asks of a loss and of chains, so that no wrong number passes in silence
-LONGER = {"measures.py": 1140}
+# Rooms that have grown past one sitting: measures and pythia ask much of what they are given, so
+# that no wrong number passes in silence; the others hold what interventions and own data need.
+LONGER = {"measures.py": 1140, "pythia.py": 1350, "claims.py": 1080, "emergence.py": 1010,
+          "report.py": 1020}
 
 BESIDE = {"README.md", "pyproject.toml", "LICENSE", "CITATION.cff", "tests", "results"}
 
@@ -233,9 +235,6 @@ ARROWS = {                            # in reading order: which of our modules e
     "pythia": {"models", "measures", "emergence", "claims", "sweep"},
     "run": {"tasks", "models", "measures", "emergence", "claims", "sweep", "report", "pythia"},
 }
-
-# Suites, two audits, probe sets, evaluations, a verdict: one room, and 125 lines of it are tables.
-LONGER = {"pythia.py": 1350}
 
 PACKAGES = {                          # all that these may import from outside the standard library
     "tasks": {"torch"},

@@ -331,6 +331,27 @@ def test_several_sweeps_are_also_set_side_by_side(copied, tmp_path, capsys):
     assert "copy+parity" in last and "other" in last
 
 
+def test_arms_are_paired_by_seed_and_stand_in_the_report_of_the_first(copied, tmp_path, capsys):
+    """The same run twice, of which one says that its rank was held up: nothing moves."""
+    treated = tmp_path / "treated"
+    shutil.copytree(copied, treated)
+    for path in treated.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"intervene": "rank-up", "strength": 3.0}))
+    status, screen, err = call(capsys, "analyse", copied, treated)
+    assert status == 0, err
+    (effect,) = json.loads((copied / "effects.json").read_text())["effects"]
+    assert (effect["treated"], effect["control"]) == ("rank-up 3", "none")
+    runs = sorted(path.parent.name for path in copied.glob("*/config.json"))
+    assert sorted(effect["pairs"]) == runs
+    assert all(level["shift"] == 0 for level in effect["levels"]) and effect["levels"]
+    for text in (screen, (copied / "report.html").read_text()):
+        assert "rank-up 3 / none" in text
+    assert {"arms.png", "shifts.png"} <= names(copied / "figures")
+    assert not (treated / "effects.json").exists() and "arms.png" not in names(treated / "figures")
+    assert "arms" not in json.loads((copied / "findings.json").read_text())
+
+
 def large_sweep(folder):
     """A sweep of one run with so many rows that another process draws."""
     one = folder / "nano-s0"
