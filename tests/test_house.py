@@ -232,7 +232,7 @@ ARROWS = {                            # in reading order: which of our modules e
 }
 
 # Suites, two audits, probe sets, evaluations, a verdict: one room, and 125 lines of it are tables.
-LONGER = {"pythia.py": 1350}
+LONGER = {"pythia.py": 1400}
 
 PACKAGES = {                          # all that these may import from outside the standard library
     "tasks": {"torch"},
