@@ -1021,10 +1021,12 @@ def eval_notes(rows, events) -> list:
     dated = {event.task for event in events}
     others = {row.task for row in rows if not row.task.startswith("hendrycksTest-")} - dated
     few = ", ".join(sorted(others)[:8]) + (" ..." if len(others) > 8 else "")
-    return [*[f"{len(others)} tasks are not dated, for what a guess scores, or acc, is not known: "
-              f"{few}"][:len(others)],
-            *[f"{model}: {apart(row.step for row in rows if row.model == model)}"
-              for model in sorted({row.model for row in rows}, key=model_size)]]
+    found = [f"{model}: {apart(row.step for row in rows if row.model == model)}"
+             for model in sorted({row.model for row in rows}, key=model_size)]
+    if others:
+        found.append(f"{len(others)} tasks are not dated, for what a guess scores, or acc, is not "
+                     f"known: {few}")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1137,6 +1139,11 @@ def examine(rows, audited=None):
                 left_out[twin] = f"same weights as step {step}"
     sketches = {step: row["sketch"] for step, row in by_step.items()
                 if "sketch" in row and step not in left_out}
+    lengths = [len(weights) for weights in sketches.values()]
+    for step, weights in list(sketches.items()):
+        if len(weights) != max(set(lengths), key=lengths.count):
+            left_out[step] = "it has another number of matrices than most"
+            del sketches[step]
     if len(sketches) > 3:
         left_out |= out_of_place(sketches)
     return [by_step[step] for step in sorted(by_step) if step not in left_out], left_out

@@ -399,6 +399,15 @@ def test_paths_of_known_shape_have_nothing_out_of_place(count):
         assert set(pythia.out_of_place(dict(enumerate(walk)))) == {3, 4, 5}
 
 
+def test_a_checkpoint_of_another_shape_is_named():
+    rows = [{"step": step, "fingerprint": str(step), "sketch": [step, 1.0, 2.0], "levels": {}}
+            for step in (2, 4, 8, 16, 32)]
+    rows[2]["sketch"] = [1.0, 2.0]
+    used, left_out = pythia.examine(rows)
+    assert list(left_out) == [8] and "another number of matrices" in left_out[8]
+    assert [row["step"] for row in used] == [2, 4, 16, 32]
+
+
 # ------------------------------------------------------------------------------------------------
 # Files as people have them
 
