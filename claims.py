@@ -15,7 +15,8 @@ Simonsohn, Simmons & Nelson 2020).  Each claim comes with
 
 To come before emergence is not to lead it: behaviour with a lower bar comes first as well.  So the
 table of leads has such rows for reference: a measure leads if its excess over chance is above
-theirs.  This file knows nothing of models, of run directories, and of figures.
+theirs.  Where runs are arms, which differ in what was done to training, claims on the difference
+have a table of their own, ARM_CLAIMS.  This file knows nothing of models, of run directories, and of figures.
 """
 import functools
 import itertools

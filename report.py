@@ -787,13 +787,13 @@ def events_csv(events):
     return text.getvalue()
 
 
-def write(folder, events, findings, universe, save, drawing=None, others=()):
+def write(folder, events, findings, universe, save, drawing=None, together=()):
     """Everything derived of a sweep into its folder: numbers, then figures, then report.html.
 
     findings: of claims.study, with choices, runs, missing (sentences) and levels (the medians).
     save(path, content): writes a text, bytes or (.json) a dict; all of it, or nothing.
     drawing: a future of `draw`, begun in another process.  Without it all is drawn here.
-    others: the runs of other sweeps; then findings["arms"], of claims.study_arms, has effects.
+    together: the runs of all sweeps that findings["arms"], of claims.study_arms, is about.
     Returns what to print: tables and lines of rich."""
     arms = findings.get("arms") or {"effects": [], "claims": []}
     save(folder / "findings.json", {key: x for key, x in findings.items() if key != "arms"})
@@ -809,7 +809,7 @@ def write(folder, events, findings, universe, save, drawing=None, others=()):
     except Exception as error:                              # the other process was killed
         complaints.append(f"Most figures could not be drawn ({type(error).__name__}: {error}).")
     if arms["effects"]:
-        drawn, wrong = draw_arms([*events.runs, *others], arms["effects"], events.dated_by)
+        drawn, wrong = draw_arms(together, arms["effects"], events.dated_by)
         images, complaints = drawn | images, complaints + wrong
 
     (folder / "figures").mkdir(exist_ok=True)

@@ -386,11 +386,11 @@ def show_progress(plan, when_one_is_done=None):
 # --------------------------------------------------------------------------------------------------
 # analyse
 
-def analyse_one(folder, planned=(), forecast_null=0, others=()):
+def analyse_one(folder, planned=(), forecast_null=0, others=None):
     """Everything derived, on disk and screen.
 
     planned: the names of the runs that there should be.  forecast_null: see claims.study.
-    others: runs of other sweeps, which may be arms of one experiment with these."""
+    others: {sweep: runs}, which may be arms of one experiment with these."""
     import claims
     import emergence
     import numpy as np
@@ -416,13 +416,15 @@ def analyse_one(folder, planned=(), forecast_null=0, others=()):
             universe = claims.multiverse(runs, choices, each=each)
         with out.status("intervals, leads and forecasts"):
             found = claims.study(runs, specification, universe, forecast_null)
-            found["arms"] = claims.study_arms([*runs, *others], specification)
+            together = sum((others or {}).values(), runs)
+            found["arms"] = claims.study_arms(together, specification) | {
+                "sweeps": [folder.resolve().name, *(others or ())]}
         findings = {"choices": dataclasses.asdict(specification),
                     "runs": [run.name for run in runs], "missing": missing, **found,
                     "levels": claims.medians(events)}
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
-                                 drawing, others)
+                                 drawing, together)
         for line in lines:
             out.print(line)
     wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
@@ -447,13 +449,13 @@ def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help
     import emergence
     import report
     import sweep
-    found, others = {}, []
+    found, others = {}, {}
     for folder in folders[1:]:
         rows, configs, _ = sweep.load(folder)
-        others += emergence.from_table(rows, configs)
+        others[folder.resolve().name] = emergence.from_table(rows, configs)
     for place, folder in enumerate(folders):
         with sweep.locked(folder, wait=True):
-            findings = analyse_one(folder, (), forecast_null, others if place == 0 else ())
+            findings = analyse_one(folder, (), forecast_null, others if place == 0 else None)
         if findings:
             found[folder.resolve().name] = findings
     if len(found) > 1:
