@@ -15,8 +15,8 @@ Simonsohn, Simmons & Nelson 2020).  Each claim comes with
 
 To come before emergence is not to lead it: behaviour with a lower bar comes first as well.  So the
 table of leads has such rows for reference: a measure leads if its excess over chance is above
-theirs.  Where runs are arms, which differ in what was done to training, claims on the difference
-have a table of their own, ARM_CLAIMS.  This file knows nothing of models, of run directories, and of figures.
+theirs.  Claims on arms, runs that differ in what was done to training, are in ARM_CLAIMS.  This
+file knows nothing of models, of run directories, and of figures.
 """
 import functools
 import itertools
@@ -931,10 +931,9 @@ class ArmClaim:
         parts = after if self.compare == "alone" else after - before
         found = paired_mean(parts / -before if self.compare == "spared" else parts)
         half, above, below = found.half, self.above, self.below
-        if self.compare == "alone":
-            half = 0.0
         if self.within:                                         # an equivalence
             half, above, below = found.half90, -self.within, self.within
+        half = 0.0 if self.compare == "alone" else half
         low, high, n = found.mean - half, found.mean + half, len(tables[0].runs)
         verdicts = [(math.isnan(found.mean), "cannot tell: not measured, or nothing emerges"),
                     (n < self.pairs, f"cannot tell: {n} of {self.pairs} pairs"),
