@@ -406,7 +406,8 @@ def figure_arms(experiments):
 def figure_shifts(effects):
     """A number line for each task: by which factor emergence moves, with its interval.
 
-    effects: of claims.study_arms.  A line for each arm and level; without an interval, a dot."""
+    effects: of claims.study_arms.  A line for each arm and level that emerges in one arm at least;
+    without an interval, a dot."""
     names = [contrast(row) for row in effects]
     tasks = dict.fromkeys(emergence.split_level(one["level"])[0]
                           for row in effects for one in row["levels"])
@@ -417,8 +418,9 @@ def figure_shifts(effects):
         levels = [one for one in row["levels"] if emergence.split_level(one["level"])[0] == task]
         for number, one in enumerate(levels):
             y, x = place + 0.22 * (number - (len(levels) - 1) / 2), math.exp(one["shift"])
-            ax.plot(x, y, MARKERS[number % 3], color=colours[name], markersize=3.5)
-            if not missing(one["low"]):
+            if any(one["emerged"]):
+                ax.plot(x, y, MARKERS[number % 3], color=colours[name], markersize=3.5)
+            if any(one["emerged"]) and not missing(one["low"]):
                 ends = [math.exp(max(-5, min(5, one[end]))) for end in ("low", "high")]
                 ax.plot(ends, [y, y], color=colours[name], linewidth=0.8)
         ax.set_yticks(range(len(names)), names, fontsize=6)

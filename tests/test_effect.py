@@ -425,6 +425,8 @@ def test_effects_fit_into_80_columns_a_line_for_each_level():
     assert [line.split()[0] for line in lines] == [
         "wrong-marginal", "task-level", "mean", "multiply-1", "multiply-2"]
     assert lines[0] == "wrong-marginal until 300 / none: 2 pairs, up to step 2,000"
+    (figure,) = report.figure_shifts(effects).values()
+    assert len(figure.axes[0].lines) == 2                       # a dot and an interval of one level
     assert lines[-1].endswith("never emerges") and lines[-1].split()[1:4] == ["0", ">", "0"]
 
 
