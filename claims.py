@@ -15,7 +15,8 @@ Simonsohn, Simmons & Nelson 2020).  Each claim comes with
 
 To come before emergence is not to lead it: behaviour with a lower bar comes first as well.  So the
 table of leads has such rows for reference: a measure leads if its excess over chance is above
-theirs.  This file knows nothing of models, of run directories, and of figures.
+theirs.  Claims on arms, runs that differ in what was done to training, are in ARM_CLAIMS.  This
+file knows nothing of models, of run directories, and of figures.
 """
 import functools
 import itertools
@@ -872,7 +873,7 @@ def emerge_low(events, bar=2.5, share=2 / 3):
     fallen = np.logical_or.accumulate(low, axis=-1)
     stays = ~(fallen & ~low & (steps <= arrival)).any(-1) & np.isfinite(events.emergence)
     counted = stays & (fallen & (steps < arrival)).any(-1)                  # (R, L)
-    return NOT_TOLD if np.isnan(rankme).all() else (counted.mean(0) >= share - 1e-9).sum()[None]
+    return np.array([(counted.mean(0) >= share - 1e-9).sum()])
 
 
 PLATEAU = ("parity-1", "parity-2", "parity-3", "add-1", "modadd-1")         # named beforehand
@@ -912,7 +913,8 @@ class ArmClaim:
                                   # "alone": treated
     above: float = -math.inf      # it holds if the 95% interval, or what stands alone, is from here
     below: float = math.inf       # ... to there
-    within: float = 0.0           # it holds if the 90% interval is within that of 0
+    within: float = 0.0           # it holds if the 90% interval is within that of 0, and the
+                                  # control has more than that
     geometry: bool = False        # it reads RankMe: beside it stands that of the centred states
     pairs: int = 2                # so many are needed
 
@@ -924,19 +926,21 @@ class ArmClaim:
     def judge(self, control, treated, by):
         """Two lists of runs -> a dict with the fields of a PairedMean, and a verdict."""
         tables = pair_arms(control, treated, **by)
-        n, (before, after) = len(tables[0].runs), map(self.value, tables)
+        unmeasured = self.geometry and np.isnan(tables[0].floor + tables[1].floor).all()
+        before, after = (NOT_TOLD if unmeasured else self.value(events) for events in tables)
         parts = after if self.compare == "alone" else after - before
         found = paired_mean(parts / -before if self.compare == "spared" else parts)
-        half = 0.0 if self.compare == "alone" else found.half
-        low, high = found.mean - half, found.mean + half
-        above, below = self.above, self.below
+        half, above, below = found.half, self.above, self.below
         if self.within:                                         # an equivalence
-            above, below = -self.within, self.within
-        inside = abs(found.mean) + found.half90 <= self.within if self.within else \
-            above <= low and high <= below
+            half, above, below = found.half90, -self.within, self.within
+        half = 0.0 if self.compare == "alone" else half
+        low, high, n = found.mean - half, found.mean + half, len(tables[0].runs)
         verdicts = [(math.isnan(found.mean), "cannot tell: not measured, or nothing emerges"),
                     (n < self.pairs, f"cannot tell: {n} of {self.pairs} pairs"),
-                    (inside, "holds"), (high < above or below < low, "does not hold"),
+                    (self.within and before.mean() <= self.within,
+                     "cannot tell: there is too little to lose"),
+                    (above <= low and high <= below, "holds"),
+                    (high < above or below < low, "does not hold"),
                     (True, "cannot tell: the interval is too wide")]
         return found._asdict() | {
             "pairs": n, "control_value": float(before.mean()), "treated_value": float(after.mean()),
@@ -948,26 +952,25 @@ def study_arms(runs, specification: Specification = Specification()) -> dict:
 
     A row for each arm, and each control of it that has a run of the same size and seed."""
     by, effects, rows = vars(specification), [], []
-    for arms in experiments(runs):
-        for arm in arms:
-            claims = [claim for claim in ARM_CLAIMS if claim.concerns(arm)]
-            for against in dict.fromkeys(["", *[claim.against for claim in claims]]):
-                control = control_of(arm, arms, against)
-                pair = arms.get(control, ()), arms[arm]
-                sides = [{(run.config["size"], run.config["seed"]) for run in x} for x in pair]
-                if not set.intersection(*sides):
-                    continue
-                names, found = {"treated": str(arm), "control": str(control)}, effect(*pair, **by)
-                levels = [one._asdict() for one in found.levels]
-                effects.append(names | {"pairs": found.pairs, "end": found.end,
-                                        "mean": found.mean._asdict(), "levels": levels})
-                for claim in claims:
-                    if claim.against == against:
-                        rows.append({"claim": claim.key, "text": claim.text, **names}
-                                    | claim.judge(*pair, by) | {"fails": claim.fails})
-                    if claim.against == against and claim.geometry:
-                        rows[-1]["centred"] = claim.judge(
-                            *[[centred(run) for run in x] for x in pair], by)
+    for arms, arm in [(arms, arm) for arms in experiments(runs) for arm in arms]:
+        claims = [claim for claim in ARM_CLAIMS if claim.concerns(arm)]
+        for against in dict.fromkeys(["", *[claim.against for claim in claims]]):
+            control = control_of(arm, arms, against)
+            pair = arms.get(control, ()), arms[arm]
+            sides = [{(run.config["size"], run.config["seed"]) for run in side} for side in pair]
+            if not set.intersection(*sides):
+                continue
+            names, found = {"treated": str(arm), "control": str(control)}, effect(*pair, **by)
+            effects.append(names | {"pairs": found.pairs, "end": found.end,
+                                    "mean": found.mean._asdict(),
+                                    "levels": [one._asdict() for one in found.levels]})
+            for claim in claims:
+                row = {"claim": claim.key, "text": claim.text, "fails": claim.fails} | names
+                if claim.against == against:
+                    rows.append(row | claim.judge(*pair, by))
+                if claim.against == against and claim.geometry:
+                    again = [[centred(run) for run in side] for side in pair]
+                    rows[-1]["centred"] = claim.judge(*again, by)
     order = [claim.key for claim in ARM_CLAIMS]
     return {"effects": effects, "claims": sorted(rows, key=lambda row: order.index(row["claim"]))}
 

@@ -922,10 +922,9 @@ def effect(control, treated, **keywords) -> Effect:
 
 
 def pair_arms(control, treated, **keywords):
-    """Two lists of runs -> two EventTables without shams, row by row of one size and seed.
-
-    All are dated on the snapshots that all have, for a finer grid gives earlier dates.  Of runs
-    of one arm, size and seed the first counts.  keywords: of event_table."""
+    """Two lists of runs -> two EventTables without shams, row by row of one size and seed; of
+    several in one arm the first counts.  All are dated on the snapshots that all have, for a finer
+    grid gives earlier dates.  keywords: of event_table."""
     arms = [{(run.config["size"], run.config["seed"]): run for run in reversed(runs)}
             for runs in (control, treated)]
     pairs = sorted(arms[0].keys() & arms[1].keys())

@@ -420,7 +420,8 @@ def figure_arms(experiments):
 def figure_shifts(effects):
     """A number line for each task: by which factor emergence moves, with its interval.
 
-    effects: of claims.study_arms.  A line for each arm and level; without an interval, a dot."""
+    effects: of claims.study_arms.  A line for each arm and level that emerges in one arm at least;
+    without an interval, a dot."""
     names = [contrast(row) for row in effects]
     tasks = dict.fromkeys(emergence.split_level(one["level"])[0]
                           for row in effects for one in row["levels"])
@@ -431,8 +432,9 @@ def figure_shifts(effects):
         levels = [one for one in row["levels"] if emergence.split_level(one["level"])[0] == task]
         for number, one in enumerate(levels):
             y, x = place + 0.22 * (number - (len(levels) - 1) / 2), math.exp(one["shift"])
-            ax.plot(x, y, MARKERS[number % 3], color=colours[name], markersize=3.5)
-            if not missing(one["low"]):
+            if any(one["emerged"]):
+                ax.plot(x, y, MARKERS[number % 3], color=colours[name], markersize=3.5)
+            if any(one["emerged"]) and not missing(one["low"]):
                 ends = [math.exp(max(-5, min(5, one[end]))) for end in ("low", "high")]
                 ax.plot(ends, [y, y], color=colours[name], linewidth=0.8)
         ax.set_yticks(range(len(names)), names, fontsize=6)
@@ -801,13 +803,13 @@ def events_csv(events):
     return text.getvalue()
 
 
-def write(folder, events, findings, universe, save, drawing=None, others=()):
+def write(folder, events, findings, universe, save, drawing=None, together=()):
     """Everything derived of a sweep into its folder: numbers, then figures, then report.html.
 
     findings: of claims.study, with choices, runs, missing (sentences) and levels (the medians).
     save(path, content): writes a text, bytes or (.json) a dict; all of it, or nothing.
     drawing: a future of `draw`, begun in another process.  Without it all is drawn here.
-    others: the runs of other sweeps; then findings["arms"], of claims.study_arms, has effects.
+    together: the runs of all sweeps that findings["arms"], of claims.study_arms, is about.
     Returns what to print: tables and lines of rich."""
     arms = findings.get("arms") or {"effects": [], "claims": []}
     save(folder / "findings.json", {key: x for key, x in findings.items() if key != "arms"})
@@ -823,7 +825,7 @@ def write(folder, events, findings, universe, save, drawing=None, others=()):
     except Exception as error:                              # the other process was killed
         complaints.append(f"Most figures could not be drawn ({type(error).__name__}: {error}).")
     if arms["effects"]:
-        drawn, wrong = draw_arms([*events.runs, *others], arms["effects"], events.dated_by)
+        drawn, wrong = draw_arms(together, arms["effects"], events.dated_by)
         images, complaints = drawn | images, complaints + wrong
 
     (folder / "figures").mkdir(exist_ok=True)

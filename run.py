@@ -418,11 +418,11 @@ def select(folder, seeds, sizes):
     return emergence.from_table((row for row in rows if row[0] in kept), kept), missing
 
 
-def analyse_one(folder, planned=(), forecast_null=0, others=(), seeds=None, sizes=None):
+def analyse_one(folder, planned=(), forecast_null=0, others=None, seeds=None, sizes=None):
     """Everything derived, on disk and screen.
 
     planned: the names of the runs that there should be.  forecast_null: see claims.study.
-    others: runs of other sweeps, which may be arms of one experiment with these.
+    others: {sweep: runs}, which may be arms of one experiment with these.
     seeds, sizes: of the runs that are looked at; what is found goes into a folder of its own."""
     import sweep
     begin = time.monotonic()
@@ -444,7 +444,7 @@ def analyse_one(folder, planned=(), forecast_null=0, others=(), seeds=None, size
     return findings
 
 
-def analyse_runs(folder, runs, missing=(), forecast_null=0, others=()):
+def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None):
     """Findings, figures and the page of emergence's Runs, wherever they come from, into a folder.
 
     missing: what is not among them, in words.  others: see analyse_one."""
@@ -469,13 +469,15 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=()):
             universe = claims.multiverse(runs, choices, each=each)
         with out.status("intervals, leads and forecasts"):
             found = claims.study(runs, specification, universe, forecast_null)
-            found["arms"] = claims.study_arms([*runs, *others], specification)
+            together = sum((others or {}).values(), runs)
+            found["arms"] = claims.study_arms(together, specification) | {
+                "sweeps": [folder.resolve().name, *(others or ())]}
         findings = {"choices": dataclasses.asdict(specification),
                     "runs": [run.name for run in runs], "missing": list(missing), **found,
                     "levels": claims.medians(events)}
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
-                                 drawing, others)
+                                 drawing, together)
         for line in lines:
             out.print(line)
     return findings
@@ -498,12 +500,12 @@ def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help
     import report
     import sweep
     sizes = sizes and pick("--sizes", sizes, tuple(models.SIZES))
-    found, others = {}, []
+    found, others = {}, {}
     for folder in folders[1:]:
-        others += select(folder, seeds, sizes)[0]
+        others[folder.resolve().name] = select(folder, seeds, sizes)[0]
     for place, folder in enumerate(folders):
         with sweep.locked(folder, wait=True):
-            findings = analyse_one(folder, (), forecast_null, others if place == 0 else (),
+            findings = analyse_one(folder, (), forecast_null, others if place == 0 else None,
                                    seeds, sizes)
         if findings:
             found[folder.resolve().name] = findings

@@ -347,6 +347,9 @@ def test_precursors_that_stay_and_that_vanish_among_text():
     assert rows["C14 text", "filler 3"]["verdict"] == "holds"
     assert rows["C14 text", "filler 3"]["control"] == "filler 3 shuffled"
     assert ("C14 text", "filler 3 shuffled") not in rows        # that is its own control
+    shares = claims.study_arms([*planted_arm(4, low_until=1500, filler=0), *late])
+    assert claim_rows(shares)["C14", "filler 10"]["verdict"] == (
+        "cannot tell: there is too little to lose")             # 0 without text as well
     one = claims.study_arms([*none, *late[:1]])
     assert claim_rows(one)["C14", "filler 10"]["verdict"] == "cannot tell: 1 of 2 pairs"
 
@@ -374,6 +377,11 @@ def test_arms_without_a_common_seed_and_without_rankme_say_so():
     rng = np.random.default_rng(0)
     blind = claims.study_arms([*arm(rng, 3), *arm(rng, 3, intervene="marginal")])
     assert claim_rows(blind)["C11", "marginal"]["verdict"].startswith("cannot tell: not measured")
+    text = [planted_arm(3, filler=filler) for filler in (0, 3)]
+    for run in [*text[0], *text[1]]:
+        run.curves = {name: x for name, x in run.curves.items() if "centred" not in name}
+    row = claim_rows(claims.study_arms(text[0] + text[1]))["C14", "filler 3"]
+    assert row["verdict"] == "holds" and row["centred"]["verdict"].startswith("cannot tell: not")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -417,6 +425,8 @@ def test_effects_fit_into_80_columns_a_line_for_each_level():
     assert [line.split()[0] for line in lines] == [
         "wrong-marginal", "task-level", "mean", "multiply-1", "multiply-2"]
     assert lines[0] == "wrong-marginal until 300 / none: 2 pairs, up to step 2,000"
+    (figure,) = report.figure_shifts(effects).values()
+    assert len(figure.axes[0].lines) == 2                       # a dot and an interval of one level
     assert lines[-1].endswith("never emerges") and lines[-1].split()[1:4] == ["0", ">", "0"]
 
 

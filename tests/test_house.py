@@ -250,8 +250,8 @@ PUBLIC = {                            # exercises and notebooks rely on these
     "measures": "rankme effective_rank gradient_gram gradient_rank fisher_rank hessian_top "
                 "HessianTop llc LLC linear_probe collect_states",
     "emergence": "emergence_step collapse Collapse lead_time rate_with_interval concordance "
-                 "risk_set_test from_table",
-    "claims": "Specification specifications CLAIMS study",
+                 "risk_set_test from_table effect Effect",
+    "claims": "Specification specifications CLAIMS ARM_CLAIMS study study_arms",
     "sweep": "MEASURES record load",
     "pythia": "read_evals audit",
 }

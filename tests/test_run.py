@@ -340,7 +340,9 @@ def test_arms_are_paired_by_seed_and_stand_in_the_report_of_the_first(copied, tm
         path.write_text(json.dumps(config | {"intervene": "rank-up", "strength": 3.0}))
     status, screen, err = call(capsys, "analyse", copied, treated)
     assert status == 0, err
-    (effect,) = json.loads((copied / "effects.json").read_text())["effects"]
+    found = json.loads((copied / "effects.json").read_text())
+    (effect,) = found["effects"]
+    assert found["sweeps"] == [copied.name, "treated"]
     assert (effect["treated"], effect["control"]) == ("rank-up 3", "none")
     runs = sorted(path.parent.name for path in copied.glob("*/config.json"))
     assert sorted(effect["pairs"]) == runs
@@ -712,11 +714,16 @@ RESULTS = sorted(path.name for path in (ROOT / "results").glob("*") if path.is_d
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if "warmup" in name
                                   else name for name in RESULTS])
 def test_committed_results_are_what_analyse_makes_of_them(name, tmp_path, capsys):
-    committed, again = ROOT / "results" / name, tmp_path / name
-    derived = shutil.ignore_patterns("figures", "findings.json", "events.csv", "report.html")
-    shutil.copytree(committed, again, ignore=derived)
-    status, _, err = call(capsys, "analyse", again)
+    committed, again, arms = ROOT / "results" / name, tmp_path / name, [name]
+    files = ["findings.json", "events.csv"]
+    if (committed / "effects.json").exists():                   # analysed together with others
+        files.append("effects.json")
+        arms = json.loads((committed / "effects.json").read_text())["sweeps"]
+    derived = shutil.ignore_patterns("figures", "report.html", *files)
+    for arm in arms:
+        shutil.copytree(ROOT / "results" / arm, tmp_path / arm, ignore=derived)
+    status, _, err = call(capsys, "analyse", *[tmp_path / arm for arm in arms])
     assert status == 0, err
-    for file in ("findings.json", "events.csv"):
+    for file in files:
         assert (again / file).read_text() == (committed / file).read_text(), file
     assert names(again / "figures") == names(committed / "figures")
