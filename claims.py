@@ -28,7 +28,7 @@ import numpy as np
 
 from emergence import (ONSETS, EventTable, as_times, emergence_index, emergences, event_table,
                        exchanged, exchanges, first_lasting, floors, forecast, from_below, holm,
-                       lead_time, measured_at, order_signs, p_value, precursor_counts,
+                       lead_time, measured_at, order_signs, p_value, plain, precursor_counts,
                        rate_with_interval, risk_set_test, risk_sets, split_level, steps_at,
                        t_quantile, way_from_chance)
 
@@ -157,8 +157,8 @@ def top_downs(events):
     """Of floors, and of the steps at which they are reached: `top_down`, both (R, L)."""
     by = events.dated_by["smoothing"], events.dated_by["warmup"]
     found = [floors(run, "first", *by) for run in events.runs]
-    return (np.array([top_down(floor)[events.rows] for _, floor, _, _ in found]),
-            np.array([top_down(step)[events.rows] for _, _, step, _ in found]))
+    return (np.array([top_down(floor)[events.rows] for floor, _, _ in found]),
+            np.array([top_down(step)[events.rows] for _, step, _ in found]))
 
 
 def top_down_cells(which, events, drawn):
@@ -391,7 +391,7 @@ def date_on(events, run, name, grid, persistence):
 
 def grids_of(events, name):
     """(R,) the snapshots at which a measure was taken; None for a run with fewer than 3."""
-    grids = [measured_at(run, run.table(name))[0] if name in run.measures else ()
+    grids = [run.steps[measured_at(run, run.table(name))] if name in run.measures else ()
              for run in events.runs]
     return [grid if len(grid) > 2 else None for grid in grids]
 
@@ -526,13 +526,6 @@ def seed_range(values):
         return {"median": statistics.median(known), "low": min(known), "high": max(known)}
 
 
-def plain(x):
-    """A number as JSON has it: None for never, an int for a whole one."""
-    if x is None or not math.isfinite(x):
-        return None
-    return int(x) if x == int(x) else float(x)
-
-
 def event_rows(events: EventTable) -> list[dict]:
     """A dict for each event: run, size, seed, task, level, sham, quantity, event, step.
 
@@ -542,11 +535,12 @@ def event_rows(events: EventTable) -> list[dict]:
     for r, run in enumerate(events.runs):
         found = [("rankme", "onset", events.onset[r])]
         behaviours = ["accuracy", "log_prob"]
-        behaviours += ["accuracy_train"] if run.config["train_fraction"] < 1 else []
+        behaviours += [name for name in ("accuracy_train", "token_accuracy") if name in run.curves]
         for name in behaviours:
             found.append((name, "emergence", emergences(run, name, *by)["emergence"][events.rows]))
         for name in run.measures:
-            dates = date_on(events, run, name, measured_at(run, run.table(name))[0], ON_A_GRID)
+            grid = run.steps[measured_at(run, run.table(name))]
+            dates = date_on(events, run, name, grid, ON_A_GRID)
             found.append((name, "onset", dates[events.rows]))
         for k, level in enumerate(events.levels):
             about = {"run": run.name, "size": run.config["size"], "seed": run.config["seed"],

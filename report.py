@@ -133,7 +133,7 @@ def band(ax, runs, curves, colour, linestyle="-"):
 @sweep_style
 def figure_curves(events):
     """Accuracy and RankMe against steps, a panel for each task-level: {name: Figure}."""
-    held_back = any(run.config["train_fraction"] < 1 for run in events.runs)
+    held_back = any(run.held_back for run in events.runs)
     accuracy = "accuracy on unseen operands" if held_back else "accuracy"
     entries = [
         (True, f"{accuracy}; emergence", ACCURACY, "-"),
