@@ -321,7 +321,6 @@ PER_LEVEL = ("chance", "chance_log_prob", "token_chance", "answer_tokens", "exam
 SETTINGS = (*PER_LEVEL, "size", "parameters", "width", "seed", "warmup")
 DEFAULTS = {"size": "", "parameters": math.nan, "width": math.nan, "warmup": 0, "unit": "step",
             "linear_examples": None, "numbers": {}, "errors": {}, **dict.fromkeys(PER_LEVEL, {})}
-NOTHING = ("", "None", "nan", "NaN", "null", "NA", "N/A", "<NA>")           # no number, and no name
 SHARES = ("accuracy", "accuracy_train", "accuracy_test", "token_accuracy")
 CHECKS = ("distinct", "linear_probe_shuffled", "marginal_kl", "mean_share")
 ENDS, ERRORS = ("embedding", "final_norm"), ("error", "mc_error")
@@ -392,9 +391,12 @@ class Run:                        # NaN: not measured
                 for quantity, layers in self.layer_names.items()}
 
     def rankme_layers(self, position):
-        """(L, layers, S) RankMe at one position, or where no position is named."""
-        found = self.layered.get(f"rankme.{position}", self.layered.get("rankme"))
-        return self.unmeasured[:, None] if found is None else found
+        """(L, layers, S) RankMe at one position, or where it was measured at one alone."""
+        found = {name: layers for name, layers in self.layered.items()
+                 if name.partition(".")[0] == "rankme"}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return found.get(f"rankme.{position}", self.unmeasured[:, None])
 
     def rankme_at(self, position, layer):
         """(L, S).  RankMe at one position and layer; NaN where it was not measured."""
@@ -445,6 +447,8 @@ def layer_of(layers, index):
 def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") -> list[Run]:
     """A table of measurements, one number per row -> runs, in order of appearance.
 
+    (Other columns, as W&B and TensorBoard export them: report.long_rows.)
+
     rows: dicts with the keys run, level, step, quantity, value, tuples in that order, or a pandas
       frame.  Numbers may be text; None, "" and NaN: not measured.  A step twice: the last counts,
       and a warning says so.  Steps may be fractions, or tokens (unit: their name); runs, levels and
@@ -464,16 +468,19 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
     30.0
     """
     found, twice = {}, []         # {run: {(level, quantity): {step: value}}}
-    rows = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
+    if hasattr(rows, "to_dict"):
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     for number, row in enumerate(rows, start=1):
         try:
             run, level, step, quantity, value = (
                 [row[name] for name in COLUMNS] if isinstance(row, dict) else row)
+            level, step = "" if level is None else str(level), float(step)
             curve = found.setdefault(run, {}).setdefault((level, quantity), {})
-            step = float(step)
             if step in curve:
                 twice.append(f"{quantity} at step {step:g} of {run}")
-            curve[step] = as_number(value) if quantity != "size" else value
+            if quantity != "size":
+                value = math.nan if value is None or value == "" else float(value)
+            curve[step] = value
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"from_table: row {number} is {row!r:.200}, expected: "
                              f"{', '.join(COLUMNS)}, with numbers as step and value") from None
@@ -482,23 +489,12 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
     if twice:
         warnings.warn(f"measured twice, where the last counts: {twice[0]}"
                       + f", and {len(twice) - 1} more" * (len(twice) > 1), stacklevel=2)
-    levels = {as_name(level): None for series in found.values() for level, quantity in series
-              if quantity not in SETTINGS and as_name(level)}
+    levels = {level: None for series in found.values() for level, quantity in series
+              if level and quantity not in SETTINGS}
     configs = configs or {}
     return [_run(str(name), series, list(levels) or ["all"],
                  {"seed": seed, **DEFAULTS, "unit": unit}, configs.get(name, {}))
             for seed, (name, series) in enumerate(found.items())]
-
-
-def as_name(cell):
-    return "" if str(cell).strip() in NOTHING else str(cell).strip()
-
-
-def as_number(cell):
-    """A float; NaN, not measured, for what stands for nothing, and where a number is infinite."""
-    if isinstance(cell, (int, float)) or str(cell).strip() not in NOTHING:
-        return float(cell) if math.isfinite(float(cell)) else math.nan
-    return math.nan
 
 
 def _run(name, series, levels, config, given):
@@ -509,7 +505,7 @@ def _run(name, series, levels, config, given):
         raise ValueError(f"from_table: run {name!r} has a step that is no number from 0 on")
     levels, curves = list(given.get("levels") or levels), {}
     for (level, quantity), curve in series.items():
-        level, (*_, last) = as_name(level), curve.values()
+        *_, last = curve.values()
         if quantity in PER_LEVEL:
             config[quantity] = config[quantity] | {level: plain(last)}
         elif quantity in SETTINGS:
@@ -526,14 +522,9 @@ def _run(name, series, levels, config, given):
         check_share(curves[quantity], f"run {name!r}: {quantity}")
     whole = (steps == np.floor(steps)).all() and steps[-1] < 2 ** 53
     run = Run(name, config | given, levels, steps.astype(int) if whole else steps, curves)
-    for key in PER_LEVEL:
-        try:
-            known = run.per_level(key, 0.0)
-        except (TypeError, ValueError):
-            known = np.array([math.nan])
-        if np.isnan(known).any() or key == "chance" and not ((known >= 0) & (known < 1)).all():
-            raise ValueError(f"from_table: run {name!r}: {key} is {run.config[key]!r:.80}, expected"
-                             " a number, or {level: number}; of chance at least 0 and below 1")
+    chance = run.per_level("chance", 0.0)
+    if not ((chance >= 0) & (chance < 1)).all():
+        raise ValueError(f"run {name!r}: chance {run.config['chance']}: expected at least 0, below 1")
     return run
 
 
@@ -894,7 +885,9 @@ def landmark_rows(events, features):
 
 def trailing(run, feature, steps):
     """(L, J): a feature of every level at the given steps, the last that was measured by then."""
-    name, _, kind = feature.partition(" ")
+    name, _, kind = feature.rpartition(" ")
+    if kind not in ("slope", "excess"):                         # a name may have spaces
+        name, kind = feature, ""
     curves = np.log(run.table(name)) if name.startswith("rankme") else run.table(name)
     if name in ("accuracy", "token_accuracy", "log_prob"):
         values, chance = way_from_chance(run, name)

@@ -403,29 +403,27 @@ def show_progress(plan, when_one_is_done=None):
 # --------------------------------------------------------------------------------------------------
 # analyse
 
-def analyse_one(folder, planned=(), forecast_null=0):
+def analyse_one(folder, planned=(), forecast_null=0, runs=None):
     """Everything derived, on disk and screen.
 
-    planned: the names of the runs that there should be.  forecast_null: see claims.study."""
+    planned: the names of the runs that there should be.  forecast_null: see claims.study.
+    runs: None, those that lie in the folder."""
     import claims
     import emergence
-    import numpy as np
     import report
     import sweep
-    begin = time.monotonic()
-    rows, configs, missing = sweep.load(folder)
-    missing += [f"{name} was not started" for name in planned
-                if not (folder / name / "config.json").exists()]
-    runs, specification = emergence.from_table(rows, configs), claims.Specification()
-    if all(np.isnan(run.rankme_at(specification.position, -2)).all() for run in runs):
-        out.print("RankMe was not measured: capabilities are dated, but nothing can be said of "
-                  "what comes before them")
+    begin, specification, missing = time.monotonic(), claims.Specification(), []
+    if runs is None:
+        rows, configs, missing = sweep.load(folder)
+        missing += [f"{name} was not started" for name in planned
+                    if not (folder / name / "config.json").exists()]
+        runs = emergence.from_table(rows, configs)
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn) if large else contextlib.nullcontext() as pool:
         events = emergence.event_table(runs, **dataclasses.asdict(specification))
         drawing = pool and pool.submit(report.draw, runs, dataclasses.asdict(specification))
-        choices = claims.specifications()
+        choices = claims.specifications(runs=runs)
         out.print(f"analysing {len(runs)} runs under {len(choices)} combinations of choices")
         with bar("{task.description}") as progress:
             each = functools.partial(progress.track, description="choices")
@@ -435,6 +433,8 @@ def analyse_one(folder, planned=(), forecast_null=0):
         findings = {"choices": dataclasses.asdict(specification),
                     "runs": [run.name for run in runs], "missing": missing, **found,
                     "levels": claims.medians(events)}
+        if runs[0].config["unit"] != "step":
+            findings["unit"] = runs[0].config["unit"]
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
                                  drawing)
@@ -442,29 +442,35 @@ def analyse_one(folder, planned=(), forecast_null=0):
             out.print(line)
     wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
             if sweep.is_done(one)]
-    training, measuring = (minutes(sum(one[f"wall_{what}_s"] for one in wall))
-                           for what in ("train", "measure"))
-    out.print(f"training {training}, measuring {measuring}, analysing and drawing "
-              f"{minutes(time.monotonic() - begin)}")
+    spent = [f"{word} {minutes(sum(one[f'wall_{what}_s'] for one in wall))}, " if wall else ""
+             for word, what in (("training", "train"), ("measuring", "measure"))]
+    out.print(f"{''.join(spent)}analysing and drawing {minutes(time.monotonic() - begin)}")
     return findings
 
 
 @app.command("analyse")
-def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="directories of "
-                                                     "sweeps, such as runs/modadd"),
+def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", help="sweeps, such "
+                                                   "as runs/modadd; or tables of your own: .csv, "
+                                                   ".tsv, .json, .jsonl"),
+                columns: str = typer.Option("", metavar="OURS=THEIRS,...", help="of a table that "
+                                            "names them otherwise: step=_step,accuracy=val/acc"),
                 forecast_null: int = typer.Option(0, min=0, help="exchanges of tasks that give the "
                                                   "forecast its p, such as 200: a minute")):
     """Findings and figures again, from the recorded rows alone.
 
-    Several sweeps are also set side by side."""
+    Several are also set side by side.  Of curves.csv, what is derived goes to curves/."""
     import report
     import sweep
     found = {}
-    for folder in folders:
+    for path in paths:
+        folder, runs = path, None
+        if path.is_file():
+            folder, (runs, notes) = path.with_suffix(""), report.read_runs(path, columns)
+            folder.mkdir(exist_ok=True)
+            out.print(*notes, sep="\n", end="", markup=False)
         with sweep.locked(folder, wait=True):
-            findings = analyse_one(folder, forecast_null=forecast_null)
-        if findings:
-            found[folder.resolve().name] = findings
+            findings = analyse_one(folder, forecast_null=forecast_null, runs=runs)
+        found[folder.resolve().name] = findings
     if len(found) > 1:
         out.print(report.side_by_side(found))
 
