@@ -474,6 +474,7 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
         try:
             run, level, step, quantity, value = (
                 [row[name] for name in COLUMNS] if isinstance(row, dict) else row)
+            hash((run, level, quantity))                        # TypeError: a list is no name
             level, step = "" if level is None else str(level), float(step)
             curve = found.setdefault(run, {}).setdefault((level, quantity), {})
             if step in curve:
@@ -524,7 +525,8 @@ def _run(name, series, levels, config, given):
     run = Run(name, config | given, levels, steps.astype(int) if whole else steps, curves)
     chance = run.per_level("chance", 0.0)
     if not ((chance >= 0) & (chance < 1)).all():
-        raise ValueError(f"run {name!r}: chance {run.config['chance']}: expected at least 0, below 1")
+        raise ValueError(f"run {name!r}: chance {run.config['chance']}: expected at least 0 and "
+                         "below 1")
     return run
 
 
@@ -824,11 +826,12 @@ def forecast(runs, features, over="task", null=0, seed=0, events=None) -> Foreca
     """What do features add to a forecast of emergence by BEHAVIOUR, on a task never seen?
 
     Rows: each level at each landmark 20 * 1.5^(j + phase / 5), all five phases with weight 1/5, as
-    long as it has not emerged.  (Not 20, but the first step, where steps are tokens or epochs.)  Target: it emerges within the next factor 1.5, if that window could
-    be watched whatever happened.  The level's number, log step and its square are always known;
-    behaviour and features are read at the landmark, or from before.  The forecast is a logistic
-    regression with a ridge penalty.  Each task (or run: `over`) is left out once, and the penalty
-    is chosen in the same way among the others.
+    long as it has not emerged.  (Where steps are epochs, or tokens, the first step replaces 20.)
+    Target: it emerges within the next factor 1.5, if that window could be watched whatever
+    happened.  The level's number, log step and its square are always known; behaviour and features
+    are read at the landmark, or from before.  The forecast is a logistic regression with a ridge
+    penalty.  Each task (or run: `over`) is left out once, and the penalty is chosen in the same way
+    among the others.
     features: names of columns; "rankme.answer" is the log of RankMe after the last block there.
       With " slope": the change since a factor 1.5 ago; with " excess": above the highest sham.
     null: so many exchanges of whole tasks' features give the p-value; 0: none.  events: whose
@@ -862,8 +865,8 @@ def forecast(runs, features, over="task", null=0, seed=0, events=None) -> Foreca
 
 def landmark_rows(events, features):
     """known (N, K), features (N, F), target (N,), places of rows; all features (F, R, L, J)."""
-    least = min(run.steps[run.steps > 0][0] for run in events.runs)
-    most = max(run.steps[-1] for run in events.runs)
+    every = np.concatenate([run.steps for run in events.runs])
+    least, most = min(every[every > 0], default=1), max(every.max(), 1e-9)
     start = START if least <= START <= most else least          # of tokens, or epochs
     steps = start * RATIO ** np.arange(0, math.log(most / start) / math.log(RATIO), 1 / PHASES)
 

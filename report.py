@@ -128,7 +128,8 @@ def long_rows(rows, columns):
             cells = {row.pop("quantity"): row.pop("value")}
             cells |= {name: row[name] for name in settings if name in row}
         else:
-            cells = {name: x for name, x in row.items() if not name.startswith(("_", "wall", "Wall"))
+            cells = {name: x for name, x in row.items()
+                     if not name.startswith(("_", "wall", "Wall"))
                      and not name.endswith(("__MIN", "__MAX"))}
         for name, cell in cells.items():
             run, _, quantity = name.rpartition(" - ") if place["run"] == "" else ("", "", name)
@@ -147,7 +148,8 @@ def number_in(cell, place):
     try:
         return math.nan if str(cell).strip() in NOTHING else float(cell)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{place} is {cell!r:.60}, no number; --columns says what is read") from None
+        raise ValueError(f"{place} is {cell!r:.60}, no number; --columns says what is "
+                         "read") from None
 
 
 # ------------------------------------------------------------------------------------------------

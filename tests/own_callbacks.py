@@ -1,4 +1,4 @@
-"""Callbacks that write, while others train, a table that `python run.py analyse curves.jsonl` reads.
+"""Callbacks that write, while others train, what `python run.py analyse curves.jsonl` reads.
 
 measure(model) -> {quantity: number}, such as {"accuracy": 0.5, "rankme": 12.0}.  The functions of
 measures.py leave the model as it was.

@@ -52,7 +52,7 @@ def snapshots(seed, state, steps=400):
             loss.backward()
             optimizer.step()
         if step % 20 == 0:
-            yield models.Snapshot(step, model, loss, lambda: {
+            yield models.Snapshot(step, model, loss, lambda step=step: {
                 "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
 

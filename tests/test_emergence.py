@@ -358,7 +358,8 @@ def test_rows_may_come_in_any_order_as_tuples_or_dicts():
 
 
 def test_of_two_rows_for_the_same_place_the_last_counts():
-    with pytest.warns(UserWarning, match="measured twice, .* accuracy at step 0 of mine, and 1 more"):
+    said = "measured twice, .* accuracy at step 0 of mine, and 1 more"
+    with pytest.warns(UserWarning, match=said):
         (run,) = from_table([measured("x-1", 0, "accuracy", value) for value in (1, 0.5, 0.25)])
     assert run.accuracy.tolist() == [[0.25]]
 
@@ -458,7 +459,8 @@ def test_layers_have_names_where_rows_name_them(names, last_block, norm, embeddi
 
 def test_what_is_neither_behaviour_nor_rankme_is_a_measure():
     quantities = ("accuracy", "log_prob", "loss", "llc", "llc.mc_error", "mine", "spread.0",
-                  "spread.1", "rankme.first.0", "linear_probe_shuffled", "mine.error", "theirs", "bars")
+                  "spread.1", "rankme.first.0", "linear_probe_shuffled", "mine.error", "theirs",
+                  "bars")
     rows = [measured("x-1", step, name, step) for name in quantities for step in (0, 1)]
     config = {"errors": {"theirs": "bars"}, "numbers": {"llc": ["llc"]}, "chance_log_prob": -2.3}
     (run,) = from_table(rows, {"mine": config})

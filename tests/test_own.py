@@ -1,5 +1,6 @@
 """Bring your own: tables, runs and callbacks of others are dated as planted, and bad ones named."""
 import csv
+import functools
 import json
 import math
 from pathlib import Path
@@ -378,15 +379,16 @@ def test_an_own_run_goes_on_from_its_state_or_begins_again(tmp_path, capsys):
                                  "rankme": np.float64(2), "parts": {"x": [1, 2]}}}}
     for keeps, state in ((True, {"step": 4}), (False, None)):
         folder = tmp_path / f"sweep{keeps}" / "mine"
+        shorter = functools.partial(made_up, end=5, keeps=keeps)
         with pytest.raises(KeyboardInterrupt):
-            sweep.record(folder, {"path": Path("x")}, lambda state: made_up(state, 5, keeps),
-                         measured, seconds=0)
+            sweep.record(folder, {"path": Path("x")}, shorter, measured, seconds=0)
         rows, configs, missing = sweep.load(folder.parent)                  # while it goes on
         (one,) = from_table(rows, configs)
         assert one.steps.tolist() == [0, 1, 2, 3, 4] and not missing
         assert one.measures == ["parts.x"] and one.table("parts.x")[0, 0] == 1
         asked.clear()
-        sweep.record(folder, {"path": Path("x")}, lambda state: made_up(state, 10, keeps), measured)
+        longer = functools.partial(made_up, end=10, keeps=keeps)
+        sweep.record(folder, {"path": Path("x")}, longer, measured)
         steps = [row["step"] for row in sweep.read_rows(folder / "metrics.jsonl")]
         assert asked == [state] and steps == list(range(10))
 
