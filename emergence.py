@@ -481,6 +481,7 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
                 twice.append(f"{quantity} at step {step:g} of {run}")
             if quantity != "size":
                 value = math.nan if value is None or value == "" else float(value)
+                value = value if math.isfinite(value) else math.nan         # diverged
             curve[step] = value
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"from_table: row {number} is {row!r:.200}, expected: "

@@ -192,7 +192,7 @@ def steps_axis(ax, steps):
     last, least = steps[-1], min((step for step in steps if step > 0), default=1)
     linear = max(least, min(10, last / 10))                 # 10, but for epochs, or tokens
     ax.set_xscale("symlog", linthresh=linear, linscale=0.6)
-    ax.set_xlim(0, last)
+    ax.set_xlim(0, last or 1)
     powers = range(math.ceil(math.log10(linear)), math.floor(math.log10(max(last, 1e-9))) + 1)
     ticks = [0] + [10.0 ** k for k in powers]
     ax.set_xticks(ticks, [f"{tick:,.0f}" if 1 <= tick < 1e6 else f"{tick:g}" for tick in ticks])
@@ -309,20 +309,27 @@ def curves_panel(upper, lower, events, panel):
     upper.set_yticks([0, 1])
 
 
+def names_of_layers(run):
+    """The layers of run.rankme_layers("first"), from the embedding to the final norm."""
+    found = {quantity: layers for quantity, layers in run.layer_names.items()
+             if quantity.partition(".")[0] == "rankme"}
+    names = found.get("rankme.first") or next(iter(found.values()))
+    if names[0] == "0":                                     # places in a list of hidden states
+        names = ["embedding", *names[1:-1], "final norm"]
+    return [name.replace("_", " ") for name in names]
+
+
 @sweep_style
 def figure_layers(events):
     """RankMe of every layer (upwards) at the first answer token, median over seeds."""
-    figures, run = {}, events.runs[0]
-    names = next((run.layer_names[quantity] for quantity in ("rankme.first", *run.layer_names)
-                  if quantity.startswith("rankme") and quantity in run.layer_names), [])
-    if (~np.isnan(run.rankme_layers("first")).all((0, 2))).sum() < 2:
+    figures = {}
+    if any((~np.isnan(run.rankme_layers("first")).all((0, 2))).sum() < 2 for run in events.runs):
         return {}
-    if all(name.isdigit() for name in names):               # places in a list of hidden states
-        names = ["embedding", *names[1:-1], "final norm"]
     for name, figure, cells in sheets("layers", events, 2.3, 1.15, top=0.25, left=0.75, right=0.75,
                                       wspace=0.1, hspace=0.5):
         for cell, panel in cells:
-            runs = panel["runs"]
+            names = names_of_layers(panel["runs"][0])       # of runs that have the same
+            runs = [run for run in panel["runs"] if names_of_layers(run) == names]
             layers = [run.rankme_layers("first")[panel["k"]] for run in runs]       # (layers, S)
             steps, values = on_common_steps(runs, layers)                   # (R, layers, S)
             with warnings.catch_warnings():
@@ -341,7 +348,7 @@ def figure_layers(events):
             steps_axis(ax, steps)
             last = len(values) - 1
             shown = [0, *range(1, last, max(1, (last - 1) // 4)), last]
-            labels = [names[k].replace("_", " ") for k in shown] if cell.is_first_col() else []
+            labels = [names[k] for k in shown] if cell.is_first_col() else []
             ax.set_yticks(shown, labels, fontsize=6)
             ax.set_title(panel["title"])
             ax.spines[:].set_visible(True)
@@ -397,9 +404,12 @@ def figure_floors(events):
 
 
 def aligned_curves(events):
-    """x, log10 of step / step of emergence; {name: (curves, points)}, each scaled to 0 ... 1."""
-    x, found, by = np.linspace(-2, 1, 61), {}, events.dated_by
-    for run, emergences in zip(events.runs, events.emergence):
+    """x, log10 of step / step of emergence; {name: (curves, points)}, each scaled to 0 ... 1.
+
+    Where nothing emerges, the last step takes its place."""
+    x, found, by, never = np.linspace(-2, 1, 61), {}, events.dated_by, np.isinf(events.emergence)
+    last = np.array([[run.steps[-1]] for run in events.runs])               # (R, 1)
+    for run, emergences in zip(events.runs, np.where(never.all(), last, events.emergence)):
         tables = {"accuracy": run.accuracy, "rankme": run.rankme_at(by["position"], by["layer"])}
         tables |= {name: run.table(name) for name in run.measures}
         for name, table in tables.items():
@@ -438,7 +448,8 @@ def figure_measures(events):
         ax.set_xticks([0.01, 0.1, 1, 10], [".01", ".1", "1", "10"], fontsize=7)
         ax.set_yticks([0, 1], ["lowest", "highest"], fontsize=7)
         ax.set_title(f"{name.replace('_', ' ')} ({len(curves)} curves)")
-    figure.supxlabel(f"{training_unit(events)} / that of emergence", fontsize=8)
+    what = "that of emergence" if np.isfinite(events.only().emergence).any() else "the last one"
+    figure.supxlabel(f"{training_unit(events)} / {what}", fontsize=8)
     return {"measures": figure}
 
 

@@ -302,6 +302,24 @@ def test_analyse_makes_everything_of_a_table_in_tokens(tmp_path, capsys):
     assert "could not be drawn" not in screen and "nan" not in screen
 
 
+@pytest.mark.parametrize("rows, drawn", [
+    ([("r", "a", 0, "accuracy", 1.0)], {"curves.png"}),                     # a single point
+    ([("r", "a", 0, "accuracy", None), ("r", "a", 1, "accuracy", "")], {"curves.png"}),
+    (step_curve("r", "a", 100, STEPS, "weight norm"), {"curves.png", "measures.png"}),
+    ([*step_curve("r", "a", 100, STEPS), ("r", "a", 5, "loss", 1.0), ("r", "a", 9, "loss", 2.0),
+      ("r", "a", 19, "loss", math.inf), ("r", "a", 39, "loss", 2.5)], {"curves.png",
+                                                                       "measures.png"}),
+    ([(f"{size}{r}", level, *row[2:], size) for size in "SM" for r in range(2) for level in "ab"
+      for row in step_curve("", "", 100, STEPS)], {"curves-S.png", "curves-M.png",
+                                                   "measures.png"})])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_odd_tables_are_analysed_without_a_complaint(rows, drawn, tmp_path, capsys):
+    path = write(tmp_path / "odd.csv", rows, (*emergence.COLUMNS, "size")[:len(rows[0])])
+    status, screen, err = analyse(capsys, path)
+    assert status == 0 and "could not be drawn" not in screen and "nan%" not in screen, err + screen
+    assert {file.name for file in (tmp_path / "odd/figures").iterdir()} == drawn
+
+
 def test_three_lists_are_drawn():
     figures = report.figure_curves([0, 10, 20, 30, 40, 60], [0, 0, 0, 1, 1, 1], [9, 2, 2, 8, 8, 8])
     upper, lower = figures["curves"].axes
