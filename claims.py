@@ -27,11 +27,12 @@ from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
-from emergence import (ONSETS, EventTable, as_times, effect, emergence_index, emergences,
-                       event_table, exchanged, exchanges, first_lasting, floors, forecast,
-                       from_below, holm, lead_time, measured_at, order_signs, p_value, pair_arms,
-                       paired_mean, precursor_counts, rate_with_interval, risk_set_test, risk_sets,
-                       split_level, steps_at, t_quantile, way_from_chance)
+from emergence import (ONSETS, EventTable, as_times, at_start, effect, emergence_index,
+                       emergences, event_table, exchanged, exchanges, first_lasting, floors,
+                       forecast, from_below, holm, latest, lead_time, measured_at, order_signs,
+                       own_grids, p_value, pair_arms, paired_mean, plain, precursor_counts,
+                       rate_with_interval, risk_set_test, risk_sets, split_level, steps_at,
+                       t_quantile, way_from_chance)
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,26 @@ ALTERNATIVES = {
     "position": ("first", "last"), "layer": (-2, -1), "warmup": (True, False)}
 
 
-def specifications(alternatives: dict = ALTERNATIVES) -> list[Specification]:
-    """All combinations of the alternatives; the other fields as by default."""
-    return [Specification(**dict(zip(alternatives, options)))
-            for options in itertools.product(*alternatives.values())]
+def specifications(alternatives: dict = ALTERNATIVES, runs: Sequence = ()) -> list[Specification]:
+    """All combinations of the alternatives; the other fields as by default.
+
+    Where runs are given, options that need what none of them has are left out."""
+    kept = {choice: [x for x in options if not runs or any(has(run, choice, x) for run in runs)]
+            or options[:1] for choice, options in alternatives.items()}
+    return [Specification(**dict(zip(kept, options)))
+            for options in itertools.product(*kept.values())]
+
+
+def has(run, choice, option):
+    """Has a run measured what an option needs?"""
+    values = np.zeros(1)
+    if choice == "behaviour":
+        values, _ = way_from_chance(run, option)
+    elif choice == "position":
+        values = run.layered.get(f"rankme.{option}", np.full(1, math.nan))
+    elif choice == "layer":
+        values = run.rankme_at(Specification.position, option)
+    return not np.isnan(values).all()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -158,8 +175,8 @@ def top_downs(events):
     """Of floors, and of the steps at which they are reached: `top_down`, both (R, L)."""
     by = events.dated_by["smoothing"], events.dated_by["warmup"]
     found = [floors(run, "first", *by) for run in events.runs]
-    return (np.array([top_down(floor)[events.rows] for _, floor, _, _ in found]),
-            np.array([top_down(step)[events.rows] for _, _, step, _ in found]))
+    return (np.array([top_down(floor)[events.rows] for floor, _, _ in found]),
+            np.array([top_down(step)[events.rows] for _, step, _ in found]))
 
 
 def top_down_cells(which, events, drawn):
@@ -358,41 +375,50 @@ ROOM = {"linear_probe": 0.75}         # a level whose untrained model is above t
 ON_A_GRID = 2                         # the persistence where snapshots are few
 
 
-def outside_shams(run, name):
-    """(L, S): does a measure differ from all shams, at the same step, by more than its error?"""
+def departed(run, name, rise):
+    """(L, S): does a measure differ from all shams, at the same step, by more than its error?
+
+    Without shams: from its own first value, by that fraction `rise` of its range."""
     values, error = run.table(name), run.error_of(name)
-    if not run.shams.any():
-        return np.zeros(values.shape, bool)
-    shams = values[run.shams]
-    return (values > np.fmax.reduce(shams) + error) | (values < np.fmin.reduce(shams) - error)
+    shams = latest(run.steps, values[run.shams], run.steps)
+    if not len(shams):
+        shams = at_start(values)[:, None, None]                             # (L, 1, 1)
+        span = np.fmax.reduce(values, axis=1) - np.fmin.reduce(values, axis=1)
+        error = np.fmax(error, rise * span[:, None])
+    high, low = np.fmax.reduce(shams, axis=-2), np.fmin.reduce(shams, axis=-2)
+    return (values > high + error) | (values < low - error)
 
 
 def date_on(events, run, name, grid, persistence):
     """(L,): when a quantity of one run moves, for one who looks at the snapshots of a grid alone.
 
-    RankMe: its onset.  Behaviour: a tenth of its way.  A measure: its first lasting departure from
-    the shams.  NaN: not measured, or without room (outside all along, or by the table ROOM)."""
-    by, on = events.dated_by, np.isin(run.steps, grid)
+    RankMe: its onset.  Behaviour: a tenth of its way.  Both are read where they were last measured.
+    A measure: its first lasting departure, on the snapshots of the grid at which it was measured.
+    NaN: not measured, or without room (departed all along, or by the table ROOM)."""
+    by, dates = events.dated_by, np.full(len(run.levels), math.nan)
+    lasts = dict(persistence=persistence, lasting=by["lasting"])
     if name in REFERENCES:
         values, chance = way_from_chance(run, name)
-        index = emergence_index(values[:, on], grid, chance, run.per_level("examples",
-                                math.inf), TENTH, persistence, by["lasting"])
+        values, examples = latest(run.steps, values, grid), run.per_level("examples", math.inf)
+        index = emergence_index(values, grid, chance, examples, TENTH, **lasts)
         return np.where(np.isnan(values).all(-1), math.nan, steps_at(grid, index))
-    no_room = np.zeros(len(run.levels), bool)
     if name == "rankme":
-        curves = run.rankme_at(by["position"], by["layer"])[:, on]
+        curves = latest(run.steps, run.rankme_at(by["position"], by["layer"]), grid)
         risen = ONSETS[events.onset_rule](curves, curves[run.shams], grid, by["rise"])
-    else:
-        outside = outside_shams(run, name)[:, on]
-        no_room = outside.all(-1) | (run.table(name)[:, on][:, 0] > ROOM.get(name, math.inf))
-        risen = from_below(outside)
-    dates = steps_at(grid, first_lasting(risen, grid, persistence, by["lasting"]))
-    return np.where(no_room, math.nan, dates)
+        index = first_lasting(risen, grid, **lasts)
+        return np.where(np.isnan(curves).all(-1), math.nan, steps_at(grid, index))
+    values, outside = run.table(name), departed(run, name, by["rise"])
+    values = np.where(np.isin(run.steps, grid), values, math.nan)
+    for rows, on in own_grids(values):
+        index = first_lasting(from_below(outside[rows][:, on]), run.steps[on], **lasts)
+        no_room = outside[rows][:, on].all(-1) | (at_start(values[rows]) > ROOM.get(name, math.inf))
+        dates[rows] = np.where(no_room, math.nan, steps_at(run.steps[on], index))
+    return dates
 
 
 def grids_of(events, name):
     """(R,) the snapshots at which a measure was taken; None for a run with fewer than 3."""
-    grids = [measured_at(run, run.table(name))[0] if name in run.measures else ()
+    grids = [run.steps[measured_at(run, run.table(name))] if name in run.measures else ()
              for run in events.runs]
     return [grid if len(grid) > 2 else None for grid in grids]
 
@@ -422,11 +448,11 @@ def lead_rows(events, drawn) -> list[dict]:
     """The table of leads: RankMe, then each measure on its grid; a row for each quantity."""
     rows = []
     if not np.isnan(events.floor).all():
-        grids = [run.steps for run in events.runs]
+        where = events.dated_by["position"], events.dated_by["layer"]
+        grids = [run.steps[measured_at(run, run.rankme_at(*where))] for run in events.runs]
         rows += rows_on_grids("rankme", events, grids, drawn, events.dated_by["persistence"])
     for name in dict.fromkeys(name for run in events.runs for name in run.measures):
-        if any(run.shams.any() for run in events.runs):
-            rows += rows_on_grids(name, events, grids_of(events, name), drawn, ON_A_GRID)
+        rows += rows_on_grids(name, events, grids_of(events, name), drawn, ON_A_GRID)
     return rows
 
 
@@ -488,7 +514,7 @@ def class_rates(events, drawn, classes) -> list[dict]:
     out = []
     for number, name in enumerate(("easy", "middle", "hard")):
         among = replace(events, emergence=np.where(classes == number, events.emergence, np.inf))
-        if np.isfinite(among.arrivals).any():
+        if (np.isfinite(among.arrivals) & ~np.isnan(among.onset)).any():
             out.append({"class": name, **rate_beside_chance(among, drawn)})
     return out
 
@@ -527,13 +553,6 @@ def seed_range(values):
         return {"median": statistics.median(known), "low": min(known), "high": max(known)}
 
 
-def plain(x):
-    """A number as JSON has it: None for never, an int for a whole one."""
-    if x is None or not math.isfinite(x):
-        return None
-    return int(x) if x == int(x) else float(x)
-
-
 def event_rows(events: EventTable) -> list[dict]:
     """A dict for each event: run, size, seed, task, level, sham, quantity, event, step.
 
@@ -543,11 +562,12 @@ def event_rows(events: EventTable) -> list[dict]:
     for r, run in enumerate(events.runs):
         found = [("rankme", "onset", events.onset[r])]
         behaviours = ["accuracy", "log_prob"]
-        behaviours += ["accuracy_train"] if run.config["train_fraction"] < 1 else []
+        behaviours += [name for name in ("accuracy_train", "token_accuracy") if name in run.curves]
         for name in behaviours:
             found.append((name, "emergence", emergences(run, name, *by)["emergence"][events.rows]))
         for name in run.measures:
-            dates = date_on(events, run, name, measured_at(run, run.table(name))[0], ON_A_GRID)
+            grid = run.steps[measured_at(run, run.table(name))]
+            dates = date_on(events, run, name, grid, ON_A_GRID)
             found.append((name, "onset", dates[events.rows]))
         for k, level in enumerate(events.levels):
             about = {"run": run.name, "size": run.config["size"], "seed": run.config["seed"],
@@ -783,7 +803,7 @@ def forecasts(runs, events, null=0) -> list[dict]:
     It "adds" if low > 0, the gain is at least .05 nats, 7 of 8 tasks gain, and p < .05."""
     rows, names = [], dict.fromkeys(name for run in runs for name in run.measures)
     for features in [(ONE_FEATURE,), *[(name, f"{name} slope") for name in names]]:
-        quantity = features[0].partition(" ")[0]
+        quantity = features[0].removesuffix(" slope")
         r = [r for r, run in enumerate(runs) if not np.isnan(run.table(quantity)).all()]
         for over in ("task", "run") if r else ():
             found = forecast(runs, features, over, null if over == "task" else 0,

@@ -403,9 +403,10 @@ def show_progress(plan, when_one_is_done=None):
 # --------------------------------------------------------------------------------------------------
 # analyse
 
-def select(folder, seeds, sizes):
-    """The finished runs of a sweep that have one of these seeds and sizes, None: any -> (runs, what
-    is missing in words)."""
+def select(folder, seeds=None, sizes=None):
+    """The finished runs of a sweep that have one of these seeds and sizes, None: any.
+
+    Returns (runs, what is missing in words)."""
     import emergence
     import sweep
     rows, configs, missing = sweep.load(folder)
@@ -418,51 +419,30 @@ def select(folder, seeds, sizes):
     return emergence.from_table((row for row in rows if row[0] in kept), kept), missing
 
 
-def analyse_one(folder, planned=(), forecast_null=0, others=None, seeds=None, sizes=None):
-    """Everything derived, on disk and screen.
-
-    planned: the names of the runs that there should be.  forecast_null: see claims.study.
-    others: {sweep: runs}, which may be arms of one experiment with these.
-    seeds, sizes: of the runs that are looked at; what is found goes into a folder of its own."""
-    import sweep
-    begin = time.monotonic()
-    runs, missing = select(folder, seeds, sizes)
+def analyse_one(folder, planned=(), **options):
+    """analyse_runs of a sweep's folder.  planned: the names of the runs that there should be."""
+    runs, missing = select(folder)
     missing += [f"{name} was not started" for name in planned
                 if not (folder / name / "config.json").exists()]
-    into = folder
-    if seeds or sizes:
-        into = folder / "-".join([*(sizes or ()), *(["seeds", str(seeds[0]), str(seeds[-1])]
-                                                    if seeds else ())])
-        into.mkdir(exist_ok=True)
-    findings = analyse_runs(into, runs, missing, forecast_null, others)
-    wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
-            if sweep.is_done(one)]
-    training, measuring = (minutes(sum(one[f"wall_{what}_s"] for one in wall))
-                           for what in ("train", "measure"))
-    out.print(f"training {training}, measuring {measuring}, analysing and drawing "
-              f"{minutes(time.monotonic() - begin)}")
-    return findings
+    return analyse_runs(folder, runs, missing, **options)
 
 
 def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None):
-    """Findings, figures and the page of emergence's Runs, wherever they come from, into a folder.
+    """Everything derived of emergence's Runs, wherever they come from, on disk and screen.
 
-    missing: what is not among them, in words.  others: see analyse_one."""
+    missing: what is not among them, in words.  forecast_null: see claims.study.
+    others: {sweep: runs}, which may be arms of one experiment with these."""
     import claims
     import emergence
-    import numpy as np
     import report
     import sweep
-    specification = claims.Specification()
-    if all(np.isnan(run.rankme_at(specification.position, -2)).all() for run in runs):
-        out.print("RankMe was not measured: capabilities are dated, but nothing can be said of "
-                  "what comes before them")
+    begin, specification = time.monotonic(), claims.Specification()
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn) if large else contextlib.nullcontext() as pool:
         events = emergence.event_table(runs, **dataclasses.asdict(specification))
         drawing = pool and pool.submit(report.draw, runs, dataclasses.asdict(specification))
-        choices = claims.specifications()
+        choices = claims.specifications(runs=runs)
         out.print(f"analysing {len(runs)} runs under {len(choices)} combinations of choices")
         with bar("{task.description}") as progress:
             each = functools.partial(progress.track, description="choices")
@@ -475,17 +455,27 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None):
         findings = {"choices": dataclasses.asdict(specification),
                     "runs": [run.name for run in runs], "missing": list(missing), **found,
                     "levels": claims.medians(events)}
+        if runs[0].config["unit"] != "step":
+            findings["unit"] = runs[0].config["unit"]
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
                                  drawing, together)
         for line in lines:
             out.print(line)
+    wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
+            if sweep.is_done(one)]
+    spent = [f"{word} {minutes(sum(one[f'wall_{what}_s'] for one in wall))}, " if wall else ""
+             for word, what in (("training", "train"), ("measuring", "measure"))]
+    out.print(f"{''.join(spent)}analysing and drawing {minutes(time.monotonic() - begin)}")
     return findings
 
 
 @app.command("analyse")
-def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="directories of "
-                                                     "sweeps, such as runs/modadd"),
+def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", help="sweeps, such "
+                                                   "as runs/modadd; or tables of your own: .csv, "
+                                                   ".tsv, .json, .jsonl"),
+                columns: str = typer.Option("", metavar="OURS=THEIRS,...", help="of a table that "
+                                            "names them otherwise: step=_step,accuracy=val/acc"),
                 forecast_null: int = typer.Option(0, min=0, help="exchanges of tasks that give the "
                                                   "forecast its p, such as 200: a minute"),
                 seeds: range = typer.Option(None, metavar="N|A-B", parser=parse_seeds,
@@ -493,22 +483,29 @@ def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help
                 sizes: str = typer.Option(None, help="only runs of these sizes, with commas")):
     """Findings and figures again, from the recorded rows alone.
 
-    Several sweeps are also set side by side.  Where they are arms of one experiment (the same tasks
-    and training, but for intervene, strength, until or filler), the report of the first says what
-    that did to emergence; their runs are paired by size and seed."""
+    Several are also set side by side.  Where sweeps are arms of one experiment (the same tasks and
+    training, but for intervene, strength, until or filler), the report of the first says what that
+    did to emergence; their runs are paired by size and seed.  Of curves.csv, what is derived goes
+    to curves/; of some of the runs alone, to a folder that says which."""
     import models
     import report
     import sweep
     sizes = sizes and pick("--sizes", sizes, tuple(models.SIZES))
-    found, others = {}, {}
-    for folder in folders[1:]:
-        others[folder.resolve().name] = select(folder, seeds, sizes)[0]
-    for place, folder in enumerate(folders):
+    places = []                                                 # (folder, runs, what is missing)
+    for path in paths:
+        if path.is_file():
+            runs, notes = report.read_runs(path, columns)
+            places.append((path.with_suffix(""), runs, []))
+            out.print(*notes, sep="\n", end="", markup=False)
+            continue
+        which = [*(sizes or ()), *(["seeds", str(seeds[0]), str(seeds[-1])] if seeds else ())]
+        places.append((path / "-".join(which), *select(path, seeds, sizes)))
+    found, others = {}, {path.resolve().name: runs for path, runs, _ in places[1:]}
+    for number, (folder, runs, missing) in enumerate(places):
+        folder.mkdir(exist_ok=True)
         with sweep.locked(folder, wait=True):
-            findings = analyse_one(folder, (), forecast_null, others if place == 0 else None,
-                                   seeds, sizes)
-        if findings:
-            found[folder.resolve().name] = findings
+            found[folder.resolve().name] = analyse_runs(folder, runs, missing, forecast_null,
+                                                        None if number else others)
     if len(found) > 1:
         out.print(report.side_by_side(found))
 

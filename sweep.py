@@ -5,8 +5,10 @@
                                       (measure)
 
 `record` is the only loop that measures and writes.  It takes any function state -> Snapshots, so
-your own training loop can feed it too.  A new measure is one function, one row of MEASURES.  This
-file decides nothing about emergence, draws nothing, and prints warnings alone.  A run is a folder:
+your own training loop can feed it too: tests/own_run.py is one, from the model to the report, and
+tests/own_callbacks.py has callbacks for Lightning and for Hugging Face's Trainer.  A new measure is
+one function, one row of MEASURES.  This file decides nothing about emergence, draws nothing, and
+prints warnings alone.  A run is a folder:
 
     runs/<sweep>/<size>-s<seed>/
         config.json       every field, chance levels, command line, versions
@@ -419,14 +421,18 @@ class Measurement:
 # Files
 
 def rounded(x):
-    """Six significant digits, and null for what is not a number (bare NaN is not JSON)."""
+    """As JSON has it: six significant digits, and null for what is not a number, such as NaN.
+
+    Tensors and arrays become lists, a result of measures.py its `row()`, anything else its text."""
+    if hasattr(x, "row") or hasattr(x, "tolist"):
+        return rounded(x.row() if hasattr(x, "row") else x.tolist())
     if isinstance(x, dict):
         return {k: rounded(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
         return [rounded(v) for v in x]
     if isinstance(x, float):
         return float(f"{x:.6g}") if math.isfinite(x) else None
-    return x
+    return x if x is None or isinstance(x, (str, int)) else str(x)
 
 
 def write_atomically(path, content):
@@ -614,6 +620,8 @@ def where_to_go_on(folder, config):
     elif not isinstance(saved, dict) or saved.get("config") != without_stop(config):
         raise Failed(f"{path} is not a checkpoint of this run; move it away, and the same command "
                      "begins again")
+    elif saved["snapshot"] is None:
+        why = f"{path} has no state of the training to go on from"
     elif saved["rows"] <= len(rows):
         return saved, rows[:saved["rows"]]
     else:
@@ -715,8 +723,15 @@ def run_folders(folder):
     return sorted({path.parent for path in folder.glob("*/*") if path.name in names})
 
 
+def is_own(config):
+    """Was it recorded by a reader's own loop?  Then config.json may hold anything, or nothing."""
+    return not {"levels", "measures"} <= config.keys()
+
+
 def check_run(folder, config):
     """Raise Failed where a run's config.json is not one that analysis can use."""
+    if is_own(config):
+        return
     if "numbers" not in config:
         raise Failed(f"{folder} was written by an earlier version, or by another program: use the "
                      "commit that its config.json names, or run it again elsewhere")
@@ -739,13 +754,17 @@ def load(folder: Path) -> tuple[Iterator, dict, list]:
     for one in run_folders(folder):
         config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
         check_run(one, config)
-        last, steps = rows[-1]["step"] if rows else 0, config.get("stop") or config["steps"]
+        last = rows[-1]["step"] if rows else 0
+        steps = config.get("stop") or config.get("steps")
+        if is_own(config):                                      # it may still go on
+            steps = last if rows else 1
         if failure(one):
             missing.append(failure(one))
         elif last < steps:
             missing.append(f"{one.name} stopped at step {last} of {steps}")
         else:
-            found.append((config["parameters"], config["seed"], one.resolve().name, config, rows))
+            place = config.get("parameters") or 0, config.get("seed") or 0, one.resolve().name
+            found.append((*place, config, rows))
     if not found:
         why = "; ".join(missing) or "expected a sweep's directory, such as runs/modadd"
         raise BadInput(f"{folder} holds no finished run ({why})")
@@ -760,23 +779,30 @@ LAYERED = ("rankme", "rankme_centred", "mean_share")
 
 def table_rows(name, config, rows):
     """The rows of metrics.jsonl -> (run, level, step, quantity, value), one at a time."""
+    own = is_own(config)
     for row in rows:
-        step = row["step"]
         for level, columns in row["levels"].items():
+            place = name, level, row["step"]
             for column, value in columns.items():
-                if column in LAYERED:                           # a number for each layer
-                    positions = value if isinstance(value, dict) else {"": value}
-                    for position, layers in positions.items():
-                        quantity = f"{column}.{position}".rstrip(".")
-                        for layer, number in enumerate(layers):
-                            yield name, level, step, f"{quantity}.{layer}", number
+                if column in LAYERED or own:                    # a number for each layer, or key
+                    for quantity, number in spread(column, value):
+                        yield *place, quantity, number
                     continue
                 if isinstance(value, dict) and "mc_error" in value:
-                    yield name, level, step, f"{column}.mc_error", value["mc_error"]
+                    yield *place, f"{column}.mc_error", value["mc_error"]
                 for key in config["numbers"].get(column, ())[1:]:       # the one that is judged
                     value = None if value is None else value[key]
                 if not isinstance(value, (dict, list)):
-                    yield name, level, step, column, value
+                    yield *place, column, value
+
+
+def spread(name, value):
+    """The numbers of nested dicts and lists: {"a": {"b": [1, 2]}} -> a.b.0, 1 and a.b.1, 2."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from spread(f"{name}.{key}", inner)
+    elif not isinstance(value, str):
+        yield name, value
 
 
 # --------------------------------------------------------------------------------------------------

@@ -112,8 +112,9 @@ def test_events_have_a_row_for_each_event_of_each_level(finished):
         events = list(csv.DictReader(file))
     kinds = {(event["quantity"], event["event"]) for event in events}
     assert kinds == {("rankme", "onset"), ("rankme_centred", "onset"),
-                     ("accuracy", "emergence"), ("log_prob", "emergence")}
-    assert len(events) == 7 * 4 and sum(event["sham"] == "True" for event in events) == 4
+                     ("accuracy", "emergence"), ("log_prob", "emergence"),
+                     ("token_accuracy", "emergence")}
+    assert len(events) == 7 * 5 and sum(event["sham"] == "True" for event in events) == 4
 
 
 def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
@@ -378,7 +379,7 @@ def test_of_a_large_sweep_another_process_draws_the_figures(tmp_path, capsys, mo
 
     def drawn_here(events):
         raise RuntimeError("this process draws")
-    monkeypatch.setattr(claims, "specifications", lambda: few)
+    monkeypatch.setattr(claims, "specifications", lambda runs: few)
     monkeypatch.setitem(report.FIGURES, "curves", (drawn_here, ""))
     folder = large_sweep(tmp_path / "large")
     status, screen, err = call(capsys, "analyse", folder)

@@ -654,7 +654,8 @@ def planted_behaviour(snapshot, evals):
 
 
 def test_table_rows_are_numbers_under_names_that_emergence_understands():
-    config = {"numbers": {"hessian_top": ["hessian_top", "eigenvalue"],
+    config = {"levels": ["add-1"], "measures": [],
+              "numbers": {"hessian_top": ["hessian_top", "eigenvalue"],
                           "linear_probe": ["linear_probe", -2], "llc": ["llc", "mean"],
                           "mine": ["mine"]}}
     columns = {"accuracy": 0.5, "distinct": 8, "rankme": {"first": [1.0, 2.0], "last": [3.0, None]},
