@@ -544,7 +544,7 @@ def figure_arms(experiments):
                 if np.isfinite(step):
                     ax.plot(step, np.interp(step, steps, curve), marker, color=colours[name],
                             markersize=5, markeredgecolor="white", markeredgewidth=0.5)
-            steps_axis(ax, max(steps))
+            steps_axis(ax, steps)
             rank_axis(ax, ax.dataLim.ymax)
         key = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
         key += [Line2D([], [], color="0.4", marker=marker, linestyle="", label=f"level {level}")

@@ -390,14 +390,15 @@ def show_progress(plan, when_one_is_done=None):
                         tenths[job] = tenth
                         out.print(f"{job.folder.name}  {10 * tenth}%  {note}")
     thread = threading.Thread(target=watch)
-    thread.start()
     try:
+        thread.start()
         yield
     except KeyboardInterrupt:
         raise Stopped("stopped; the same command goes on from the last checkpoint") from None
     finally:
         stop.set()
-        thread.join()
+        if thread.ident is not None:                            # stopped before it had begun
+            thread.join()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -411,8 +412,8 @@ def select(folder, seeds=None, sizes=None):
     import sweep
     rows, configs, missing = sweep.load(folder)
     kept = {name: config for name, config in configs.items()
-            if config["seed"] in (seeds or range(10 ** 9))
-            and config["size"] in (sizes or (config["size"],))}
+            if (seeds is None or config.get("seed") in seeds)
+            and (sizes is None or config.get("size") in sizes)}
     if not kept:
         raise ValueError(f"{folder} holds no finished run with these seeds and sizes; it holds "
                          f"{', '.join(configs)}")

@@ -751,6 +751,8 @@ def load(folder: Path) -> tuple[Iterator, dict, list]:
     configs: {run: its config.json}.  missing: in words, which runs are not finished, and why.
     Raises BadInput where no run is finished, Failed for a file that cannot be read."""
     folder, found, missing = Path(folder), [], []
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
     for one in run_folders(folder):
         config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
         check_run(one, config)

@@ -82,7 +82,8 @@ def test_a_sweep_leaves_what_the_docstring_draws(finished):
     folder, screen = finished
     assert names(folder) == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
     assert names(folder / "nano-s0") == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"}
-    assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "floors.png"}
+    assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "floors.png",
+                                          "measures.png"}
     assert "findings.json" in screen and "parity-3" in screen
 
 
@@ -114,7 +115,7 @@ def test_events_have_a_row_for_each_event_of_each_level(finished):
     assert kinds == {("rankme", "onset"), ("rankme_centred", "onset"),
                      ("accuracy", "emergence"), ("log_prob", "emergence"),
                      ("token_accuracy", "emergence")}
-    assert len(events) == 7 * 5 and sum(event["sham"] == "True" for event in events) == 4
+    assert len(events) == 7 * 5 and sum(event["sham"] == "True" for event in events) == 5
 
 
 def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
@@ -384,7 +385,8 @@ def test_of_a_large_sweep_another_process_draws_the_figures(tmp_path, capsys, mo
     folder = large_sweep(tmp_path / "large")
     status, screen, err = call(capsys, "analyse", folder)
     assert status == 0 and "could not be drawn" not in screen, err
-    assert {"curves-nano.png", "layers-nano.png", "floors.png"} <= names(folder / "figures")
+    assert {"curves-nano.png", "layers-nano.png", "floors.png",
+                                          "measures.png"} <= names(folder / "figures")
 
 
 # --------------------------------------------------------------------------------------------------
