@@ -687,7 +687,9 @@ def run_bench(as_json: bool = typer.Option(False, "--json", help="numbers instea
 # --------------------------------------------------------------------------------------------------
 # Course assignments: tests/assignments.py does the work
 
-PROBLEM_SET = typer.Option(None, "--problem-set", metavar="N", help="1 to 4; default: all of them")
+PROBLEM_SET = typer.Option(None, "--problem-set", metavar="N", help="1 to 4; default: all")
+VARIANT = typer.Option(None, "--variant", metavar="SEED", help="other constants in docstrings, "
+                       "code and tests; 0: as they are here")
 
 
 def course():
@@ -702,38 +704,53 @@ def course():
 
 @app.command("handout")
 def run_handout(folder: Path = typer.Argument(..., metavar="DIR", help="empty, or not there yet"),
-                problem_set: int = PROBLEM_SET):
-    """A course assignment: this tree with its exercises blank."""
-    exercises, points = course().handout(folder, problem_set)
+                problem_set: int = PROBLEM_SET, variant: int = VARIANT,
+                gradescope: bool = typer.Option(False, help="also write the autograder's zip, "
+                                                "DIR-autograder.zip")):
+    """A course assignment: this tree with its exercises blank; see tests/COURSE.md."""
+    assignments = course()
+    exercises, points = assignments.handout(folder, problem_set, variant=variant or 0)
     out.print(escape(f"{folder}: {len(exercises)} exercises, {points} points, without their "
                      f"bodies; {folder}/SHEET.md says what to do"))
+    if gradescope:
+        target = folder.with_name(folder.name + "-autograder.zip")
+        assignments.gradescope(target, problem_set, variant=variant or 0)
+        out.print(escape(f"{target}: for Gradescope, with 2 GB of memory and a whole core"))
 
 
 @app.command("grade")
 def run_grade(
         folders: list[Path] = typer.Argument(..., metavar="DIR...", help="a submission, or a "
                                              "folder of submissions"),
-        problem_set: int = PROBLEM_SET,
-        table: Path = typer.Option(None, "--csv", metavar="FILE", help="a row for each of them")):
+        problem_set: int = PROBLEM_SET, variant: int = VARIANT,
+        table: Path = typer.Option(None, "--csv", metavar="FILE", help="a row for each of them"),
+        roster: Path = typer.Option(None, metavar="FILE", help="Canvas's list of students: --csv "
+                                    "then has its columns"),
+        results: Path = typer.Option(None, metavar="FILE", help="Gradescope's results.json of one "
+                                     "submission"),
+        require: float = typer.Option(None, metavar="POINTS", help="exit status 1 for fewer")):
     """Points for a handout that came back.
 
-    Each function runs by itself, under limits; first read "Course assignments" in the README."""
-    if table and not table.absolute().parent.is_dir():
-        raise ValueError(f"--csv {table}: {table.absolute().parent} is not a folder")
-    grader = course()
+    Each submission runs by itself, under limits; first read tests/COURSE.md."""
+    course()
+    import gradebook
+    import grading
     import sweep
-    with Console(stderr=True, highlight=False).status("") as status:
-        def tell(done, of):
-            status.update(f"{done} of {of} functions graded")
-        try:
-            grades = grader.grade(folders, problem_set, min(cores(), 8), tell=tell)
-        except RuntimeError as error:                           # its own tests do not start
-            raise sweep.Failed(str(error)) from None
-    for line in grader.tables(grades):
+    people = gradebook.checked(table, results, roster)
+    try:
+        with gradebook.progress() as tell:
+            grades = grading.grade(folders, problem_set, variant, min(cores(), 8), tell=tell,
+                                   single=results is not None,
+                                   expected=gradebook.expected_variant(people))
+    except RuntimeError as error:                               # its own tests do not start
+        raise sweep.Failed(str(error)) from None
+    files = gradebook.files(grades, people, table, results)
+    for path, text in files.items():
+        sweep.write_atomically(path, text)
+    for line in [*gradebook.tables(grades), *(escape(f"written: {path}") for path in files)]:
         out.print(line)
-    if table:
-        sweep.write_atomically(table, grader.as_csv(grades))
-        out.print(escape(f"{table}: {len(grades)} rows"))
+    if require is not None and min(result.points for result in grades) < require:
+        raise typer.Exit(1)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -865,7 +865,7 @@ def in_words(error):
     if isinstance(error, OSError):
         return (f"{error.filename or 'the disk'}: {error.strerror}; what is there is kept, and the "
                 "same command goes on from it")
-    if isinstance(error, (ValueError, Failed)):
+    if isinstance(error, (ValueError, Failed, NotImplementedError)):    # of a handout
         return str(error)
     return (f"unexpected {type(error).__name__}: {error} (--debug shows where; what was written "
             "before is kept)")

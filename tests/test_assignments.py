@@ -1,298 +1,202 @@
-"""Exercises and their tests hold together.
+"""Exercises, their tests and the handout hold together.
 
-The reference gets all points, a blank body none, plausible mistakes none, and another correct way
-all.  Whatever a submission does, it is graded for what it is, and the others go on.
-
-The tables of mistakes, of other ways and of hostile submissions stand at the end of the file.
+The reference gets all points and a blank body none.  A second solution of each exercise, written
+from its docstring, gets all.  A mistake costs points, and the common ones get a hint.  Here a
+function is put into its module and its tests are called, without a process: test_grading.py has
+those.
 """
 import ast
 import contextlib
 import csv
+import doctest
+import functools
+import importlib
 import io
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-import textwrap
-import time
+import types
+import zipfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import assignments
-from assignments import (ROOT, Graders, award, blank, cut_out, exercises, graft, handout, job_for,
-                         place)
+import course
+from assignments import ROOT, blank, exercises, graft, handout, parsed, place, read
+from grading import cut_out
+from mistakes import WRONG
 
 pytestmark = [pytest.mark.system,        # a course: not while editing
-              pytest.mark.skipif(not hasattr(os, "fork"), reason="grading forks")]
+              pytest.mark.filterwarnings("ignore::RuntimeWarning")]        # of mistakes
 ALL = {exercise.name: exercise for exercise in exercises()}
+SECOND = (ROOT / "tests" / "second_solutions.py").read_text(encoding="utf-8")
 
 
-def source_of(exercise):
-    return (ROOT / exercise.file).read_text()
+def reference(exercise, variant=0):
+    return cut_out(read(exercise.file, ROOT, variant), exercise.function)[0]
 
 
-def reference(exercise):
-    return cut_out(source_of(exercise), exercise.function)[0]
+def second(exercise):
+    return cut_out(SECOND, exercise.function)[0]
 
 
-def docstring_and_body(exercise):
-    """The reference in two parts: up to the end of its docstring, and the rest."""
-    head, quotes, body = reference(exercise).rpartition('"""')
-    return head + quotes, body
+@functools.lru_cache(maxsize=8)
+def variant_of_tests(variant):
+    found = types.ModuleType(f"variant{variant}")
+    exec(compile(read(assignments.TESTS, ROOT, variant), "tests", "exec"), vars(found))
+    return found
 
 
-def with_mistake(exercise, old, new):
-    head, body = docstring_and_body(exercise)                  # the docstring may have these words
-    assert body.count(old) == 1, f"{exercise.name}: {old!r} stands {body.count(old)} times in it"
-    return head + body.replace(old, new)
+def cases_of(function):
+    """The arguments of each case of a parametrised test; one without arguments for any other."""
+    for mark in getattr(function, "pytestmark", ()):
+        if mark.name == "parametrize":
+            names = [name.strip() for name in mark.args[0].split(",")]
+            return [dict(zip(names, case if len(names) > 1 else [case])) for case in mark.args[1]]
+    return [{}]
 
 
-def written(exercise, body):
-    """A function with the reference's first line and this body."""
-    text = reference(exercise)
-    first_line = text[:text.index('"""')].rstrip()
-    return first_line + "\n" + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ")
-
-
-@pytest.fixture(scope="module")
-def graders():
-    with Graders(1, seconds=3) as graders:
-        yield graders
-
-
-def graded(graders, pairs, first=False):
-    """[(exercise, source of the function)] -> [Grade]; first: stop at the first test that fails."""
-    jobs = [job_for(exercise, source) | {"first": first} for exercise, source in pairs]
-    grades = []
-    for (exercise, _), answer in zip(pairs, graders.run(jobs)):
-        grades.append(award(assignments.Grade(exercise), answer))
-    return grades
+def lost(exercise, source, variant=0):
+    """{test: what its grade would say} of those that fail with this source of the function."""
+    module = vars(importlib.import_module(exercise.name.partition(".")[0]))
+    before, failed = module[exercise.function], {}
+    exec(compile(source, "a submission", "exec"), module)
+    try:
+        for test in exercise.tests:
+            function = getattr(variant_of_tests(variant), test.name)
+            try:
+                for case in cases_of(function):
+                    function(**case)
+            except Exception as error:
+                failed[test] = f"{type(error).__name__}: {error}"
+    finally:
+        module[exercise.function] = before
+    return failed
 
 
 # --------------------------------------------------------------------------------------------------
 # Marks, tests and points
 
-def test_marks_and_tests_name_the_same_exercises():
-    tested = set(assignments.tests_of_exercises(ROOT))
-    assert tested == set(ALL) and len(ALL) >= 12
-    assert {exercise.number for exercise in ALL.values()} == {1, 2, 3, 4}
+def test_marks_tables_and_tests_name_the_same_exercises():
+    tested = set(assignments.tests_of_exercises(read(assignments.TESTS)))
+    assert tested == set(ALL) == set(course.EFFORT) == set(WRONG) and len(ALL) >= 25
+    assert {exercise.number for exercise in ALL.values()} == {1, 2, 3, 4} == set(course.TITLES)
+    for path in (ROOT / "tests").glob("test_*.py"):
+        marked = [node.name for node in parsed(path.read_text(encoding="utf-8")).body
+                  if assignments.marks_of(node)]
+        assert not marked or path.name == assignments.TESTS, f"{path.name}: {marked}"
 
 
 def test_every_mark_is_in_the_form_that_is_read():
     """`Exercise: module.function (set N, P points)`, with a hint in the next line."""
-    text = "".join((ROOT / f"{module}.py").read_text() for module in assignments.MODULES)
+    files = [f"{module}.py" for module in assignments.MODULES] + [assignments.WORKBOOK]
+    text = "".join(read(file) for file in files)
     assert sorted(re.findall(r"^ *Exercise: (\S+)", text, re.M)) == sorted(ALL)
 
 
-def test_every_exercise_has_tests_a_hint_and_a_place_in_the_module_of_its_name():
-    for exercise in ALL.values():
-        source = source_of(exercise)
-        assert exercise.tests and exercise.hint and exercise.text, exercise.name
-        assert place(source, exercise.function), exercise.name
-        for other in exercise.without:
-            assert place(source, other), f"{exercise.name}: without {other}"
+@pytest.mark.parametrize("name", ALL)
+def test_an_exercise_has_points_for_each_test_some_seen_and_some_hidden(name):
+    exercise = ALL[name]
+    assert sum(test.points for test in exercise.tests) == exercise.points
+    assert {test.hidden for test in exercise.tests} == {False, True}
+    shown = sum(test.points for test in exercise.tests if not test.hidden)
+    assert exercise.points / 2 <= shown < exercise.points, "the tests that are seen are worth more"
+    assert exercise.hint and exercise.text
+    for function in (exercise.function, *exercise.without):
+        assert place(read(exercise.file), function), function
+    minutes, difficulty = course.EFFORT[name]
+    assert 5 <= minutes <= 60 and difficulty in ("easy", "medium", "hard")
+
+
+def test_no_error_is_asked_for_by_its_wording():
+    """Only by its type: a docstring names no wording."""
+    text = read(assignments.TESTS)
+    assert "match=" not in text and "str(error)" not in text and "raises(" not in text
 
 
 def test_the_modules_are_those_of_the_folder():
     assert set(assignments.MODULES) == {path.stem for path in ROOT.glob("*.py")}
 
 
-@pytest.mark.system
-def test_the_reference_gets_full_points_a_blank_body_none_and_no_exercise_needs_another(tmp_path):
-    """With all exercises blank, every test fails.  With one body put back, its own tests pass."""
-    tree = tmp_path / "blank"
-    no_caches = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "tests", tree / "tests", ignore=no_caches)
-    shutil.copy(ROOT / "pyproject.toml", tree)
-    sources = {f"{m}.py": (ROOT / f"{m}.py").read_text() for m in assignments.MODULES}
-    for exercise in ALL.values():
-        sources[exercise.file] = blank(sources[exercise.file], exercise.function)
-    for file, source in sources.items():
-        (tree / file).write_text(source)
-    tests, jobs = [], []
-    for exercise in ALL.values():
-        tests += exercise.tests
-        text = graft(sources[exercise.file], exercise.function, reference(exercise))
-        jobs.append({"files": {exercise.file: text}, "tests": list(exercise.tests)})
-    with Graders(1, root=tree) as graders:
-        everything = graders.run([{"files": {}, "tests": tests}])[0]
-        one_each = graders.run(jobs)
-    assert everything["end"] == "done"
-    assert len(everything["expected"]) == len(everything["tests"]) > 100
-    outcomes = {test: outcome for test, (outcome, _) in everything["tests"].items()}
-    assert [test for test, outcome in outcomes.items() if outcome != "failed"] == []
-    for exercise, answer in zip(ALL.values(), one_each):
-        points = award(assignments.Grade(exercise), answer).points
-        assert points == exercise.points, f"{exercise.name}: {answer}"
+def test_examples_in_the_workbook():
+    import workbook
+    assert doctest.testmod(workbook).failed == 0
 
 
-ONE_OF_EACH = pytest.param(slice(1), id="one of each")
-THE_OTHERS = pytest.param(slice(1, None), id="the others", marks=pytest.mark.slow)
+@pytest.mark.parametrize("name", ALL)
+def test_the_reference_and_a_second_solution_get_full_points_and_a_blank_body_none(name):
+    exercise = ALL[name]
+    assert lost(exercise, reference(exercise)) == {}
+    assert lost(exercise, second(exercise)) == {}
+    nothing = blank(reference(exercise), exercise.function, "not solved")
+    assert set(lost(exercise, nothing)) == set(exercise.tests)
+    for value in ("None", "0.0", "1.0"):
+        head = reference(exercise).partition('"""')[0]
+        constant = head + f"return {value}\n"
+        assert set(lost(exercise, constant)) == set(exercise.tests), f"return {value} earns points"
 
 
-@pytest.mark.system
-@pytest.mark.parametrize("which", [ONE_OF_EACH, THE_OTHERS])
-def test_plausible_mistakes_get_no_points(graders, which):
-    pairs, labels = [], []
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_costs_points_and_a_common_one_gets_a_hint(name):
+    exercise, mistakes, hints = ALL[name], WRONG[name], 0
+    for old, new, hint in mistakes:
+        assert second(exercise).count(old) == 1, f"{old!r} stands not once in the second solution"
+        said = lost(exercise, second(exercise).replace(old, new))
+        assert said, f"{new!r} for {old!r} is graded as right"
+        assert any(hint in message for message in said.values()), f"{new!r}: {said}"
+        assert all("expected" in m or not m.startswith("AssertionError") for m in said.values())
+        hints += bool(hint)
+    assert len(mistakes) >= 3
+
+
+def test_a_mistake_in_one_part_leaves_the_points_of_the_others():
+    partly = 0
     for name, mistakes in WRONG.items():
-        for old, new, label in mistakes[which]:
-            pairs.append((ALL[name], with_mistake(ALL[name], old, new)))
-            labels.append(label)
-    passed = []
-    for grade, label in zip(graded(graders, pairs, first=True), labels):
-        if grade.points:
-            passed.append(f"{grade.exercise.name}: {label}")
-    assert not passed, f"wrong, and graded as right: {passed}"
-
-
-def test_each_exercise_has_three_plausible_mistakes_that_fit_its_reference():
-    assert set(WRONG) == set(ALL) and min(map(len, WRONG.values())) >= 3
-    for name, mistakes in WRONG.items():
-        for old, new, _ in mistakes:
-            assert with_mistake(ALL[name], old, new) != reference(ALL[name])
-
-
-@pytest.mark.system
-def test_another_correct_way_gets_full_points(graders):
-    assert set(ANOTHER_WAY) == set(ALL)
-    pairs = [(ALL[name], written(ALL[name], body)) for name, body in ANOTHER_WAY.items()]
-    for grade in graded(graders, pairs):
-        message = f"{grade.exercise.name}: {grade.why} {grade.failures}"
-        assert grade.points == grade.exercise.points, message
+        exercise = ALL[name]
+        for old, new, _ in mistakes[-1:]:
+            said = lost(exercise, second(exercise).replace(old, new))
+            partly += 0 < sum(test.points for test in said) < exercise.points
+    assert partly >= 10, "all or nothing"
 
 
 # --------------------------------------------------------------------------------------------------
-# Hostile and broken submissions
+# Variants
 
-SECRET = "what stands outside the grading folder"
-QUICK = ("endless loop", "os._exit", "prints", "writes outside", "not finished", "helper")
-
-
-def hostile_function(name, outside, mine):
-    """The source of a rankme that does what a row of HOSTILE says, helpers included."""
-    body = HOSTILE[name][0].replace("OUTSIDE", repr(str(outside / "secret")))
-    body = body.replace("SUBMISSION", repr(str(mine)))
-    source = "def rankme(features, eps=1e-7):\n"
-    source += textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n"
-    if name == "decorated":
-        source = "@(lambda f: exit(0))\n" + source
-    return source
+SEEDS = {row.exercise: {assignments.constant(row, seed): seed for seed in range(60)}
+         for row in course.VARIANTS}
 
 
-@pytest.fixture
-def folder(tmp_path, request):
-    """A folder of submissions: one for each row of HOSTILE, and some that are broken as files."""
-    outside = tmp_path / "outside"
-    outside.mkdir(mode=0o700)
-    (outside / "secret").write_text(SECRET)
-    source, students = (ROOT / "measures.py").read_text(), tmp_path / "students"
-    for name in HOSTILE:
-        if (name in QUICK) == (request.param == "quick"):
-            mine = students / name.replace(" ", "_") / "measures.py"
-            mine.parent.mkdir(parents=True)
-            text = graft(source, "rankme", hostile_function(name, outside, mine))
-            if name == "helper":
-                text += "\ndef _entropy(x):\n    return 1.0\n"
-            mine.write_text(text)
-    add_broken_submissions(students, source)
-    (students / "link").mkdir()
-    (students / "link" / "measures.py").symlink_to(outside / "secret")
-    edited = students / "edited_tests"
-    no_caches = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "tests", edited / "tests", ignore=no_caches)
-    for path in [*(edited / "tests").glob("*.py")]:
-        path.write_text("def test_all_is_well():\n    pass\n")
-    four = "def rankme(features, eps=1e-7):\n    return 4.0\n"
-    (edited / "measures.py").write_text(graft(source, "rankme", four))
-    return students
+@pytest.mark.parametrize("row", course.VARIANTS, ids=lambda row: row.exercise)
+def test_a_variant_changes_docstring_code_and_tests_at_once(row):
+    exercise = ALL[row.exercise]
+    assert set(SEEDS[row.exercise]) == set(row.values), "no seed gives this constant"
+    for value in row.values[1:]:
+        seed = SEEDS[row.exercise][value]
+        changed = {e.name: e for e in exercises(variant=seed)}[row.exercise]
+        assert changed.text + changed.signature != exercise.text + exercise.signature
+        assert lost(exercise, reference(exercise, seed), seed) == {}, f"variant {seed}"
+        said = lost(exercise, reference(exercise), seed)
+        assert said, f"what is copied from here gets full points in variant {seed}"
+        assert lost(exercise, second(exercise), seed), "so does the second solution"
 
 
-def add_broken_submissions(students, source):
-    error = "def rankme(features, eps=1e-7):\n    return 1 +* 2\n"
-    broken = {"syntax_error": graft(source, "rankme", error).encode(),
-              "renamed": source.replace("def rankme(", "def rank_me(").encode(),
-              "not_text": b"\xff\xfe\x00def rankme"}
-    for name, content in broken.items():
-        (students / name).mkdir()
-        (students / name / "measures.py").write_bytes(content)
-    (students / "missing").mkdir()
-    (students / "nested" / "homework").mkdir(parents=True)
-    (students / "nested" / "homework" / "measures.py").write_text(source)
+def test_the_examples_of_a_variant_are_right():
+    for seed in (1, 2, 3, 4, 5, 6):
+        module = types.ModuleType("workbook")
+        exec(compile(read(assignments.WORKBOOK, ROOT, seed), "workbook", "exec"), vars(module))
+        assert doctest.testmod(module).failed == 0, f"variant {seed}"
 
 
-BROKEN = {"syntax_error": "syntax error in line",
-          "renamed": "no function rankme, but rank_me: was it renamed",
-          "not_text": "cannot be read",
-          "missing": "measures.py is missing",
-          "link": "leads out of the submission",
-          "edited_tests": "tests fail"}
-
-
-def left_behind():
-    """Processes that jobs forked and did not end.
-
-    Such a process has a worker's command line.  Its parent is a worker of ours, or has ended."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"grading-" in path.read_bytes():
-                stat = path.with_name("stat").read_text()
-                parents[int(path.parent.name)] = int(stat.rpartition(")")[2].split()[1])
-    ours = {pid for pid, parent in parents.items() if parent == os.getpid()}
-    return [pid for pid, parent in parents.items() if parent in ours or parent == 1]
-
-
-QUICK_ONES = pytest.param("quick", id="quick")
-OTHER_ONES = pytest.param("others", id="others", marks=pytest.mark.slow)
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("folder", [QUICK_ONES, OTHER_ONES], indirect=True)
-def test_hostile_and_broken_submissions_are_graded_for_what_they_are(folder, monkeypatch, tmp_path,
-                                                                     graders):
-    before = {path: path.read_bytes() for path in folder.rglob("*.py") if path.is_file()}
-    two = [ALL["measures.rankme"], ALL["measures.effective_rank"]]
-    monkeypatch.setattr(assignments, "exercises", lambda number=None, root=ROOT: two)
-    monkeypatch.setattr(assignments, "Graders", lambda *_: contextlib.nullcontext(graders))
-    grades = assignments.grade([folder])
-    expected = dict(BROKEN)
-    for name, (_, reason) in HOSTILE.items():
-        if (folder / name.replace(" ", "_")).exists():
-            expected[name.replace(" ", "_")] = reason
-    for name, reason in expected.items():
-        rankme, effective_rank = grades.pop(name)
-        message = f"{name}: {rankme.why!r} where {reason!r} was expected"
-        assert rankme.points == 0 and re.search(reason, rankme.why), message
-        unreadable = name in ("not_text", "missing", "link")
-        assert effective_rank.points == (0 if unreadable else 5), f"{name}: {effective_rank.why}"
-    assert [grade.points for grade in grades.pop("nested")] == [10, 5] and not grades
-    assert not left_behind(), "processes were left behind"
-    # Run as any other user than root, files are only as safe as their rights.
-    if hasattr(os, "geteuid") and os.geteuid() == 0 and sys.platform == "linux":
-        assert (tmp_path / "outside" / "secret").read_text() == SECRET
-        assert {path: path.read_bytes() for path in before} == before
-
-
-LOOKS = [("import os\nreturn os.getpid()", "uses os"),
-         ("class Any:\n    __eq__ = lambda s, o: True\nreturn Any()", "uses a class"),
-         ("return open('x')", "uses open"),
-         ("import sweep\nreturn sweep.rounded(1.0)", "uses sweep"),
-         ("return 1.0", "")]
-
-
-@pytest.mark.parametrize("body, look", LOOKS)
-def test_what_a_person_should_read_is_pointed_at(tmp_path, body, look):
-    source = "def rankme(features, eps=1e-7):\n" + textwrap.indent(body, "    ") + "\n"
-    (tmp_path / "measures.py").write_text(source)
-    assert assignments.examine(tmp_path, ALL["measures.rankme"], {})[1].look == look
+def test_a_constant_that_stands_nowhere_is_said():
+    with pytest.raises(ValueError, match="'x = 3' stands nowhere"):
+        assignments.changed("x = 2", ["x = {0}"], ("3",), ("4",))
 
 
 # --------------------------------------------------------------------------------------------------
-# Handout and commands
+# Handout
 
 def command(*arguments, program=ROOT / "run.py", **options):
     return subprocess.run([sys.executable, str(program), *map(str, arguments)], text=True,
@@ -303,124 +207,279 @@ def one_line(text):
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize("number", [None, 1, 2, 3, 4])
-def test_a_handout_keeps_all_lines_but_those_of_the_bodies(tmp_path, number):
-    tree = tmp_path / "new" / "course"
-    chosen, points = handout(tree, number)
-    assert chosen == exercises(number) and points == sum(e.points for e in chosen)
-    assert {p.name for p in tree.glob("*.py")} == {f"{m}.py" for m in assignments.MODULES}
-    for path in ROOT.glob("*.py"):
-        given, source = (tree / path.name).read_text(), path.read_text()
-        restored, lines = given, source.splitlines()
-        there, here = Counter(lines), Counter(given.splitlines())
-        for e in chosen:
-            if e.file == path.name:
-                first, body, last = place(source, e.function)
-                assert given.count(f"{e.function}: this is yours to write") == 1
-                for line in lines[body - 1:last]:              # what others have too may be left
-                    assert here[line] < there[line] or not line.strip(), line
-                restored = graft(restored, e.function, "\n".join(lines[first - 1:last]))
-        assert restored == source, f"{path.name}: the rest is not what it was"
+def with_slow(params, quick):
+    return [param if param in quick else pytest.param(param, marks=pytest.mark.slow)
+            for param in params]
+
+
+@pytest.fixture(scope="module", ids=lambda param: f"set {param[0]}",
+                params=with_slow([(None, 0), (1, 7), (2, 8), (3, 9), (4, 10)], [(None, 0), (2, 8)]))
+def given(request, tmp_path_factory):
+    """A handout: (folder, exercises, set, variant)."""
+    number, variant = request.param
+    folder = tmp_path_factory.mktemp("handouts") / "new" / "course"
+    chosen, points = handout(folder, number, variant=variant)
+    assert points == sum(e.points for e in chosen)
+    return folder, chosen, number, variant
+
+
+def test_a_handout_keeps_all_lines_but_those_of_the_bodies(given):
+    folder, chosen, number, variant = given
+    assert chosen == exercises(number, ROOT, variant)
+    for module in assignments.MODULES:
+        got = (folder / f"{module}.py").read_text()
+        here = [e for e in chosen if e.file == f"{module}.py"]
+        source = read(f"{module}.py", ROOT, variant if here else 0)
+        if here:
+            first, _, got = got.partition("\n")
+            assert first == assignments.heading(number, variant)
+        for e in here:
+            assert got.count(f"exercise {e.name} is not solved yet") == 1
+            got = graft(got, e.function, reference(e, variant))
+            for name, instead in course.INSTEAD.get(e.name, {}).items():
+                start, _, end = place(source, name)
+                there = "\n".join(source.split("\n")[start - 1:end])
+                assert there not in got
+                if instead:
+                    got = graft(got, name, there)
+                else:
+                    source = graft(source, name, "")
+        assert got == source, f"{module}.py: the rest is not what it was"
     with pytest.raises(ValueError, match="not an empty folder"):
-        handout(tree)
+        handout(folder)
 
 
-@pytest.mark.parametrize("number", [None, 1, 2, 3, 4])
-def test_a_handout_has_the_tests_and_the_sheet_of_its_exercises_and_no_others(tmp_path, number):
-    chosen, _ = handout(tmp_path / "course", number)
-    names, sheet = {e.name for e in chosen}, (tmp_path / "course" / "SHEET.md").read_text()
-    tested = set()
-    for path in (tmp_path / "course" / "tests").glob("test_*.py"):
-        for node in assignments.parsed(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                assert set(assignments.exercise_names(node)) & names, node.name
-            tested |= set(assignments.exercise_names(node))
-    assert tested & set(ALL) >= names
+def test_a_handout_holds_no_line_of_a_solution(given):
+    """Nor a sibling with the line asked for.  Short lines, such as `return out`, say nothing."""
+    folder, chosen, number, variant = given
+    texts = [path.read_text() for path in [*folder.glob("*.py"), *folder.glob("tests/*.py")]]
+    lines = Counter(plain(line) for text in texts for line in text.splitlines())
+    left = []
+    for e in chosen:
+        body = reference(e, variant).rpartition('"""')[2]
+        left += [f"{e.name}: {line}" for line in map(plain, body.splitlines())
+                 if len(line) > 30 and lines[line] and line not in SAY_NOTHING]
+    assert not left, left
+    for text in texts:
+        for other in ("second_solutions", "INSTEAD", "hidden=True"):
+            assert other not in text or "def run_handout" in text, other
+
+
+SAY_NOTHING = {"spec,size,_=_lookup(task,level)", "ranges=spec.operand_ranges[level-1]",
+               "withtorch.enable_grad(),sdpa_kernel(SDPBackend.MATH):"}
+
+
+def plain(line):
+    return re.sub(r"\s+", "", line.partition("  #")[0])
+
+
+def test_a_handout_has_the_public_tests_and_the_sheet_of_its_exercises_and_no_others(given):
+    folder, chosen, number, variant = given
+    names, sheet = {e.name for e in chosen}, (folder / "SHEET.md").read_text()
+    assert {path.name for path in (folder / "tests").iterdir()} == {
+        "conftest.py", "bench.py", assignments.TESTS}
+    marks = {node.name: assignments.marks_of(node)[0]["name"]
+             for node in parsed((folder / "tests" / assignments.TESTS).read_text()).body
+             if isinstance(node, ast.FunctionDef) and assignments.marks_of(node)}
+    assert marks == {test.name: e.name for e in chosen for test in e.tests if not test.hidden}
     for e in exercises():
         assert (f"`{e.name}`" in sheet) == (e.name in names)
+        for test in e.tests:
+            assert (f"`{test.name}` ({test.points})" in sheet) == (test.name in marks)
     for n in {e.number for e in chosen}:
-        assert all(question in sheet for _, question in assignments.QUESTIONS[n])
-    assert not (tmp_path / "course" / "tests" / "assignments.py").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.system
-def test_the_public_tests_of_a_handout_fail_until_it_is_solved(tmp_path):
-    mine = tmp_path / "mine"
-    handout(mine, 3)
-    first, *others = exercises(3)
-    for e in others:
-        path = mine / e.file
-        path.write_text(graft(path.read_text(), e.function, reference(e)))
-    options = ["-m", "pytest", "-q", "-rfE", "-m", "exercise", "-p", "no:cacheprovider"]
-    done = subprocess.run([sys.executable, *options], cwd=mine, capture_output=True, text=True,
-                          timeout=120)
-    failed = re.findall(r"^(?:FAILED|ERROR) ([^ \[]+)", done.stdout, re.M)
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert set(failed) == set(first.tests), done.stdout
-    assert passed and int(passed[1]) >= len(others), done.stdout
-    assert f"{first.function}: this is yours to write" in done.stdout
+        assert all(question.text in sheet for question in course.QUESTIONS[n])
+        assert not any(what in sheet for q in course.QUESTIONS[n] for _, what in q.rubric)
+    assert assignments.heading(number, variant) in sheet
 
 
 def test_comments_at_the_end_of_a_body_do_not_leak():
     before = 'def f(x):\n    """Doc."""\n'
     body = "    # a comment that tells\n    return x   # all\n    # of it\n\n    # and more\n"
     after = "\n# outside\ndef g():\n    return 1\n"
-    expected = before + '    raise NotImplementedError("f: no")\n' + after
+    expected = before + '    raise NotImplementedError("no")\n' + after
     assert blank(before + body + after, "f", "no") == expected
 
 
-@pytest.mark.system
-def test_commands_from_handout_to_csv(tmp_path):
-    mine, table = tmp_path / "=mine", tmp_path / "points.csv"
-    done = command("handout", mine, "--problem-set", 2)
+def run_tests(folder, *options):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rfE", "-m", "exercise", "-p", "no:cacheprovider",
+         *options], cwd=folder, capture_output=True, text=True, timeout=300)
+    failed = re.findall(r"^(?:FAILED|ERROR) [^ \[]+::(\w+)", done.stdout, re.M)
+    passed = re.search(r"(\d+) passed", done.stdout)
+    return set(failed), int(passed[1]) if passed else 0, done.stdout
+
+
+@pytest.mark.parametrize("number", [2, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_public_tests_of_a_handout_fail_until_it_is_solved(tmp_path, number):
+    chosen, _ = handout(tmp_path / "mine", number)
+    for e in chosen[::2]:
+        path = tmp_path / "mine" / e.file
+        path.write_text(graft(path.read_text(), e.function, second(e)))
+    failed, passed, out = run_tests(tmp_path / "mine")
+    assert failed == {test.name for e in chosen[1::2] for test in e.tests if not test.hidden}, out
+    assert passed >= len(chosen[::2])
+    assert f"exercise {chosen[1].name} is not solved yet" in out
+
+
+TINY = ["--task", "parity", "--sizes", "nano", "--seeds", "1", "--steps", "20", "--set",
+        "snapshots=6", "--set", "per_level=4", "--set", "eval_examples=40"]
+
+
+@pytest.mark.parametrize("number, name, arguments", [
+    (1, "tasks.answer_targets", ["tasks", "modadd"]),
+    pytest.param(2, "measures.rankme", ["sweep", *TINY, "--measures", "rankme"],
+                 marks=pytest.mark.slow),
+    pytest.param(3, "measures.sgld_step", ["sweep", *TINY, "--measures", "llc"],
+                 marks=pytest.mark.slow),
+    (4, "emergence.emergence_index", ["analyse", ROOT / "results" / "modadd"])])
+def test_a_command_in_an_unsolved_tree_says_which_exercise_is_missing(tmp_path, number, name,
+                                                                      arguments):
+    handout(tmp_path / "mine", number)
+    done = command(*arguments, program="run.py", cwd=tmp_path / "mine")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert one_line(done.stderr) == f"run.py: {assignments.unsolved(ALL[name])}"
+
+
+def test_a_run_in_an_unsolved_tree_ends_with_that_sentence_alone():
+    import sweep
+    sentence = assignments.unsolved(ALL["measures.rankme"])
+    assert sentence == "exercise measures.rankme is not solved yet (see SHEET.md)"
+    assert sweep.in_words(NotImplementedError(sentence)) == sentence
+
+
+def test_a_solved_handout_is_a_toolkit_that_works(tmp_path):
+    """What stands in the place of the fast versions serves as well."""
+    mine = tmp_path / "mine"
+    chosen, _ = handout(mine, 2)
+    for e in chosen:
+        path = mine / e.file
+        path.write_text(graft(path.read_text(), e.function, second(e)))
+    program = """
+import torch, measures
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1))
+x = torch.randn(32, 3)
+def loss_fn(model, batch):
+    return (model(batch[0]).squeeze(1) - batch[1]).square()
+top = measures.hessian_top(model, loss_fn, (x, x.prod(1)), max_iters=5000)
+print(measures.rankme_many(x[None].expand(3, 32, 3)).tolist(), top.eigenvalue, top.smallest)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=mine, text=True,
+                          capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "4 exercises, 40 points" in one_line(done.stdout)
-    # One exercise solved, one with a syntax error, two left as they are.
+    got = [float(x) for x in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", done.stdout)]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(program, {})
+    exact = [float(x) for x in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", out.getvalue())]
+    assert got[:4] == pytest.approx(exact[:4], rel=1e-3) and len(got) == 5
+    assert got[4] == pytest.approx(exact[4], rel=0.1), "its residual is that of H - lambda I"
+
+
+# --------------------------------------------------------------------------------------------------
+# Commands
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """The command line in this process: (exit status, stdout, stderr)."""
+    import run
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run.main()
+        said = capsys.readouterr()
+        return ended.value.code, one_line(said.out), said.err
+    return call
+
+
+def test_commands_from_handout_to_csv(tmp_path, main):
+    mine, table = tmp_path / "=mine", tmp_path / "points.csv"
+    status, out, err = main("handout", mine, "--problem-set", 2, "--variant", 3, "--gradescope")
+    assert not status and "5 exercises, 50 points" in out, err
+    # One exercise solved, one with a syntax error, three left as they are.
     path = mine / "measures.py"
-    solved = graft(path.read_text(), "rankme", reference(ALL["measures.rankme"]))
+    solved = graft(path.read_text(), "rankme", reference(ALL["measures.rankme"], 3))
     error = "def effective_rank(eigenvalues):\n    return _rank(eigenvalues\n"
     path.write_text(graft(solved, "effective_rank", error))
-    done = command("grade", mine, "--problem-set", 2, "--csv", table)
-    assert done.returncode == 0, done.stderr
-    screen = one_line(done.stdout)
-    assert "10 of 40 points" in screen and "not attempted" in screen
-    assert re.search(r"(\d+) of \1 tests pass", screen) and "'(' was never closed" in screen
-    rows = list(csv.reader(io.StringIO(table.read_text())))
-    assert rows[0] == ["submission", *(e.name for e in exercises(2)), "total", "remarks"]
-    assert rows[1][:6] == ["'=mine", "10", "0", "0", "0", "10"]
+    results = tmp_path / "results.json"
+    status, out, err = main("grade", mine, "--csv", table, "--results", results, "--require", 11)
+    assert status == 1, "of 11 points there are 10: an exit status for a classroom's check"
+    assert "10 of 50 points" in out and "not attempted" in out
+    assert "3 of 3 tests pass" in out and "'(' was never closed" in out
+    row, = csv.DictReader(table.read_text().splitlines())
+    assert row["submission"] == "'=mine" and row["total"] == row["measures.rankme"] == "10"
+    assert [row[f"2.{letter}"] for letter in "abc"] == ["", "", ""]
+    found = json.loads(results.read_text())
+    assert found["score"] == 10 == sum(test["score"] for test in found["tests"])
+    assert sum(test["max_score"] for test in found["tests"]) == 50
+    assert {test["visibility"] for test in found["tests"]} == {"visible", "after_published"}
     itself = command("grade", ".", program="run.py", cwd=mine)
     assert itself.returncode == 2 and "itself a handout" in itself.stderr
+
+
+def test_the_autograders_zip_says_what_is_graded(tmp_path):
+    """The same bytes every time, and all that grading needs."""
+    one, other = tmp_path / "one.zip", tmp_path / "other.zip"
+    assignments.gradescope(one, 2, variant=3)
+    assignments.gradescope(other, 2, variant=3)
+    assert one.read_bytes() == other.read_bytes()
+    with zipfile.ZipFile(one) as archive:
+        assert archive.getinfo("run_autograder").external_attr >> 16 == 0o755
+        program = archive.read("run_autograder").decode()
+        assert {"setup.sh", "run.py", "tests/trial.py", "tests/conftest.py"} <= set(
+            archive.namelist())
+    assert "--variant 3 --problem-set 2" in program and "/autograder/submission" in program
+
+
+@pytest.mark.slow
+def test_the_autograders_zip_gives_the_same_results(tmp_path, main):
+    mine, results = tmp_path / "mine", tmp_path / "results.json"
+    main("handout", mine, "--problem-set", 2, "--gradescope")
+    path = mine / "measures.py"
+    path.write_text(graft(path.read_text(), "rankme", second(ALL["measures.rankme"])))
+    main("grade", mine, "--results", tmp_path / "here.json")
+    with zipfile.ZipFile(tmp_path / "mine-autograder.zip") as archive:
+        archive.extractall(tmp_path / "source")
+    program = (tmp_path / "source" / "run_autograder").read_text()
+    for old, new in (("/autograder/source", "source"), ("/autograder/submission", "../mine"),
+                     ("/autograder/results", ".."), ("python3", sys.executable)):
+        program = program.replace(old, new)
+    subprocess.run(["bash", "-c", program], cwd=tmp_path, check=True, capture_output=True)
+    assert results.read_bytes() == (tmp_path / "here.json").read_bytes()
+    assert json.loads(results.read_text())["score"] == 10
 
 
 BAD_INPUT = [
     (("handout", "FULL"), "not an empty folder"),
     (("handout", "FILE"), "not an empty folder"),
     (("handout", "new", "--problem-set", "5"), "expected one of 1, 2, 3, 4"),
+    (("handout", "new", "--variant", "-1"), "expected 0"),
     (("handout", "FILE/under"), ""),
     (("grade", "nowhere"), "is not a folder"),
     (("grade", "EMPTY"), "holds no submission"),
+    (("grade", "FULL"), "give --problem-set N"),
     (("grade", "FULL", "--problem-set", "0"), "expected one of"),
     (("grade", "FULL", "--csv", "nowhere/x.csv"), "is not a folder"),
+    (("grade", "FULL", "--roster", "FILE"), "a row for each student"),
     (("grade",), "Missing argument"),
 ]
 
 
-@pytest.mark.system
-@pytest.mark.parametrize("arguments, reason", BAD_INPUT)
-def test_bad_input_is_one_sentence(tmp_path, arguments, reason):
+def test_bad_input_is_one_sentence(tmp_path, monkeypatch, main):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "FULL").mkdir()
     (tmp_path / "FULL" / "measures.py").write_text("")
     (tmp_path / "FILE").write_text("")
-    done = command(*arguments, cwd=tmp_path)
-    assert done.returncode in (1, 2) and reason in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["EMPTY", "FILE", "FULL"]
+    for arguments, reason in BAD_INPUT:
+        status, _, said = main(*arguments)
+        assert status in (1, 2) and reason in said, (arguments, said)
+        assert said.count("\n") == 1 and "Traceback" not in said, (arguments, said)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["EMPTY", "FILE", "FULL"]
 
 
 # --------------------------------------------------------------------------------------------------
-# What the README says, in numbers
+# What the README and the instructor's page say, in numbers
 
 def readme(section, file="README.md"):
     text = (ROOT / file).read_text()
@@ -465,502 +524,21 @@ def test_the_readme_counts_lines_and_points_as_they_are():
     for name, lines in counted:
         there = len((ROOT / name).read_text().splitlines())
         assert int(lines) == pytest.approx(there, rel=0.1), name
-    written = 0
-    for questions in assignments.QUESTIONS.values():
-        written += sum(points for points, _ in questions)
+    written = sum(q.points for questions in course.QUESTIONS.values() for q in questions)
     points = sum(e.points for e in ALL.values())
     expected = (f"an exercise: {len(ALL)} of them in four sets, {points} points, "
                 f"and {written} more")
     assert expected in one_line(readme("Course assignments"))
 
 
-# --------------------------------------------------------------------------------------------------
-# A whole course
-
-def submission_of(k, e):
-    """Of three students one is right, one wrong in everything, one hostile in two exercises."""
-    if k % 3 == 1:
-        old, new, _ = WRONG[e.name][k // 3 % 3]
-        return with_mistake(e, old, new)
-    if k % 3 == 2 and e.name == "measures.rankme":
-        return hostile_function(sorted(HOSTILE)[k // 3], Path("/nowhere"), Path("/nowhere"))
-    if k % 3 == 2 and e.name == "measures.sgld_step":
-        first_line = "def sgld_step(w, w0, gradient, noise, lr, nbeta, localization):"
-        return first_line + "\n    while True: pass\n"
-    return written(e, ANOTHER_WAY[e.name]) if k % 2 else reference(e)
-
-
-@pytest.mark.slow
-@pytest.mark.system
-def test_thirty_submissions_in_five_minutes(tmp_path):
-    handout(tmp_path / "given")
-    for k in range(30):
-        mine = tmp_path / "submissions" / f"student{k:02}"
-        shutil.copytree(tmp_path / "given", mine)
-        for e in ALL.values():
-            path = mine / e.file
-            path.write_text(graft(path.read_text(), e.function, submission_of(k, e)))
-    began = time.monotonic()
-    grades = assignments.grade([tmp_path / "submissions"], workers=2)
-    took = time.monotonic() - began
-    print(f"\n30 submissions, {len(ALL)} exercises each, two workers: {took:.0f} s")
-    assert took < 300
-    total = sum(e.points for e in ALL.values())
-    for k, results in enumerate(grades.values()):
-        lost = [(g.exercise.name, g.why) for g in results if not g.points]
-        assert sum(g.points for g in results) == (total, 0, total - 20)[k % 3], (k, lost)
-
-
-# --------------------------------------------------------------------------------------------------
-# Plausible mistakes: (what stands in the reference, what stands there instead, what is wrong)
-
-WRONG = {
-    "tasks.answer_targets": [
-        ("T - length - 1:-1]", "T - length:]", "not shifted"),
-        ("torch.full_like(tokens, IGNORE)", "tokens.roll(-1, 1)", "the prompt is scored too"),
-        ("torch.full_like(tokens, IGNORE)", "tokens", "in place"),
-        ("IGNORE)", "PAD)", "the wrong filling"),
-    ],
-    "tasks.answer_distribution": [
-        ("v / len(code)", "v / len(counts)", "divided by the answers"),
-        ("len(code), m)", "len(code), 1)", "multiplicity forgotten"),
-        ("VOCAB_SIZE **", "2 **", "two answers with one code"),
-        ("spec.operands(columns, size), size)", "columns[:, -2:], size)",
-         "columns taken for operands"),
-    ],
-    "models.attention_mask": [
-        (".tril()", ".triu()", "looks ahead"),
-        (".tril()", ".tril(-1)", "not at itself"),
-        ("line[:, :, None] == line[:, None, :]", "line[:, :, None] > -9", "other lines seen"),
-        ("-math.inf)", "-1.0)", "a little is let through"),
-    ],
-    "models.attention": [
-        (" * d ** -0.5", "", "not divided by sqrt(d)"),
-        ("d ** -0.5", "d ** -1", "the square root is missing"),
-        ("d ** -0.5", "(d * n_head) ** -0.5", "sqrt(D)"),
-        (".softmax(-1)", ".softmax(-2)", "over queries"),
-        (" + mask", "", "no mask"),
-        ("3, n_head, d).permute(2, 0, 3, 1, 4)", "n_head, 3, d).permute(3, 0, 2, 1, 4)",
-         "heads outermost"),
-        (".transpose(1, 2).reshape", ".reshape", "heads not put back"),
-    ],
-    "models.resample_answers": [
-        ("torch.multinomial(p, 1, generator=generator)[:, 0]", "p.argmax(-1)",
-         "chosen, not drawn"),
-        ("tokens[rows, t + 1] = targets[rows, t] =", "targets[rows, t] =",
-         "not read by what follows"),
-        ("batch[0].clone(), batch[1].clone()", "batch[0], batch[1]", "in place"),
-        (".float().softmax(-1)", ".float().softmax(-1).sqrt()", "a square root too many"),
-    ],
-    "measures.rankme": [
-        ("p = s / s.sum() + eps", "p = s ** 2 / (s ** 2).sum() + eps", "squared"),
-        ("features.detach().double()", "(features - features.mean(0)).double()", "centred"),
-        ("torch.exp(-(p * p.log()).sum())", "-(p * p.log()).sum()", "entropy itself"),
-        ("p.log()", "p.log2()", "bits under exp"),
-        ("s / s.sum()", "s / s.max()", "not normalised"),
-        ("not torch.isfinite(x).all() or not x.any()", "False", "takes anything"),
-    ],
-    "measures.effective_rank": [
-        ("values.clamp(min=0)", "values.clamp(min=0).sqrt()", "singular values taken"),
-        ("values.clamp(min=0)", "values.clamp(min=0) ** 2", "squared"),
-        ("p / p.sum()", "p", "not normalised"),
-        ("torch.exp(torch.special.entr(p / p.sum()).sum())", "p.sum() ** 2 / (p ** 2).sum()",
-         "participation ratio"),
-        ("torch.exp(", "(", "entropy itself"),
-    ],
-    "measures.gradient_gram": [
-        ("(gram + gram.mT) / 2", "(gram + gram.mT) / 2 / n", "divided by N"),
-        ("(gram + gram.mT) / 2", "gram + gram.mT", "a missing 1/2"),
-        ("gram += g", "gram = g", "the last parameter only"),
-        ("(gram + gram.mT) / 2", "gram - gram.mean(0)", "centred"),
-        ("gram = torch.zeros(", "net.train(); gram = torch.zeros(", "dropout on"),
-        ('with _prepare("gradient_gram", model, loss_fn, data) as (net, loss_fn, params, data, n):',
-         "for net, params, n in [(model, [*model.parameters()], len(data[0]))]:",
-         "the caller's model itself, and unchecked"),
-    ],
-    "measures.power_iteration": [
-        ("v = hv / hv.norm()", "v = hv", "not normalised"),
-        ("float(v @ hv)", "float(hv.norm())", "the sign lost"),
-        (" / max(abs(eigenvalue), 1e-300)", "", "residual not relative"),
-        ("converged=residual <= tol", "converged=True", "converged, whatever"),
-        ("v = start / start.norm()", "v = start", "the start not normalised"),
-        ("if residual <= tol or", "if", "never stops early"),
-    ],
-    "measures.split_r_hat": [
-        ("torch.cat([traces[:, :half], traces[:, -half:]])", "traces", "not split"),
-        (".sqrt())", ")", "a missing square root"),
-        ("(half - 1) / half + ", "1 + ", "1 for (h - 1) / h"),
-        ("parts.mean(1).var()", "parts.mean(1).var() / half", "error of the mean"),
-        ("parts.var(1)", "parts.std(1)", "standard deviations"),
-    ],
-    "measures.effective_samples": [
-        ("2 * torch.cummin", "1 * torch.cummin", "the 2 missing"),
-        ("acov[0] + (x.mean(1).var() if chains > 1 else 0)", "acov[0]", "chains apart"),
-        ("ess = chains * n", "ess = n", "of one chain"),
-        ("math.sqrt(float(total) / ess)", "float(total) / ess", "a missing square root"),
-        ("ess = chains * n / max(tau, 1 / math.log10(chains * n + 10))",
-         "ess = float(chains * n)", "independent, whatever"),
-    ],
-    "measures.sgld_step": [
-        ("-lr / 2", "-lr", "a missing 1/2"),
-        ("math.sqrt(lr)", "lr", "a missing square root"),
-        ("torch.sub(w, w0)", "torch.sub(w0, w)", "pushed away"),
-        ("alpha=nbeta)", "alpha=1)", "nbeta left out"),
-        ("math.sqrt(lr)", "math.sqrt(2 * lr)", "twice the noise"),
-        ("    w.add_(drift", "    w = w.clone().add_(drift", "not in place"),
-    ],
-    "measures.llc_draws": [
-        ("[:, num_burnin_steps:]", "", "burn-in kept"),
-        ("nbeta * (", "(", "nbeta left out"),
-        ("losses - baselines", "losses - baselines.mean()", "not paired"),
-        ("losses - baselines", "losses", "no baseline"),
-        ("[:, num_burnin_steps:]", "[:, :-num_burnin_steps]", "the other end dropped"),
-        ("nbeta * (losses - baselines)", "(nbeta * (losses - baselines)).clamp(min=0)",
-         "never negative"),
-    ],
-    "emergence.emergence_index": [
-        ("(values - chance) / (1 - chance)", "values", "chance ignored"),
-        ("/ (1 - chance) >= bar", ">= bar", "not rescaled"),
-        ("3 * np.sqrt(chance / (1 - chance) / examples)",
-         "3 * chance / (1 - chance) / examples", "a missing square root"),
-        ("steps, persistence, lasting)", "steps, 1, lasting)", "one is enough"),
-        ("steps, persistence, lasting)", "steps, persistence, 1.0)", "three are enough"),
-        (">= bar - 1e-12", "> bar + 1e-12", "the bar itself does not count"),
-    ],
-    "emergence.recovery": [
-        ("later & (", "(", "before the floor"),
-        ("(1 + rise) * floor", "rise * floor", "share for excess"),
-        ("np.where(np.isnan(smooth), np.inf, smooth)", "smooth", "NaN is the floor"),
-        (">= (1 + rise)", "> (1 + rise)", "the bar itself does not count"),
-        ("(1 + rise) * floor", "floor + rise", "absolute"),
-    ],
-    "emergence.holm": [
-        ("(len(order) - k)", "len(order)", "Bonferroni"),
-        ("max(worst, min(1.0, (len(order) - k) * p_values[i]))",
-         "min(1.0, (len(order) - k) * p_values[i])", "not monotone"),
-        ("(len(order) - k)", "(len(p_values) - k)", "what was not tested counts"),
-        ("min(1.0, (len(order) - k) * p_values[i])", "(len(order) - k) * p_values[i]", "above 1"),
-    ],
-    "emergence.exchanges": [
-        ("T = len(set(tasks))", "T = len(tasks)", "levels for tasks"),
-        ("default_rng(seed)", "default_rng()", "no seed"),
-        ("drawn[1:] = np", "drawn[:] = np", "the observed data exchanged"),
-        (".permuted(drawn[1:], axis=1)", ".permutation(drawn[1:], axis=1)", "one order for all"),
-        ("itertools.permutations(range(T))", "itertools.product(range(T), repeat=T)",
-         "a task's geometry twice"),
-        ("np.array(list(itertools.permutations(range(T))))",
-         "np.array(list(itertools.permutations(range(T))))[::-1]", "the observed data last"),
-    ],
-    "emergence.precursor_counts": [
-        ("(onset < emergence)", "(onset <= emergence)", "the same step counts"),
-        (" & ~np.isnan(onset)", "", "what has no date counts"),
-        ("first = counted & (", "first = (", "what never emerges counts"),
-        ("events.arrivals[:, :, None]", "events.emergence[:, :, None]",
-         "what was there from the start counts"),
-        ("np.isfinite(emergence)", "np.isfinite(emergence) & np.isfinite(onset)",
-         "an onset that never came does not count"),
-    ],
-    "emergence.p_value": [
-        ("(values >= values[0] - 1e-9)", "(values > values[0])", "ties left out"),
-        (".mean()", "[1:].mean()", "the observed left out"),
-        ("values >= values[0] - 1e-9", "values <= values[0] + 1e-9", "the other tail"),
-        (" - 1e-9", "", "no room for rounding"),
-    ],
-}
-
-
-# --------------------------------------------------------------------------------------------------
-# Correct, and written in another way
-
-ANOTHER_WAY = {
-    "tasks.answer_targets": """
-        T = tokens.shape[1]
-        place = torch.arange(T)
-        asked = (place >= T - 1 - length) & (place < T - 1)
-        return torch.where(asked, tokens.roll(-1, dims=1), torch.tensor(IGNORE))
-        """,
-    "tasks.answer_distribution": """
-        from itertools import product
-        spec, size, _ = _lookup(task, level)
-        ranges = spec.operand_ranges[level - 1]
-        if math.prod(ranges) > 2_000_000:
-            return spec.answers(size)[0]
-        x = torch.tensor(list(product(*map(range, ranges))))
-        answers = spec.line(spec.operands(x, size), size)[1]
-        counts = Counter(map(tuple, answers.tolist()))
-        return [(n / len(x), 1) for n in counts.values()]
-        """,
-    "models.attention_mask": """
-        B, T = line.shape
-        mask = torch.full((B, 1, T, T), -math.inf)
-        for b in range(B):
-            for t in range(T):
-                for s in range(t + 1):
-                    if line[b, s] == line[b, t]:
-                        mask[b, 0, t, s] = 0
-        return mask
-        """,
-    "models.attention": """
-        B, T, D3 = qkv.shape
-        q, k, v = (x.reshape(B, T, n_head, -1).transpose(1, 2) for x in qkv.chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
-        return out.transpose(1, 2).flatten(2)
-        """,
-    # Another order of draws: all of them first, by the inverse distribution function.
-    "models.resample_answers": """
-        tokens, targets = (x.clone() for x in batch)
-        u = torch.rand(tokens.shape, generator=generator, dtype=torch.float64)
-        for t in range(tokens.shape[1] - 1):
-            cdf = model(tokens)[:, t].double().softmax(-1).cumsum(-1)
-            new = (u[:, t:t + 1] > cdf).sum(-1).clamp(max=cdf.shape[1] - 1)
-            here = targets[:, t] != IGNORE
-            tokens[:, t + 1] = torch.where(here, new, tokens[:, t + 1])
-            targets[:, t] = torch.where(here, new, targets[:, t])
-        return Batch(tokens, targets)
-        """,
-    # The Gram matrix instead of the SVD.
-    "measures.rankme": """
-        if features.dim() != 2 or not torch.isfinite(features).all() or (features == 0).all():
-            raise ValueError("rankme: wrong features")
-        x = features.double()
-        gram = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
-        s = torch.linalg.eigh(gram)[0].clamp(min=0) ** 0.5
-        p = s / s.sum() + eps
-        return math.exp(-sum(q * math.log(q) for q in p.tolist()))
-        """,
-    "measures.effective_rank": """
-        x = [float(value) for value in eigenvalues]
-        if not all(map(math.isfinite, x)) or max(x) <= 0 or min(x) < -1e-6 * max(x):
-            raise ValueError("effective_rank: no spectrum")
-        x = [value for value in x if value > 0]
-        return math.prod((value / sum(x)) ** (-value / sum(x)) for value in x)
-        """,
-    "measures.gradient_gram": """
-        rows = []
-        with _prepare("gradient_gram", model, loss_fn, data) as (net, loss_fn, params, data, n):
-            for i in range(n):
-                loss = loss_fn(net, [t[i:i + 1] for t in data])
-                g = torch.autograd.grad(loss[0], params, allow_unused=True)
-                g = [torch.zeros_like(p) if x is None else x for x, p in zip(g, params)]
-                rows.append(torch.cat([x.flatten() for x in g]).double())
-        K = torch.stack(rows) @ torch.stack(rows).T
-        if not torch.isfinite(K).all():
-            raise ValueError("gradient_gram: not finite")
-        return K
-        """,
-    "measures.power_iteration": """
-        v, n = start, 0
-        while True:
-            v = v / torch.linalg.vector_norm(v)
-            hv, n = matvec(v), n + 1
-            rho = torch.dot(v, hv).item()
-            r = torch.linalg.vector_norm(hv - rho * v).item()
-            if rho != 0:
-                r = r / abs(rho)
-            elif r != 0:
-                r = float("inf")
-            if r <= tol or n >= max_iters:
-                return HessianTop(
-                    eigenvalue=rho, eigenvector=v, iterations=n, residual=r, converged=r <= tol)
-            v = hv
-        """,
-    "measures.split_r_hat": """
-        n = traces.shape[1] // 2
-        parts = []
-        for chain in traces:
-            parts += [chain[:n].double(), chain[len(chain) - n:].double()]
-        if n < 2 or all(float(p.var()) == 0 for p in parts):
-            return float("nan")
-        W = sum(float(p.var()) for p in parts) / len(parts)
-        m = [float(p.mean()) for p in parts]
-        B = sum((x - sum(m) / len(m)) ** 2 for x in m) / (len(m) - 1)
-        return math.sqrt((n - 1) / n + B / W)
-        """,
-    # A loop over lags instead of an FFT.
-    "measures.effective_samples": """
-        x = traces.double()
-        C, n = x.shape
-        y = x - x.mean(1, keepdim=True)
-        W = float((y ** 2).sum(1).mean()) / (n - 1)
-        total = W * (n - 1) / n + (float(x.mean(1).var()) if C > 1 else 0)
-        if total == 0:
-            return float(C * n), 0.0
-        def rho(t):
-            if t == 0:
-                return 1.0
-            return 1 - (W - float((y[:, :n - t] * y[:, t:]).sum(1).mean()) / n) / total
-        tau, t = -1.0, 0
-        while t + 1 < n and (pair := rho(t) + rho(t + 1)) > 0:
-            tau, t = tau + 2 * pair, t + 2
-        return C * n / tau, math.sqrt(total * tau / (C * n))
-        """,
-    # The noise first.
-    "measures.sgld_step": """
-        drift = nbeta * gradient + localization * (w - w0)
-        w += lr ** 0.5 * noise
-        w -= 0.5 * lr * drift
-        """,
-    "measures.llc_draws": """
-        pairs = zip(losses.unbind(1), baselines.unbind(1))
-        draws = [nbeta * loss - nbeta * baseline for loss, baseline in pairs]
-        return torch.stack(draws[num_burnin_steps:], 1)
-        """,
-    # One curve after another, in a loop.
-    "emergence.emergence_index": """
-        import math
-        values, steps = np.asarray(values, dtype=float), list(steps)
-        chances = np.broadcast_to(np.asarray(chance, dtype=float), (*values.shape[:-1], 1))
-        counts = np.broadcast_to(np.asarray(examples, dtype=float), (*values.shape[:-1], 1))
-        out = np.full(values.shape[:-1], -1)
-        for where in np.ndindex(*values.shape[:-1]):
-            c, n = chances[where][0], counts[where][0]
-            bar = max(threshold, 3 * math.sqrt(c / (1 - c) / n))
-            good = [x - c >= (bar - 1e-12) * (1 - c) for x in values[where]]
-            for t in range(len(steps)):
-                until = [k for k in range(t, len(steps)) if steps[k] <= lasting * steps[t]]
-                last = max([*until, t + persistence - 1])
-                if last < len(steps) and lasting * steps[t] <= steps[-1]:
-                    if all(good[t:last + 1]):
-                        out[where] = t
-                        break
-        return out
-        """,
-    "emergence.recovery": """
-        low = np.argmin(np.where(smooth == smooth, smooth, np.inf), axis=-1)
-        floor = np.full(low.shape, np.nan)
-        risen = np.zeros(smooth.shape, bool)
-        for where in np.ndindex(*low.shape):
-            floor[where] = smooth[where][low[where]]
-            for t in range(low[where] + 1, smooth.shape[-1]):
-                risen[where][t] = smooth[where][t] >= floor[where] + rise * floor[where]
-        return floor, low, risen
-        """,
-    "emergence.holm": """
-        known = [p for p in p_values if p is not None]
-        out = []
-        for q in p_values:
-            below = [p for p in known if q is not None and p <= q]
-            adjusted = [sum(r >= p for r in known) * p for p in below]
-            out.append(None if q is None else min(1.0, max(adjusted)))
-        return out
-        """,
-    # Another order of draws, one row at a time; and the permutations from the last task on.
-    "emergence.exchanges": """
-        names = sorted(set(tasks), key=str)
-        T = len(names)
-        if T > 9:
-            rng = np.random.default_rng(seed + 7)
-            rows = [list(range(T))]
-            while len(rows) < count:
-                rows.append(rng.permutation(T).tolist())
-            return np.array(rows)
-        rows = [[]]
-        for task in range(T):
-            rows = [row + [other] for row in rows for other in range(T) if other not in row]
-        return np.array(rows).reshape(-1, T)
-        """,
-    "emergence.precursor_counts": """
-        R, L, T = len(events.runs), len(events.levels), len(events.owner)
-        first, counted = np.zeros((2, R, T, T))
-        onsets = events.of_partners(events.onset)
-        for r in range(R):
-            for k in range(L):
-                j = int(events.owner[:, k].argmax())
-                emerged = events.arrivals[r, k]
-                for i in range(T):
-                    onset = onsets[r, k, i]
-                    if abs(emerged) < np.inf and onset == onset:
-                        counted[r, j, i] += 1
-                        first[r, j, i] += onset < emerged
-        return first, counted
-        """,
-    "emergence.p_value": """
-        if len(values) < 2 or values[0] != values[0]:
-            return None
-        far = [float(x) for x in values]
-        return sum(x >= far[0] - 1e-9 for x in far) / len(far)
-        """,
-}
-
-
-# --------------------------------------------------------------------------------------------------
-# What a submission's rankme may do, and what its grade says.  In each of these submissions,
-# effective_rank, which stands next to it, is right.
-
-HOSTILE = {
-    "endless loop": ("while True: pass", "endless loop"),
-    "sleeps": ("import time; time.sleep(1e6)", "endless loop"),
-    "fork bomb": ("""
-        import os
-        while True:
-            try:
-                os.fork()
-            except OSError:
-                pass
-        """, "endless loop"),
-    "orphans": ("""
-        import os, time
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                time.sleep(777)
-            os._exit(0)
-        return 1.0
-        """, "tests fail"),
-    "sys.exit": ("import sys; sys.exit(0)", "SystemExit"),
-    "os._exit": ("import os; os._exit(0)", "exit status 0 before its tests were done"),
-    "stops pytest": ("import pytest; pytest.exit('all passed', 0)",
-                     "not all run|before its tests"),
-    "skips": ("import pytest; pytest.skip('no need')", "tests fail"),
-    "keyboard": ("raise KeyboardInterrupt", "not all run|before its tests"),
-    "memory": ("return torch.ones(10 ** 11).sum()", "tests fail"),
-    "memory in python": ("""
-        x = []
-        while True:
-            x.append(b'x' * 10 ** 8)
-        """, "tests fail|killed|endless"),
-    "crash": ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
-    "prints": ("""
-        print('tests/test_measures.py ......... 9 passed')
-        print('["x", 1, "tests/test_measures.py::test_rankme", "passed", ""]')
-        return 1.0
-        """, "tests fail"),
-    "writes to every file": (r"""
-        import os
-        for fd in range(3, 99):
-            try:
-                os.write(fd, b'["0", 1, "", "end", ""]\n' * 9)
-            except OSError:
-                pass
-        os._exit(0)
-        """, "before its tests"),
-    "kills its parent": ("import os; os.kill(os.getppid(), 9); return 1.0",
-                         "tests fail|took down"),
-    "reads outside": ("return open(OUTSIDE).read()", "tests fail"),
-    "writes outside": ("""
-        import os
-        for path in (OUTSIDE, SUBMISSION):
-            try:
-                os.remove(path)
-            except OSError:
-                pass
-            try:
-                open(path, 'w').write('gone')
-            except OSError:
-                pass
-        return 1.0
-        """, "tests fail"),
-    "edits the tests": ("""
-        import pathlib
-        for path in pathlib.Path.cwd().rglob('test_*.py'):
-            try:
-                path.write_text('')
-            except OSError:
-                pass
-        return 1.0
-        """, "tests fail"),
-    "decorated": ("return 1.0", "not all run|before its tests"),
-    "not finished": ("raise NotImplementedError('measures.rankme')", "not attempted"),
-    "very deep": ("return " + "(" * 5000 + "1" + ")" * 5000, "error|nested"),
-    "helper": ("return _entropy(features)", "uses _entropy, which stands outside"),
-}
+def test_the_instructors_page_has_the_rubrics_and_the_numbers_as_they_are():
+    page = (ROOT / "tests" / "COURSE.md").read_text()
+    assert course.rubrics() in page
+    for number, questions in course.QUESTIONS.items():
+        for question in questions:
+            assert sum(points for points, _ in question.rubric) == question.points
+        chosen = exercises(number)
+        minutes = sum(course.EFFORT[e.name][0] for e in chosen)
+        row = f"| {number} | {course.TITLES[number]} | {len(chosen)} | " \
+              f"{sum(e.points for e in chosen)} + {sum(q.points for q in questions)} | {minutes} |"
+        assert row in page, row

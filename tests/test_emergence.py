@@ -15,7 +15,6 @@ from emergence import (Collapse, EventTable, collapse, concordance, emergence_st
                        exchanges, forecast, from_table, lead_time, rate_with_interval,
                        risk_set_test)
 
-exercise = pytest.mark.exercise
 STEPS = list(range(0, 200, 10))
 
 
@@ -27,7 +26,6 @@ def curve(*pieces):
 # ------------------------------------------------------------------------------------------------
 # Dates on one curve
 
-@exercise(name="emergence.emergence_index")
 @pytest.mark.parametrize("accuracy, expected", [
     (curve((0, 10), (1, 10)), 100),                           # a step
     (curve((0, 10), (0.3, 10)), 100),                         # exactly the threshold counts
@@ -57,7 +55,6 @@ def test_three_snapshots_in_a_row_are_enough_if_one_asks_for_no_more():
     assert emergence_step(twice, curve((0, 10), (1, 10))) == 200.0
 
 
-@exercise(name="emergence.emergence_index")
 def test_several_curves_are_dated_at_once():
     steps, inf = np.arange(8), math.inf
     curves = np.array([curve((0, 4), (1, 4)), curve((0.5, 2), (0.8, 6)), curve((0.5, 8))])
@@ -71,7 +68,6 @@ def test_several_curves_are_dated_at_once():
     assert found.tolist() == [4, -1, -1]
 
 
-@exercise(name="emergence.emergence_index")
 def test_emergence_is_measured_from_chance():
     rise = [0.5 + i / 40 for i in range(20)]                  # a coin's 0.5, then up to 0.975
     assert emergence_step(STEPS, rise, chance=0.5) == 60      # 0.65 is 30% of the way
@@ -80,7 +76,6 @@ def test_emergence_is_measured_from_chance():
     assert emergence_step(STEPS, rise, chance=0.5, persistence=15) is None
 
 
-@exercise(name="emergence.emergence_index")
 def test_few_examples_raise_the_bar():
     """With 20 examples of a coin, 3 standard errors are 0.335 above one half, two thirds of the
     way: 0.8 might be luck."""
@@ -135,7 +130,6 @@ def test_noise_at_chance_does_not_emerge():
     assert found.count(None) == 500                           # three beyond 3 errors: 1e-9
 
 
-@exercise(name="emergence.recovery")
 @pytest.mark.parametrize("rank, expected", [
     (curve((8, 3), (2, 9), (6, 3), (2, 5)), (2, 30, None)),   # 120 ... 140: it falls back too soon
     (curve((8, 3), (2, 7), (6, 10)), (2, 30, 100)),           # collapse, floor, recovery
@@ -153,7 +147,6 @@ def test_collapse_finds_the_floor_and_the_onset(rank, expected):
     assert found == expected, f"{found} instead of {expected}"
 
 
-@exercise(name="emergence.recovery")
 def test_several_curves_recover_at_once():
     nan = math.nan
     smooth = np.array([[9, 8, 2, 2, 2.1, 3, 4, 5], [5, 4, 1, nan, 2, 2, nan, 2],
@@ -296,7 +289,6 @@ def test_risk_set_test_with_ties_is_the_stratified_mantel_haenszel():
     assert found == pytest.approx((U / math.sqrt(V), V))
 
 
-@exercise(name="emergence.holm")
 @pytest.mark.parametrize("p, expected", [
     ([0.01, 0.04, None, 0.03], [0.03, 0.06, None, 0.06]),
     ([0.5, 0.4], [0.8, 0.8]),
@@ -733,7 +725,6 @@ def test_a_run_is_watched_to_its_end_and_a_level_to_its_own():
 # ------------------------------------------------------------------------------------------------
 # What chance gives
 
-@exercise(name="emergence.p_value")
 @pytest.mark.parametrize("values, expected", [
     ([2.0, 1, 3, 2], 0.75),                                   # a tie is as far out
     ([5.0] + [0.0] * 99, 0.01),                               # never 0
@@ -747,7 +738,6 @@ def test_p_value_by_counting(values, expected):
     assert found == (expected if expected is None else pytest.approx(expected))
 
 
-@exercise(name="emergence.precursor_counts")
 def test_precursor_counts_by_counting():
     """Levels add-1, add-2, copy-1, copy-2.  Run 0: add-1 emerges at 20, copy-2 at 60; run 1: add-1
     at 30, copy-1 at 70.  add-2 never; copy-1 of run 0 was there from the start."""
@@ -762,7 +752,6 @@ def test_precursor_counts_by_counting():
     assert first.tolist() == [[[1, 1], [1, 0]], [[0, 0], [1, 0]]]
 
 
-@exercise(name="emergence.precursor_counts")
 def test_what_has_no_date_or_no_partner_is_not_counted():
     nan = math.nan
     events = made_up_events([[10, 30, nan]], [[20, 40, 60]], ("add-1", "add-2", "copy-1"))
@@ -770,7 +759,6 @@ def test_what_has_no_date_or_no_partner_is_not_counted():
     assert counted.tolist() == [[[2, 0], [1, 0]]] and first.tolist() == [[[2, 0], [1, 0]]]
 
 
-@exercise(name="emergence.exchanges")
 def test_up_to_nine_tasks_every_exchange_comes_once():
     for T in (1, 2, 5, 8):
         found = exchanges([f"task{k}" for k in range(T)])
@@ -781,7 +769,6 @@ def test_up_to_nine_tasks_every_exchange_comes_once():
     assert exchanges(["add", "add", "copy", "add"]).tolist() == [[0, 1], [1, 0]]
 
 
-@exercise(name="emergence.exchanges")
 def test_more_tasks_are_drawn_and_all_exchanges_are_equally_likely():
     """Each task gets the geometry of each of 10 as often as chance has it, to 5 standard errors."""
     found = exchanges(range(10), 6001, seed=3)

@@ -19,8 +19,6 @@ from measures import (collect_states, effective_rank, effective_samples, fisher_
                       per_example_gradients, per_example_gradients_vmap, plain_llc, power_iteration,
                       rankme, rankme_centred, rankme_many, sgld_step, split_r_hat)
 
-exercise = pytest.mark.exercise
-
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -105,7 +103,6 @@ def assert_close(got, exact, allowed, what="value"):
 # ------------------------------------------------------------------------------------------ RankMe
 
 
-@exercise(name="measures.rankme")
 @pytest.mark.parametrize("r", [1, 2, 16, 64])
 def test_rankme_of_r_orthonormal_directions_is_r(r):
     left = torch.linalg.qr(normal(200, 128)).Q[:, :r]
@@ -113,14 +110,12 @@ def test_rankme_of_r_orthonormal_directions_is_r(r):
     assert rankme(left @ right) == pytest.approx(r, rel=1e-3)   # eps adds 2e-4 of it
 
 
-@exercise(name="measures.rankme")
 def test_rankme_uses_singular_values_neither_squared_nor_centred():
     known = torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0]))      # entropy 1.75 bits
     assert rankme(known) == pytest.approx(2 ** 1.75, abs=1e-4)
     assert rankme(torch.ones(50, 7)) == pytest.approx(1, abs=1e-3)      # centred: nothing left
 
 
-@exercise(name="measures.rankme")
 @pytest.mark.parametrize("bad", [torch.zeros(5, 3), torch.full((5, 3), math.nan),
                                  torch.full((5, 3), math.inf), torch.ones(3)])
 def test_rankme_refuses_what_has_no_rank(bad):
@@ -224,7 +219,6 @@ def test_features_of_other_dtypes_have_the_rank_of_their_values(dtype):
 # --------------------------------------------------------------------------- gradient, Fisher rank
 
 
-@exercise(name="measures.effective_rank")
 def test_effective_rank_of_equal_and_of_known_eigenvalues():
     assert effective_rank(torch.tensor([3.0] * 7 + [0.0] * 5)) == pytest.approx(7)
     p = torch.tensor([0.5, 0.25, 0.25])                         # entropy 1.5 bits
@@ -250,7 +244,6 @@ def slow_gram(model, data):
     return g @ g.T
 
 
-@exercise(name="measures.gradient_gram")
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_gradient_gram_of_two_linear_layers(chunk):
     """f = v . W x: the gradient in v is W x, in W the outer product of v and x.  So
@@ -272,7 +265,6 @@ def test_gradient_gram_of_two_linear_layers(chunk):
     assert model[0].bias.requires_grad is False
 
 
-@exercise(name="measures.gradient_gram")
 def test_gradient_gram_refuses_what_it_cannot_measure():
     model, x = nn.Linear(3, 1), torch.ones(4, 3)
 
@@ -404,7 +396,6 @@ def assert_pair(result, h, exact, tol):
     assert float(v.norm()) == pytest.approx(1)
 
 
-@exercise(name="measures.power_iteration")
 @pytest.mark.parametrize("name", SPECTRA)
 def test_power_iteration_finds_the_largest_in_size_sign_included(name):
     h, products = matrix(SPECTRA[name]), []
@@ -417,7 +408,6 @@ def test_power_iteration_finds_the_largest_in_size_sign_included(name):
     assert result.iterations == len(products), "iterations are the products that were made"
 
 
-@exercise(name="measures.power_iteration")
 def test_power_iteration_that_cannot_converge_says_so():
     both_signs, start = matrix([1.0, -1.0]), start_of(2)
     result = power_iteration(both_signs.mv, start, max_iters=200)
@@ -582,7 +572,6 @@ def test_a_fused_attention_has_a_hessian_and_a_gram_matrix():
 # --------------------------------------------------------------------------------------------- LLC
 
 
-@exercise(name="measures.sgld_step")
 def test_sgld_step_is_its_equation():
     w, w0, g, noise = (normal(50, seed=i, dtype=torch.float64) for i in range(4))
     new = w.clone()
@@ -591,7 +580,6 @@ def test_sgld_step_is_its_equation():
     assert torch.allclose(new, w - 0.005 * drift + 0.1 * noise, atol=1e-14)
 
 
-@exercise(name="measures.sgld_step")
 @pytest.mark.parametrize("averaged", [False, True])
 @pytest.mark.parametrize("gamma", [0.0, 40.0])
 def test_sgld_steps_sample_a_quadratic(gamma, averaged):
@@ -612,7 +600,6 @@ def test_sgld_steps_sample_a_quadratic(gamma, averaged):
     assert not w0.any(), "w0 must stay as it is"
 
 
-@exercise(name="measures.llc_draws")
 def test_llc_draws_are_paired_and_without_burn_in():
     losses = torch.tensor([[90.0, 80, 3, 5], [70, 60, 4, 6]])
     baselines = torch.tensor([[1.0, 1, 1, 2], [9, 9, 3, 1]])
@@ -620,7 +607,6 @@ def test_llc_draws_are_paired_and_without_burn_in():
     assert llc_draws(losses, baselines, 1.0, 0).shape == (2, 4)
 
 
-@exercise(name="measures.llc_draws")
 def test_llc_draws_of_several_groups_and_of_a_negative_value():
     losses = torch.arange(24.0).view(2, 4, 3)
     got = llc_draws(losses, losses + 1, 2.0, 1)                 # w0 is no minimum
@@ -901,7 +887,6 @@ def test_llc_of_groups_adds_up():
 WHITE = normal(4, 2000, dtype=torch.float64)
 
 
-@exercise(name="measures.split_r_hat")
 def test_r_hat_of_known_series():
     assert split_r_hat(WHITE) == pytest.approx(1, abs=0.01)
     assert split_r_hat(WHITE + torch.arange(4.0)[:, None]) > 1.3        # chains that stand apart
@@ -914,7 +899,6 @@ def test_r_hat_of_known_series():
     assert math.isnan(split_r_hat(torch.ones(2, 10))) and math.isnan(split_r_hat(torch.rand(4, 3)))
 
 
-@exercise(name="measures.effective_samples")
 def test_effective_samples_of_known_series():
     ess, error = effective_samples(WHITE)
     assert ess == pytest.approx(8000, rel=0.15)

@@ -17,8 +17,6 @@ from tasks import IGNORE, Batch
 TINY = TrainConfig(levels=("parity-1", "modadd-1", "copy-2"), steps=12, per_level=4, snapshots=7,
                    warmup=3)
 
-exercise = pytest.mark.exercise
-
 
 def tiny_model(seed=0):
     torch.manual_seed(seed)
@@ -97,14 +95,12 @@ def qkv_of(q, k, v):
 CAUSAL = torch.zeros(3, 3).masked_fill(torch.ones(3, 3).triu(1).bool(), -math.inf)
 
 
-@exercise(name="models.attention")
 def test_attention_with_equal_keys_is_a_mean():
     flat, v = [[[0.0, 0]] * 3], [[[1.0, 10], [2, 20], [6, 60]]]
     expected = torch.tensor([[[1.0, 10], [1.5, 15], [3, 30]]]).double()
     assert torch.allclose(models.attention(qkv_of(flat, flat, v), CAUSAL, 1), expected)
 
 
-@exercise(name="models.attention")
 @pytest.mark.parametrize("d", [1, 4, 16])
 def test_attention_divides_by_the_root_of_a_heads_width(d):
     """q . k = sqrt(d) ln 3 for the second key and 0 for the first: weights 1/4 and 3/4."""
@@ -116,7 +112,6 @@ def test_attention_divides_by_the_root_of_a_heads_width(d):
     assert torch.allclose(found, expected), f"{float(found[0, 0, 0]):.4f} instead of 7"
 
 
-@exercise(name="models.attention")
 def test_attention_heads_are_apart(generator):
     qkv = torch.randn(2, 3, 3 * 8, generator=generator)
     mask = CAUSAL.expand(2, 1, 3, 3)
@@ -155,7 +150,6 @@ def counting_model(tokens):
     return logits.scatter(2, ((tokens + torch.arange(1, T + 1)) % 10)[:, :, None], 0.0)
 
 
-@exercise(name="models.resample_answers")
 def test_resampled_answers_are_read_by_the_model_that_goes_on(generator):
     tokens = torch.tensor([[1, 2, 0, 0, 0], [5, 5, 5, 0, 0], [7, 7, 7, 7, 7]])
     targets = torch.tensor([[IGNORE, 0, 0, IGNORE, IGNORE], [IGNORE, IGNORE, 0, 0, IGNORE],
@@ -169,7 +163,6 @@ def test_resampled_answers_are_read_by_the_model_that_goes_on(generator):
     assert torch.equal(targets, kept[1]), "the batch given must stay as it is"
 
 
-@exercise(name="models.resample_answers")
 def test_resampled_answers_are_drawn_not_chosen(generator):
     """The first token is 1 with probability 1/4; then 2 surely after 0, and 3 surely after 1."""
     never = -1e9
@@ -666,7 +659,6 @@ def test_packed_loss_is_example_loss(generator):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-@exercise(name="models.attention_mask")
 def test_attention_mask_of_one_line_is_causal():
     mask = models.attention_mask(torch.zeros(1, 5, dtype=torch.long))
     assert mask.shape == (1, 1, 5, 5)
@@ -674,7 +666,6 @@ def test_attention_mask_of_one_line_is_causal():
     assert set(mask.unique().tolist()) == {0.0, -math.inf}
 
 
-@exercise(name="models.attention_mask")
 def test_attention_mask_of_several_lines_and_of_empty_places():
     line = torch.tensor([[3, 3, 7, 7, 7], [0, 1, 1, -1, -1]])
     mask = models.attention_mask(line)

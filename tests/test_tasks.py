@@ -23,7 +23,6 @@ import tasks
 from tasks import ALL_TASKS, IGNORE, LEVELS, PAD, TASKS, VOCAB_SIZE, decode, sample
 
 ROOT = Path(__file__).resolve().parent.parent
-exercise = pytest.mark.exercise
 ALL = [(task, level) for task in ALL_TASKS for level in LEVELS]
 
 
@@ -174,7 +173,6 @@ def test_a_row_with_too_many_operands_needs_a_closed_form(monkeypatch):
         tasks.check_tables()
 
 
-@exercise(name="tasks.answer_targets")
 @pytest.mark.parametrize("task, level", ALL + [("sham-add", 2), ("sham-sort", 1)])
 def test_targets_are_the_next_tokens_and_only_the_answer(task, level, generator):
     tokens, targets = sample(task, level, 50, generator)
@@ -188,7 +186,6 @@ def test_targets_are_the_next_tokens_and_only_the_answer(task, level, generator)
         assert asked == [first <= t < len(row) - 1 for t in range(len(row))]
 
 
-@exercise(name="tasks.answer_targets")
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_answer_targets_of_known_lines(length):
     tokens = torch.arange(10, 22).view(2, 6)
@@ -254,7 +251,6 @@ def frequencies(values):
     return {round(n / len(values), 12): m for n, m in times.items()}
 
 
-@exercise(name="tasks.answer_distribution")
 def test_answers_counted_by_hand():
     assert pairs_of(tasks.answer_distribution("modadd", 1)) == {round(1 / 7, 12): 7}
     assert pairs_of(tasks.answer_distribution("parity", 2)) == {0.5: 2}
@@ -266,7 +262,6 @@ def test_answers_counted_by_hand():
     assert pairs_of(tasks.answer_distribution("add", 1)) == frequencies(sums)
 
 
-@exercise(name="tasks.answer_distribution")
 def test_answers_too_many_to_go_through():
     """10^8 tuples of operands: only the closed form of the table can answer within a test."""
     assert pairs_of(tasks.answer_distribution("copy", 3)) == {round(1e-8, 12): 10 ** 8}

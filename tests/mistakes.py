@@ -1,0 +1,234 @@
+"""What goes wrong: mistakes in the second solutions, and submissions that misbehave.
+
+WRONG: what stands in the second solution, what stands there instead, the hint that the grade must
+give ("": the values say enough).  HOSTILE: the body of a rankme, and what its grade says.
+"""
+
+WRONG = {
+    "tasks.answer_targets": [
+        ("asked[t] = line[t + 1]", "asked[t] = line[t]", ""),
+        ("if t + 1 >= T - length:", "if True:", "is the prompt scored too?"),
+        ("if t + 1 >= T - length:", "if t >= T - length:", ""),
+        ("[IGNORE] * T", "[0] * T", ""),
+    ],
+    "tasks.answer_distribution": [
+        ("(n / len(tuples), 1)", "(n / len(times), 1)", ""),
+        ("row.operands(tuples, size)", "tuples[:, -2:]", ""),
+        ("times.get(tuple(answer), 0) + 1", "1", ""),
+        ("return row.answers(size)[0]", "return []", ""),
+    ],
+    "models.attention": [
+        (" / math.sqrt(d)", "", "are scores divided by sqrt(d)?"),
+        ("math.sqrt(d)", "math.sqrt(width)", ""),
+        ("scores + where, dim=1", "scores + where, dim=0", ""),
+        ("scores + where", "scores", "is the mask added?"),
+        ("slice(h * d, (h + 1) * d)", "slice(h, width // 3, n_head)", ""),
+    ],
+    "models.resample_answers": [
+        ("int((p.cumsum(0) < u).sum().clamp(max=len(p) - 1))", "int(p.argmax())",
+         "is the token drawn, or is it the most likely one?"),
+        ("tokens[n, t + 1] = token", "pass", "are the drawn tokens written into the line?"),
+        ("tokens, targets = tokens.clone(), targets.clone()", "pass", ""),
+        ("model(tokens[n", "model(batch[0][n", "does the model see the tokens that were drawn"),
+    ],
+    "models.attention_mask": [
+        ("(s > t)", "(s < t)", "may a place look at later ones?"),
+        ("(s > t)", "(s >= t)", "may a place look at itself?"),
+        ("apart | (s > t)", "apart | True if s > t else apart & False", ""),
+        ('float("-inf")', "-1.0", ""),
+    ],
+    "workbook.affine": [
+        ("3 * a + 5 * b", "3 * b + 5 * a", "have a and b changed places?"),
+        ("for c in f\"{int(n):0{width}d}\"", "for c in f\"{int(n):0{width}d}\"[::-1]", ""),
+        ("while 10 ** width < p", "while 10 ** width < p - 1", ""),
+    ],
+    "measures.rankme": [
+        ("return math.exp(entropy)", "return entropy", "is exp missing?"),
+        ("s = [math.sqrt(max(float(value), 0.0))", "s = [max(float(value), 0.0)",
+         "are the singular values squared?"),
+        ("value / sum(s) + eps", "value / sum(s) + 1e-300", ""),
+        ("value / sum(s) + eps", "value / max(s) + eps", ""),
+        ("x = features.double()", "x = (features - features.mean(0)).double()", ""),
+        ("math.log(p)", "math.log2(p)", "is it log2 under exp?"),
+    ],
+    "measures.effective_rank": [
+        ("return math.exp(math.fsum(", "return (math.fsum(", "is exp missing?"),
+        ("values = [v for v in values if v > 0]", "values = [v ** .5 for v in values if v > 0]",
+         "is a root taken that is not asked for?"),
+        ("-1e-6 * top", "-1e-9 * top", ""),
+        ("values = [v for v in values if v > 0]", "pass", ""),
+    ],
+    "measures.gradient_gram": [
+        ("= torch.dot(rows[i], rows[j])", "= torch.dot(rows[i], rows[j]) / N",
+         "is it divided by N?"),
+        ("if p.requires_grad:", "if p.dim() > 1 and len(p) == 1:", "is the first layer left out?"),
+        ("net.eval()", "net.train()", ""),
+        ("net = copy.deepcopy(model)", "net = model", ""),
+        ("if tuple(loss.shape) != (1,):", "if False:", ""),
+        ("net.zero_grad()", "pass", ""),
+    ],
+    "measures.power_iteration": [
+        ("value = float((v * image).sum())", "value = float((image * image).sum() ** .5)",
+         "is the sign lost?"),
+        ("residual = rest / abs(value)", "residual = rest", ""),
+        ("made, residual, residual <= tol,", "made, residual, True,", ""),
+        ("v = image / torch.sqrt((image * image).sum())", "v = image", ""),
+        ("if residual <= tol or made", "if made", ""),
+    ],
+    "workbook.renyi_rank": [
+        ("** 3).sum()) / 2))", "** 2).sum())))", "is the order 3?"),
+        (") / 2))", ")))", ""),
+        ("np.exp(-np.log", "np.exp(np.log", "is the sign of the exponent right?"),
+        ("s = np.linalg.svd(x.numpy(), compute_uv=False)",
+         "s = np.linalg.svd(x.numpy(), compute_uv=False) ** 2", "are the singular values squared?"),
+        ("(x == 0).all()", "False", ""),
+    ],
+    "measures.sgld_step": [
+        ("lr / 2", "lr", "is the step lr / 2?"),
+        ("lr ** 0.5", "lr", "is the noise times sqrt(lr)?"),
+        ("(w - w0)", "(w0 - w)", "does it pull towards w0?"),
+        ("nbeta * gradient", "gradient", "is nbeta left out?"),
+        ("w.copy_(new)", "w = new", "are the weights changed in place"),
+    ],
+    "measures.llc_draws": [
+        ("if k >= num_burnin_steps", "", "are the draws of the burn-in left out?"),
+        ("nbeta * (loss", "(loss", "is nbeta left out?"),
+        (" - at_w0[k]", "", "is the loss at w0 taken away?"),
+        ("nbeta * (loss - at_w0[k])", "(nbeta * (loss - at_w0[k])).clamp(min=0)",
+         "may a draw be negative? It may."),
+        ("at_w0[k]", "at_w0[0]", ""),
+    ],
+    "measures.split_r_hat": [
+        ("math.sqrt((h - 1)", "((h - 1)", "is the root missing?"),
+        ("(h - 1) / h +", "1 +", "is it (h - 1) / h?"),
+        ("for part in (chain[:h], chain[n - h:])", "for part in (chain,)", ""),
+        ("if W == 0:", "if False:", ""),
+    ],
+    "measures.effective_samples": [
+        ("2 * summed - 1", "summed", ""),
+        ("W + apart", "W", ""),
+        ("ess = C * n /", "ess = n /", ""),
+        ("math.sqrt(total / ess)", "total / ess", "is a root missing?"),
+        ("C * n / (2 * summed - 1)", "float(C * n)", "are the correlations summed?"),
+    ],
+    "workbook.stiffness": [
+        ("nbeta * float(c) + localization", "nbeta * abs(float(c)) + localization",
+         "is it the largest, or the largest in size?"),
+        ("+ localization", "", "is localization left out?"),
+        ("return lr * top", "return top", "is it times lr?"),
+        ("top <= 0", "top < 0", ""),
+    ],
+    "workbook.length_penalty": [
+        ("total / M", "total", "is it the mean over rows?"),
+        ("(2 * D)", "2", "is it divided by D?"),
+        ("(row * row).sum() / (2 * D)", "((row * row).sum() ** 0.5) ** 2 / (2 * D)", ""),
+    ],
+    "emergence.emergence_index": [
+        ("(v - c) / (1 - c)", "v", "is chance taken away?"),
+        ("(v - c) / (1 - c)", "(v - c)", ""),
+        ("3 * math.sqrt(c / (1 - c) / n)", "3 * c / (1 - c) / n", ""),
+        (">= bar - 1e-12", "> bar", "does a value on the bar count?"),
+        ("max(threshold, 3", "max(threshold, 1", ""),
+        ("steps, persistence", "steps, 1", ""),
+    ],
+    "emergence.recovery": [
+        ("t > low[place] and", "", "does what stands before the floor count as risen?"),
+        ("(1 + rise) * floor[place]", "rise * floor[place]", "is it a share of the floor?"),
+        ("(1 + rise) * floor[place]", "floor[place] + rise", ""),
+        ("and value >=", "and value >", "does a value on the bar count?"),
+    ],
+    "emergence.holm": [
+        ("(n - j + 1) * made[j - 1]", "n * made[j - 1]", ""),
+        ("for j in range(1, k + 1)", "for j in [k]", "is the largest so far kept?"),
+        ("min(1, (n - j + 1) * made[j - 1])", "(n - j + 1) * made[j - 1]", ""),
+        ("min(1, (n - j", "min(1, (len(p_values) - j", "does a test that was not made count?"),
+    ],
+    "emergence.exchanges": [
+        ("if task not in row:", "if len(row) < T:", "does one task's geometry go to two tasks?"),
+        ("len(set(tasks))", "len(tasks)", ""),
+        ("default_rng([seed, 1])", "default_rng(1)", ""),
+        ("[np.arange(T)] + ", "[random.permutation(T)] + ", ""),
+        ("return np.array(rows)", "return np.array(rows[::-1])", ""),
+    ],
+    "emergence.precursor_counts": [
+        ("date < arrival", "date <= arrival", "is an onset at the very step of emergence before"),
+        ("math.isfinite(arrival) and", "", ""),
+        (" and not math.isnan(date)", "", ""),
+        ("events.arrivals[r, k]", "events.arrivals[r, 0]", ""),
+    ],
+    "emergence.p_value": [
+        ("value >= values[0] - 1e-9", "value > values[0]",
+         "does a tie count, and what was observed?"),
+        ("as_far / len(values)", "(as_far - 1) / (len(values) - 1)",
+         "does what was observed count too?"),
+        ("value >= values[0] - 1e-9", "value <= values[0] + 1e-9", ""),
+        (" - 1e-9", "", ""),
+    ],
+    "workbook.exchange_test": [
+        ("far / len(sums)", "(far - 1) / len(sums)", "does the exchange that changes nothing"),
+        ("itertools.permutations(range(T))", "itertools.product(range(T), repeat=T)",
+         "does one task's geometry go to two tasks?"),
+        ("sum(sums) / len(sums)", "sum(sums[1:]) / (len(sums) - 1)", "does it count in the mean?"),
+        ("total >= observed - 1e-9", "total > observed", ""),
+    ],
+    "workbook.log_score": [
+        ("return score, score - base", "return -score, base - score", "is the sign lost?"),
+        ("return score, score - base", "return score, base - score",
+         "is the gain above 0 where the forecast is better?"),
+        ("min(0.99, max(0.01, q))", "q", ""),
+        ("if y == y:", "if True:", ""),
+        ("share = min(0.99, max(0.01, share))", "pass", ""),
+        ("score = sum(math.log(q if y else 1 - q) for q, y in rows) / len(rows)",
+         "score = sum(math.log(q if y else 1 - q) for q, y in rows)", ""),
+    ],
+}
+
+
+# In each of these submissions, effective_rank, which stands next to rankme, is right.
+HOSTILE = {
+    "endless loop": ("while True: pass", "endless loop"),
+    "sleeps": ("import time; time.sleep(1e6)", "endless loop"),
+    "memory": ("return torch.ones(10 ** 11).sum()", "tests fail"),
+    "memory in python": ("""
+        x = []
+        while True:
+            x.append(b'x' * 10 ** 8)
+        """, "tests fail|killed|endless"),
+    "sys.exit": ("import sys; sys.exit(0)", "SystemExit"),
+    "os._exit": ("import os; os._exit(0)", "exit status 0 before its tests were done"),
+    "crash": ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
+    "keyboard": ("raise KeyboardInterrupt", "tests fail"),
+    "output in gigabytes": ("""
+        import sys
+        line = 'x' * 10 ** 7
+        for _ in range(200):
+            print(line)
+            print(line, file=sys.stderr)
+        with open('a file', 'w') as file:
+            for _ in range(200):
+                file.write(line)
+        """, "tests fail"),
+    "a long message": ("raise ValueError('x' * 10 ** 8)", "xxx"),
+    "fork": ("""
+        import os, time
+        if os.fork() == 0:
+            time.sleep(777)
+        return 1.0
+        """, "tests fail"),
+    "kills its parent": ("import os; os.kill(os.getppid(), 9)", "took down"),
+    "patched pytest": ("import pytest; pytest.main = print; return 1.0", "uses pytest"),
+    "patched comparison": ("""
+        import builtins
+        builtins.AssertionError = KeyError
+        return 1.0
+        """, "tests fail"),
+    "edits the tests": ("""
+        import pathlib
+        for path in pathlib.Path.cwd().rglob('test_*.py'):
+            path.write_text('')
+        return 1.0
+        """, "tests fail"),
+    "not finished": ("raise NotImplementedError('measures.rankme')", "not attempted"),
+    "very deep": ("return " + "(" * 5000 + "1" + ")" * 5000, "error|nested"),
+    "helper": ("return _entropy(features)", "uses _entropy, which stands outside"),
+}
