@@ -82,7 +82,8 @@ def test_a_sweep_leaves_what_the_docstring_draws(finished):
     folder, screen = finished
     assert names(folder) == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
     assert names(folder / "nano-s0") == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"}
-    assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "floors.png"}
+    assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "floors.png",
+                                         "measures.png"}
     assert "findings.json" in screen and "parity-3" in screen
 
 
