@@ -230,11 +230,13 @@ def test_a_measure_that_rises_evenly_is_on_its_way_at_emergence():
     assert (np.diff(y) > 0).all() and 0 <= y.min() and y.max() <= 1
 
 
-def test_measures_have_no_figure_where_nothing_emerges():
+def test_measures_are_drawn_up_to_the_last_step_where_nothing_emerges():
     rows = [row for row in table_of("nano-s0") if row["quantity"] != "accuracy"]
     rows += [row | {"value": 0.1} for row in table_of("nano-s0") if row["quantity"] == "accuracy"]
     events = emergence.event_table(emergence.from_table(rows, {"nano-s0": config_of()}))
-    assert report.figure_measures(events) == {}
+    ax, = report.figure_measures(events)["measures"].axes
+    assert ax.get_title().startswith("rankme") and ax.lines[0].get_xdata()[-1] == 1
+    assert ax.figure.get_supxlabel() == "training step / the last one"
     assert set(report.figure_curves(events)) == {"curves"}                  # the others do
 
 

@@ -115,7 +115,7 @@ def test_events_have_a_row_for_each_event_of_each_level(finished):
     assert kinds == {("rankme", "onset"), ("rankme_centred", "onset"),
                      ("accuracy", "emergence"), ("log_prob", "emergence"),
                      ("token_accuracy", "emergence")}
-    assert len(events) == 7 * 5 and sum(event["sham"] == "True" for event in events) == 4
+    assert len(events) == 7 * 5 and sum(event["sham"] == "True" for event in events) == 5
 
 
 def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
