@@ -500,8 +500,8 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
     if not found:
         raise ValueError("from_table: the table has no rows")
     if twice:
-        warnings.warn(f"measured twice, where the last counts: {twice[0]}"
-                      + f", and {len(twice) - 1} more" * (len(twice) > 1), stacklevel=2)
+        warnings.warn(f"values measured twice, of which the last counts: {len(twice)}, such as "
+                      f"{twice[0]}", stacklevel=2)
     levels = {level: None for series in found.values() for level, quantity in series
               if level and quantity not in SETTINGS}
     configs = configs or {}
@@ -535,10 +535,13 @@ def _run(name, series, levels, config, given):
         check_share(curves[quantity], f"run {name!r}: {quantity}")
     whole = (steps == np.floor(steps)).all() and steps[-1] < 2 ** 53
     run = Run(name, config | given, levels, steps.astype(int) if whole else steps, curves)
-    chance = run.per_level("chance", 0.0)
+    try:
+        chance = run.per_level("chance", 0.0)
+    except (TypeError, ValueError):                             # no numbers
+        chance = np.array([math.nan])
     if not ((chance >= 0) & (chance < 1)).all():
-        raise ValueError(f"run {name!r}: chance {run.config['chance']}: expected at least 0 and "
-                         "below 1")
+        raise ValueError(f"run {name!r}: chance {run.config['chance']!r:.80}: expected numbers of "
+                         "at least 0 and below 1")
     return run
 
 

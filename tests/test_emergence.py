@@ -350,7 +350,7 @@ def test_rows_may_come_in_any_order_as_tuples_or_dicts():
 
 
 def test_of_two_rows_for_the_same_place_the_last_counts():
-    said = "measured twice, .* accuracy at step 0 of mine, and 1 more"
+    said = "values measured twice, .*: 2, such as accuracy at step 0 of mine"
     with pytest.warns(UserWarning, match=said):
         (run,) = from_table([measured("x-1", 0, "accuracy", value) for value in (1, 0.5, 0.25)])
     assert run.accuracy.tolist() == [[0.25]]

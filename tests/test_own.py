@@ -131,6 +131,8 @@ def test_settings_may_stand_in_the_table():
     (one,) = from_table(rows, {"x": {"width": 8}})
     assert event_table([one]).emergence.tolist() == [[math.inf, 0]]
     assert (one.config["parameters"], one.config["seed"], one.config["width"]) == (10 ** 6, 3, 8)
+    with pytest.raises(ValueError, match="run 'x': chance 'low': expected numbers"):
+        from_table(rows, {"x": {"chance": "low"}})
     (other,) = from_table(rows, {"x": {"chance": {"b": 0.9}}})              # a config counts more
     assert other.per_level("chance", 0.0).tolist() == [[0], [0.9]]
 
@@ -195,7 +197,7 @@ def test_a_step_twice_is_said_once(tmp_path, capsys):
     status, screen, err = analyse(capsys, path)
     assert status == 0, err
     assert " ".join(screen.split()).count(
-        "measured twice, where the last counts: accuracy at step 60 of x, and 20 more") == 1
+        "twice, of which the last counts: 21, such as accuracy at step 60 of x") == 1
     assert events_of(tmp_path / "curves")["x", "a", "accuracy"] == "50"
 
 
