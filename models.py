@@ -32,6 +32,7 @@ Letters for shapes:  B rows, T tokens of a row, D width, H heads, d = D / H, V v
 N examples, M scored places, S tokens of all lines.
 """
 import copy
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -158,8 +159,11 @@ class GPT(nn.Module):
             states.append(block(states[-1], mask))
         return states
 
-    def logits(self, states):
-        """The last block's states (..., D) -> logits (..., V) of the token that comes next."""
+    def logits(self, states, where=None):
+        """The last block's states (..., D) -> logits (..., V) of the token that comes next.
+
+        where: (2, ...), tasks.level_and_place of each state: for models whose logits depend on it.
+        """
         return F.linear(self.ln_f(states), self.token_embedding.weight)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -264,6 +268,9 @@ class TrainConfig:
     intervene: str = ""               # a name in INTERVENTIONS; "" is none
     strength: float = 1.0             # what the intervention's penalty is multiplied by
     until: int = 0                    # penalty and gradients act on the first `until` steps; 0: all
+    filler: int = -1                  # so many lines of text for each line of a task; 0: none, but
+                                      # their characters are in the vocabulary; -1: not even that
+    filler_shuffled: int = 0          # 1: the characters of the text in random order
 
 
 class Snapshot(NamedTuple):
@@ -351,6 +358,12 @@ def learning_rate(config, step):
     return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
 
 
+def gpt_config(config):
+    """The shape of the model that a TrainConfig asks for: its size, with characters for text."""
+    characters = len(tasks.text()[1]) if config.filler >= 0 else 0
+    return dataclasses.replace(SIZES[config.size], vocab_size=VOCAB_SIZE + characters)
+
+
 class TrainingData:
     """The batches of a run, as a function of (seed, step): all task-levels in equal shares.
 
@@ -364,29 +377,34 @@ class TrainingData:
         self.block = None                                 # the number of the block that is drawn
 
         # A batch of any numbers shows the layout, which depends on the lengths of lines alone.
-        generator = torch.Generator().manual_seed(0)
-        batches = []
-        for name in config.levels:
-            batch = tasks.sample(*tasks.split_name(name), config.per_level, generator)
-            batches.append(Batch(batch.tokens[:, :-1], batch.targets[:, :-1]))
+        # The last token of a line is never an input: nothing comes after it.
+        batches = [Batch(batch.tokens[:, :-1], batch.targets[:, :-1])
+                   for batch in self.lines(1, 0)]
         packed = lay_out(batches, config.device)
         self.layout, self.positions = packed.layout, packed.positions
 
-        # Weights of the M losses: each example counts once, however long its answer is.
+        # Weights of the M losses: each line counts once, however long its answer is.
         answer_tokens = packed.owner.bincount()                             # (N,)
         shares = answer_tokens * len(answer_tokens)
         self.weights = 1 / shares[packed.owner].float()                     # (M,)
 
+    def lines(self, steps, block):
+        """The lines of so many steps: a Batch for each task-level, and one for the text."""
+        c, found = self.config, []
+        for name in c.levels:
+            generator = tasks.seeded(c.device, "train", c.seed, name, block)
+            found.append(tasks.sample(*tasks.split_name(name), steps * c.per_level, generator,
+                                      "train", c.train_fraction))
+        if c.filler > 0:
+            generator = tasks.seeded(c.device, "train", c.seed, "text", block)
+            count = steps * c.per_level * len(c.levels) * c.filler
+            found.append(tasks.sample_text(count, generator, bool(c.filler_shuffled)))
+        return found
+
     def draw(self, block):
         """Tokens (BLOCK, B, T) and targets (BLOCK, M) of the steps of one block."""
-        c = self.config
         tokens, targets = [], []
-        for name in c.levels:
-            task, level = tasks.split_name(name)
-            generator = tasks.seeded(c.device, "train", c.seed, name, block)
-            batch = tasks.sample(task, level, self.BLOCK * c.per_level, generator,
-                                 "train", c.train_fraction)
-            # The last token of a line is never an input: nothing comes after it.
+        for batch in self.lines(self.BLOCK, block):
             tokens.append(batch.tokens[:, :-1].reshape(self.BLOCK, -1))
             targets.append(batch.targets[:, :-1].reshape(self.BLOCK, -1))
         tokens = self.layout.spread(torch.cat(tokens, 1), PAD)              # (BLOCK, B, T)
@@ -404,6 +422,13 @@ class TrainingData:
 # --------------------------------------------------------------------------------------------------
 # Interventions: what depends on what?
 
+class Scored(NamedTuple):
+    """The M places of a batch where a token is predicted."""
+    targets: torch.Tensor             # (M,) int64: these tokens
+    level: torch.Tensor               # (M,) int64: an index of tasks.level_names(); -1: text
+    place: torch.Tensor               # (M,) int64: 0 is the first token of an answer; -1: text
+
+
 class Intervention:
     """A change to training.
 
@@ -411,7 +436,7 @@ class Intervention:
     The methods of this class do nothing.  A subclass overrides those that it needs:
 
     >>> class SmallStates(Intervention):
-    ...     def penalty(self, states, targets, step):       # keeps the last block's states small
+    ...     def penalty(self, states, scored, step):        # keeps the last block's states small
     ...         return states.square().mean()
     >>> SmallStates(TrainConfig()).penalty(torch.full((4, 128), 3.0), None, step=0).item()
     9.0
@@ -434,11 +459,11 @@ class Intervention:
         """
         return model
 
-    def penalty(self, states, targets, step):
+    def penalty(self, states, scored, step):
         """A scalar tensor, or None.  Times `strength`, it is added to the loss.
 
-        states: (M, D), the last block's, at the M places that are scored.  targets: (M,) int64,
-        the tokens to be predicted there.  The loss that a Snapshot reports is without it.
+        states: (M, D), the last block's, at the M places that are scored.  scored: what is asked
+        there, a Scored.  The loss that a Snapshot reports is without the penalty.
         """
         return None
 
@@ -447,6 +472,134 @@ class Intervention:
 
         penalty: what the method `penalty` returned.
         """
+
+
+class OffsetGPT(GPT):
+    """A GPT with fixed numbers added to its logits, which depend on where in which line it is.
+        logits = E LayerNorm(x) + offset[task-level, place of the answer]
+    offset: (P + 1, A + 1, V); the last of each is for what is off the answer.
+    """
+
+    def __init__(self, model, offset):
+        super().__init__(model.config)
+        self.load_state_dict(model.state_dict())
+        self.register_buffer("offset", offset, persistent=False)
+
+    def logits(self, states, where=None):
+        level, place = where
+        return super().logits(states) + self.offset[level, place]
+
+    def forward(self, tokens):
+        where = torch.stack(tasks.level_and_place(tokens))                  # (2, B, T)
+        return self.logits(self.hidden_states(tokens)[-1], where)
+
+
+class BiasGPT(GPT):
+    """A GPT with a bias on its logits, which is trained.  It begins at 0."""
+
+    def __init__(self, model):
+        super().__init__(model.config)
+        self.load_state_dict(model.state_dict())
+        self.head_bias = nn.Parameter(torch.zeros(model.config.vocab_size))
+
+    def logits(self, states, where=None):
+        return super().logits(states) + self.head_bias
+
+
+def log_frequencies(names, vocab_size):
+    """The log of how often each token stands at each place of each task-level's answer.
+        log(f + 1e-4)           so that no token is ruled out
+    names: P task-levels.  Returns (P + 1, A + 1, V): 0 where there is no such place or token.
+    """
+    found = [tasks.answer_frequencies(*tasks.split_name(name)) for name in names]
+    places = max(len(f) for f in found)
+    table = torch.zeros(len(names) + 1, places + 1, vocab_size)
+    for row, f in zip(table, found):
+        row[:len(f), :VOCAB_SIZE] = (f + 1e-4).log()
+    return table
+
+
+class Marginal(Intervention):
+    """The frequencies of the answers stand in the logits from the start, and need no learning.
+
+    If the early collapse is the learning of frequencies, it does not happen."""
+
+    def names(self):
+        return tasks.level_names()
+
+    def wrap(self, model):
+        offset = log_frequencies(self.names(), model.config.vocab_size)
+        return OffsetGPT(model, offset.to(self.config.device)).to(self.config.device)
+
+
+class WrongMarginal(Marginal):
+    """Control: each task-level has the frequencies of the next task, which it must unlearn.
+
+    The next: in the order of the table, within the paper's eight or a family; same level."""
+
+    def names(self):
+        after = {}
+        for family in (tuple(tasks.TASKS), *tasks.FAMILIES.values()):
+            after |= dict(zip(family, (*family[1:], family[0])))
+        pairs = [tasks.split_name(name) for name in tasks.level_names()]
+        return [f"{after[task.removeprefix('sham-')]}-{level}" for task, level in pairs]
+
+
+class HeadBias(Intervention):
+    """The frequencies can be learned without moving the states: by a bias on the logits."""
+
+    def wrap(self, model):
+        return BiasGPT(model).to(self.config.device)
+
+
+def concentration(states, scored):
+    """How much of the states' energy lies in few directions; mean over the task-levels in a batch.
+        sum_i l_i^2         l: eigenvalues, of sum 1, of X X', X the n states of one task-level
+    It is |X X'|^2 / trace(X X')^2: 1 if all states are parallel, 1/n if they are orthogonal and of
+    one length.  X: the last block's states where the first answer token is predicted, not centred.
+    """
+    first = scored.place == 0
+    X = states[first].float()                                               # (n K, D)
+    K = len(scored.level[first].unique())
+    X = X.view(K, -1, X.shape[1])                         # (K, n, D): one level after another
+    gram = X @ X.transpose(1, 2)                                            # (K, n, n)
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1)                            # (K,)
+    return (gram.square().sum((1, 2)) / trace.square()).mean()
+
+
+class RankUp(Intervention):
+    """Holds the rank of the states up.  Does a capability that waits come earlier?"""
+
+    def penalty(self, states, scored, step):
+        return concentration(states, scored)
+
+
+class RankDown(Intervention):
+    """Holds the rank of the states down.  Is a recovery needed?"""
+
+    def penalty(self, states, scored, step):
+        return -concentration(states, scored)
+
+
+class Placebo(Intervention):
+    """A gradient as large as that of rank-up, at the same steps, in a direction that means nothing.
+
+    The direction is drawn anew at every step.  A fixed one would be a force: AdamW's steps do not
+    shrink with a gradient that always points the same way.  Half as much again as a plain step.
+    """
+
+    def wrap(self, model):
+        self.params = list(model.parameters())
+        return model
+
+    def penalty(self, states, scored, step):
+        real = torch.autograd.grad(concentration(states, scored), self.params, retain_graph=True,
+                                   allow_unused=True)
+        norm = torch.stack([g.norm() for g in real if g is not None]).norm()
+        generator = tasks.seeded(self.config.device, "placebo", self.config.seed, step)
+        noise = [torch.randn(p.shape, generator=generator, device=p.device) for p in self.params]
+        scale = norm / torch.stack([x.norm() for x in noise]).norm()
+        return sum((p * x).sum() for p, x in zip(self.params, noise)) * scale
 
 
 def new_intervention(config):
@@ -471,7 +624,7 @@ def new_model(config, intervention=None):
     intervention = intervention or new_intervention(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = GPT(SIZES[config.size]).to(config.device)
+        model = GPT(gpt_config(config)).to(config.device)
         return intervention.wrap(model)
 
 
@@ -506,7 +659,8 @@ def training_step(model, optimizer, data, config, step, intervention=None, forwa
 
     # The intervention may ask for something else besides.
     active = config.until == 0 or step < config.until
-    penalty = intervention.penalty(states, targets, step) if active else None
+    scored = Scored(targets, *data.layout.at(data.positions))
+    penalty = intervention.penalty(states, scored, step) if active else None
     total = loss if penalty is None else loss + config.strength * penalty
 
     # Backward: the gradients, changed by the intervention, then clipped.
@@ -593,7 +747,14 @@ SIZES: dict[str, GPTConfig] = {       # each has about four times the parameters
     "xl": GPTConfig(12, 16, 1024),    # 151 million
 }
 
-INTERVENTIONS: dict[str, type[Intervention]] = {}         # name -> a subclass of Intervention
+INTERVENTIONS: dict[str, type[Intervention]] = {          # name -> what it does to training
+    "marginal": Marginal,
+    "wrong-marginal": WrongMarginal,
+    "head-bias": HeadBias,
+    "rank-up": RankUp,
+    "rank-down": RankDown,
+    "placebo": Placebo,
+}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -637,9 +798,14 @@ class Layout(NamedTuple):
     slots: torch.Tensor               # (S,) int64: the places of all tokens, line after line
     offsets: torch.Tensor             # (B, T) int64: how far from the start of its line each is
     mask: torch.Tensor                # (B, 1, T, T): see attention_mask
+    where: torch.Tensor | None = None       # (2, B, T): see tasks.level_and_place
 
     def to(self, device):
         return Layout(*(part.to(device) for part in self))
+
+    def at(self, positions):
+        """(2, M): level and place of the answer, at M places.  None if they are not known."""
+        return None if self.where is None else self.where.flatten(1)[:, positions]
 
     def spread(self, flat, fill):
         """(..., S) values, line after line -> (..., B, T), and `fill` where no line stands."""
@@ -705,6 +871,8 @@ def lay_out(batches, device="cpu"):
     for batch in batches:
         lengths += [batch.tokens.shape[1]] * len(batch.tokens)
     layout = pack(lengths, 2 * max(lengths), device)
+    where = [torch.stack(tasks.level_and_place(batch.tokens)).flatten(1) for batch in batches]
+    layout = layout._replace(where=layout.spread(torch.cat(where, 1).to(device), -1))
 
     tokens = torch.cat([batch.tokens.reshape(-1) for batch in batches]).to(device)      # (S,)
     targets = torch.cat([batch.targets.reshape(-1) for batch in batches]).to(device)
@@ -750,7 +918,7 @@ def packed_states(model, tokens, layout, positions=None):
 def packed_forward(model, tokens, layout, positions):
     """What a training step needs at M places: the last block's states (M, D), and logits (M, V)."""
     _, last = walk(model, tokens, layout, positions)
-    return last, model.logits(last)
+    return last, model.logits(last, layout.at(positions))
 
 
 class Answers(NamedTuple):
@@ -787,7 +955,8 @@ def read_answers(model, lines):
     """
     states, last = walk(model, lines.tokens, lines.layout, lines.read)
     early = torch.stack([x.flatten(0, 1)[lines.first] for x in states], 1)
-    logits = model.logits(last[lines.asked])                                # (M, V)
+    where = lines.layout.at(lines.read)[:, lines.asked]                     # (2, M)
+    logits = model.logits(last[lines.asked], where)                         # (M, V)
     nll = F.cross_entropy(logits, lines.targets, reduction="none")
     right = logits.argmax(1) == lines.targets
     return (early, torch.stack([last, model.ln_f(last)], 1), nll, right,
@@ -820,6 +989,8 @@ def packed_loss(model, batch):
     scored = targets != IGNORE
     owner, targets = owner[scored], targets[scored]                         # (M,)
 
+    where = torch.stack(tasks.level_and_place(tokens))[:, real]             # (2, S)
+    layout = layout._replace(where=layout.spread(where, -1))
     tokens = layout.spread(tokens[real], PAD)                               # (B, T)
     logits = packed_logits(model, tokens, layout, layout.slots[scored]).float()
     loss = F.cross_entropy(logits, targets, reduction="none")               # (M,)

@@ -103,10 +103,12 @@ def bar(text):
 # sweep
 
 # The least and the most that a field of the config may be; the others are positive and finite.
-LEAST = {"snapshots": 2, "eval_examples": 2, "linear_examples": 8, "llc_draws": 4} | dict.fromkeys(
+LEAST = {"filler": -1, "snapshots": 2, "eval_examples": 2, "linear_examples": 8, "llc_draws": 4}
+LEAST |= dict.fromkeys(
     ("seed", "warmup", "final_lr", "weight_decay", "beta1", "beta2", "keep", "llc_burnin",
-     "compile", "until", "strength", "stop"), 0)
-MOST = {"beta1": 0.99999, "beta2": 0.99999, "train_fraction": 1, "threads": 1024, "compile": 1}
+     "compile", "until", "strength", "stop", "filler_shuffled"), 0)
+MOST = {"beta1": 0.99999, "beta2": 0.99999, "train_fraction": 1, "threads": 1024, "compile": 1,
+        "filler": 100, "filler_shuffled": 1}
 
 
 def with_settings(settings, *configs):
@@ -168,6 +170,18 @@ def parse_seeds(text):
                              "the last of them, such as 5-9, from 0 to 9999")
 
 
+def name_of_arm(train):
+    """What a sweep's folder is called after its tasks, where training is not the usual one."""
+    name = f"-fraction{train.train_fraction:g}" if train.train_fraction < 1 else ""
+    if train.intervene:
+        name += f"-{train.intervene}"
+        name += f"-{train.strength:g}" if train.strength != 1 else ""
+        name += f"-until{train.until}" if train.until else ""
+    if train.filler >= 0:
+        name += f"-filler{train.filler}{'-shuffled' if train.filler_shuffled else ''}"
+    return name
+
+
 def make_plan(folder, seeds, train, measure, everything_first, settings):
     """The jobs of a sweep: the shortest first, which is soon to be seen, then the longest.
 
@@ -212,6 +226,8 @@ def run_sweep(
         train_fraction: float = typer.Option(1.0, help="share of the operands to train on; below "
                                              "1, accuracy on unseen ones is a column"),
         out_dir: Path = typer.Option("runs", "--out", help="where the sweep's directory goes"),
+        intervene: str = typer.Option("", metavar="NAME", help="change training: marginal, "
+                                      "wrong-marginal, head-bias, rank-up, rank-down, placebo"),
         device: Device = DEVICE,
         workers: int = typer.Option(None, min=1, help="processes  [default: all cores or GPUs]"),
         keep: int = typer.Option(0, min=0, help="keep every so-many-th snapshot's weights"),
@@ -235,15 +251,15 @@ def run_sweep(
     train = models.TrainConfig(
         levels=levels, steps=steps or default_steps, lr=lr, snapshots=snapshots,
         per_level=max(10, 132 // many), device=device, dtype=models.pick_dtype(device),
-        train_fraction=train_fraction, threads=max(1, cores() // sum(map(len, seeds.values()))))
+        train_fraction=train_fraction, intervene=intervene,
+        threads=max(1, cores() // sum(map(len, seeds.values()))))
     often = {} if measures is None else {"hessian_snapshots": 40, "llc_snapshots": 40}
     asked = "rankme" if measures is None else measures
     wanted = () if asked == "none" else pick("--measures", asked, tuple(sweep.MEASURES))
     measure = sweep.MeasureConfig(measures=wanted, keep=keep, **often)
     train, measure = with_settings(settings, train, measure)
-    folder = out_dir / (task if every else "+".join(names))
-    if train_fraction < 1:
-        folder = folder.with_name(f"{folder.name}-fraction{train_fraction:g}")
+    models.new_intervention(train)                              # an unknown name is said here
+    folder = out_dir / f"{task if every else '+'.join(names)}{name_of_arm(train)}"
     plan = make_plan(folder, seeds, train, measure, measures is None, settings)
     launched = "TORCHELASTIC_RUN_ID" in os.environ              # torchrun started several of us
     waiting = [job for job in plan if not job.is_done()]
@@ -296,6 +312,7 @@ def show_cost(plan, waiting, workers):
     import models
     import sweep
     costs, totals = {}, []
+    shapes = {job.train.size: models.gpt_config(job.train) for job in waiting}
     for job in reversed(waiting):                               # of each size, its shortest run
         if job.train.size not in costs:
             costs[job.train.size] = sweep.estimate(job.train, job.measure)
@@ -303,7 +320,7 @@ def show_cost(plan, waiting, workers):
     for size, (training, measuring, snapshots) in costs.items():
         runs = sum(job.train.size == size for job in waiting)
         seconds = training, measuring, runs * (training + measuring)
-        table.add_row(size, f"{models.parameter_count(models.SIZES[size]):,}", str(runs),
+        table.add_row(size, f"{models.parameter_count(shapes[size]):,}", str(runs),
                       str(snapshots), *map(minutes, seconds))
     if waiting:
         out.print(table)

@@ -205,7 +205,7 @@ def measure_behaviour(snapshot, evals):
         columns[column] = float(w @ seen.right.all(1).double())
         if column == "accuracy":
             nll = seen.nll.double()
-            mean = w @ seen.predicted.double()
+            mean = w @ seen.predicted.double()[:, :tasks.VOCAB_SIZE]
             columns |= {"token_accuracy": float(w @ seen.right.double().mean(1)),
                         "log_prob": -float(w @ nll.sum(1)), "loss": float(w @ nll.mean(1)),
                         "marginal_kl": measures.marginal_kl(evals.frequencies[level], mean)}
@@ -545,7 +545,7 @@ def environment():
 
 def run_config(train, measure):
     """config.json: every field, and what analysis needs to know of tasks, model and measures."""
-    size = models.SIZES[train.size]
+    size = models.gpt_config(train)
     pairs = {name: tasks.split_name(name) for name in train.levels}
     taken = {name: MEASURES[name].number for name in measure.measures}
     return rounded({
@@ -821,7 +821,7 @@ def rare_costs(train, measure):
 def work(train, measure):
     """How long a run takes, in units of its own: to put the longest first."""
     steps = models.last_step(train) + sum(cost for _, cost in rare_costs(train, measure).values())
-    return models.parameter_count(models.SIZES[train.size]) * steps
+    return models.parameter_count(models.gpt_config(train)) * steps
 
 
 def run_one(job):

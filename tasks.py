@@ -50,6 +50,7 @@ from itertools import combinations_with_replacement, zip_longest
 from typing import Callable, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 LEVELS = (1, 2, 3)
 VOCAB_SIZE = 64                   # V: the words in use stand first, then free places, then PAD
@@ -502,6 +503,99 @@ def eval_lines(task, level, n, split="all", train_fraction=1.0) -> EvalLines:
     prompts = batch.tokens[:, :-answer_tokens(f"{task}-{level}")]
     distinct = len(prompts.unique(dim=0))
     return EvalLines(batch, times.double() / n, distinct, exact=False)
+
+
+# --------------------------------------------------------------------------------------------------
+# The way back: from tokens to the task-level that they are of
+
+def level_names():
+    """All task-levels of this file, shams last.  `level_and_place` numbers them in this order."""
+    names = [f"{name}-{level}" for name in ALL_TASKS for level in LEVELS]
+    return [*names, *(f"sham-{name}" for name in names)]
+
+
+@functools.lru_cache(maxsize=None)
+def prompt_shapes():
+    """Prompts with every digit read as 0: what all lines of a task-level have in common.
+
+    Returns (shapes (P, T) int64, -1 from the "=" on; answer tokens (P,)).
+    Raises ValueError where two task-levels look alike.
+    """
+    names, shapes = level_names(), []
+    lengths = [answer_tokens(name) for name in names]
+    for name, length in zip(names, lengths):
+        tokens = sample(*split_name(name), 1, seeded("cpu")).tokens[0, :-length - 1]
+        shapes.append(torch.where(tokens < 10, 0, tokens))
+    if len({tuple(shape.tolist()) for shape in shapes}) < len(names):
+        raise ValueError("two task-levels have prompts of the same length and words: no model could"
+                         " tell them apart")
+    longest = max(len(shape) for shape in shapes)
+    padded = [F.pad(shape, (0, longest - len(shape)), value=-1)
+              for shape in shapes]
+    return torch.stack(padded), torch.tensor(lengths)
+
+
+def level_and_place(tokens):
+    """Which task-level each line is of, and which place of its answer each token predicts.
+
+    tokens: (N, T) int64, lines from their start; they may end early, or be padded.
+    Returns (level, place), both (N, T) int64: an index of level_names(), and 0 where the first
+    answer token is predicted, 1 for the second.  Both are -1 off the answer, and where a line is
+    of no task-level.
+
+    >>> level, place = level_and_place(sample("add", 2, 1, seeded("cpu")).tokens)
+    >>> level_names()[level[0, 6]], place[0].tolist()
+    ('add-2', [-1, -1, -1, -1, -1, -1, 0, 1, 2, -1])
+    """
+    shapes, lengths = (x.to(tokens.device) for x in prompt_shapes())        # (P, T'), (P,)
+    T = tokens.shape[1]
+    after = (tokens == ID["="]).cumsum(1)                                   # 0 in the prompt
+    shape = torch.where(tokens < 10, 0, tokens).masked_fill(after > 0, -1)  # (N, T)
+    width = max(T, shapes.shape[1])
+    shape, shapes = (F.pad(x, (0, width - x.shape[1]), value=-1) for x in (shape, shapes))
+    same = (shape[:, None] == shapes).all(2)                                # (N, P)
+    level = same.int().argmax(1)[:, None]                                   # (N, 1)
+    place = (after > 0).cumsum(1) - 1                                       # (N, T)
+    known = same.any(1)[:, None] & (after[:, -1:] > 0)
+    inside = known & (place >= 0) & (place < lengths[level])
+    return torch.where(inside, level, -1), torch.where(inside, place, -1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Text: what a stream of language looks like beside the tasks (TrainConfig.filler)
+
+@functools.lru_cache(maxsize=None)
+def text():
+    """English prose that every Python installation carries: `help` of its topics, in lower case.
+
+    Its characters have tokens of their own, from VOCAB_SIZE on.
+    Returns (tokens (S,) int64, the characters).  Another version of Python has another text.
+    """
+    from pydoc_data.topics import topics
+    prose = " ".join(" ".join(topics.values()).lower().split())
+    characters = "".join(sorted(set(prose)))
+    number = {c: VOCAB_SIZE + i for i, c in enumerate(characters)}
+    return torch.tensor([number[c] for c in prose]), characters
+
+
+TEXT_LINE = 24                    # characters of a line of text
+
+
+def sample_text(n, generator, shuffled=False) -> Batch:
+    """n lines from anywhere in the text; every next character is asked for.
+
+    shuffled: the same characters in an order that means nothing, as a control.
+    Returns Batch(tokens, targets), both (n, TEXT_LINE) int64.
+    """
+    tokens, _ = text()
+    if shuffled:
+        tokens = tokens[torch.randperm(len(tokens), generator=seeded("cpu", "shuffled text"))]
+    start = torch.randint(len(tokens) - TEXT_LINE, (n, 1), generator=generator,
+                          device=generator.device)
+    lines = tokens.to(generator.device)[start + torch.arange(TEXT_LINE, device=generator.device)]
+    targets = lines.roll(-1, 1)
+    targets[:, -1] = IGNORE
+    return Batch(lines, targets)
 
 
 def answer_tokens(level_name) -> int:

@@ -102,8 +102,8 @@ def one_line_a_row(tokens):
     B, T = tokens.shape
     mask = models.attention_mask(torch.zeros(1, T, dtype=torch.long))       # one for all rows
     offsets = torch.arange(T)[None]                                         # (1, T), likewise
-    parts = (torch.arange(B * T), offsets, mask)
-    return models.Layout(*(part.to(tokens.device) for part in parts))
+    where = torch.stack(tasks.level_and_place(tokens))
+    return models.Layout(torch.arange(B * T), offsets, mask, where).to(tokens.device)
 
 
 def our_step(config, dtype, device, tokens, layout, positions):

@@ -338,7 +338,7 @@ def test_cuda_training_learns():
 # Interventions
 
 class SmallStates(Intervention):
-    def penalty(self, states, targets, step):
+    def penalty(self, states, scored, step):
         return states.square().mean()
 
 
@@ -349,7 +349,7 @@ class Biased(GPT):
         super().__init__(config)
         self.bias = torch.nn.Parameter(torch.zeros(config.vocab_size))
 
-    def logits(self, states):
+    def logits(self, states, where=None):
         return super().logits(states) + self.bias
 
 
@@ -404,15 +404,17 @@ def test_a_penalty_is_shown_the_last_states_and_the_targets_of_its_step(named):
     seen = []
 
     class Looking(Intervention):
-        def penalty(self, states, targets, step):
-            seen.append((states.detach(), targets, step))
+        def penalty(self, states, scored, step):
+            seen.append((states.detach(), scored, step))
 
     list(train(named(Looking)))
     model, data = models.new_model(TINY), models.TrainingData(TINY)
     tokens, expected = data(0)
-    states, targets, step = seen[0]
+    states, (targets, level, place), step = seen[0]
     assert step == 0 and [s for _, _, s in seen] == list(range(12))
     assert torch.equal(targets, expected) and states.shape == (len(targets), 128)
+    names = tasks.level_names()
+    assert {names[i] for i in level.tolist()} == set(TINY.levels) and (place == 0).any()
     last = models.packed_states(model, tokens, data.layout, data.positions)[-1]
     assert torch.equal(states, last)
 
@@ -421,9 +423,9 @@ def test_a_penalty_stops_after_the_steps_that_it_is_given(named):
     steps = []
 
     class Counting(SmallStates):
-        def penalty(self, states, targets, step):
+        def penalty(self, states, scored, step):
             steps.append(step)
-            return super().penalty(states, targets, step)
+            return super().penalty(states, scored, step)
 
         def gradients(self, params, penalty):
             assert penalty is not None and params[0].grad is not None
@@ -466,6 +468,115 @@ def test_resuming_with_an_intervention_gives_the_same_bits(kind, named):
     config = named(kind, until=8)
     state = saved_and_loaded(snapshot_at(config, 5).state())
     assert torch.equal(final_weights(config, resume=state), final_weights(config))
+
+
+def joint(**fields):
+    """A few steps on levels of several kinds."""
+    return TrainConfig(levels=("parity-2", "modadd-2", "sort-2", "sham-add-1"), per_level=6,
+                       steps=30, warmup=5, snapshots=2, lr=2e-3, **fields)
+
+
+def place_entropies(name):
+    """How surprising an answer is to a guess that knows the frequencies at each place: in nats."""
+    f = tasks.answer_frequencies(*tasks.split_name(name))
+    return -torch.special.xlogy(f, f).sum().item()
+
+
+@pytest.mark.parametrize("name", ["parity-2", "modadd-2", "sort-2", "sham-parity-2"])
+def test_with_marginal_the_untrained_model_already_guesses_by_frequency(name):
+    model = models.new_model(joint(intervene="marginal"))
+    batch = tasks.sample(*tasks.split_name(name), 2000, tasks.seeded("cpu", "marginal"))
+    found = models.example_loss_sum(model, batch).mean().item()
+    assert found == pytest.approx(place_entropies(name), rel=0.04)
+    plain = models.example_loss_sum(models.new_model(joint()), batch).mean().item()
+    assert plain > 1.5 * found
+    packed = models.packed_loss(model, batch)
+    torch.testing.assert_close(packed, models.example_loss(model, batch))
+
+
+def test_with_wrong_marginal_it_guesses_as_if_it_were_the_next_task():
+    names = dict(zip(tasks.level_names(), models.WrongMarginal(joint()).names()))
+    assert names["copy-1"] == "reverse-1" and names["multiply-3"] == "copy-3"
+    assert names["sham-modadd-2"] == "sort-2" and names["permute-1"] == "maximum-1"
+    model = models.new_model(joint(intervene="wrong-marginal"))
+    batch = tasks.sample("modadd", 2, 500, tasks.seeded("cpu", "wrong"))
+    p = model(batch.tokens).softmax(-1)[batch.targets != tasks.IGNORE].view(500, -1, 64).mean(0)
+    wrong, own = (tasks.answer_frequencies(task, 2)[:1] for task in ("sort", "modadd"))
+    guess = p[:1].double()
+    assert (guess - wrong).abs().sum() < 0.3 * (guess - own).abs().sum()
+
+
+def test_concentration_in_closed_form():
+    level, place = torch.tensor([3] * 4 + [7] * 4), torch.zeros(8, dtype=torch.long)
+    scored = models.Scored(None, level, place)
+    parallel, orthogonal = torch.ones(4, 6), 5 * torch.eye(4, 6)
+    both = torch.cat([parallel, orthogonal])
+    assert models.concentration(both, scored).item() == pytest.approx((1 + 1 / 4) / 2)
+
+
+def rank_after(name, **fields):
+    *_, snapshot = train(joint(intervene=name, **fields))
+    batch = tasks.sample("sort", 2, 100, tasks.seeded("cpu", "rank"))
+    first = tasks.level_and_place(batch.tokens)[1] == 0
+    states = snapshot.model.hidden_states(batch.tokens)[-1][first]
+    gram = states @ states.T
+    return (gram.square().sum() / gram.trace().square()).item()
+
+
+def test_rank_up_holds_the_rank_up_and_rank_down_holds_it_down():
+    up, none, down = (rank_after(name, strength=3.0) for name in ("rank-up", "", "rank-down"))
+    assert up < 0.9 * none < none < down
+
+
+def test_the_placebos_gradient_is_as_large_as_that_of_rank_up():
+    norms = {}
+    for name in ("rank-up", "placebo"):
+        config = joint(intervene=name)
+        intervention = models.new_intervention(config)
+        model, data = models.new_model(config, intervention), models.TrainingData(config)
+        tokens, targets = data(0)
+        states, _ = models.packed_forward(model, tokens, data.layout, data.positions)
+        scored = models.Scored(targets, *data.layout.at(data.positions))
+        intervention.penalty(states, scored, 0).backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        norms[name] = torch.stack([g.norm() for g in grads]).norm().item()
+    assert norms["placebo"] == pytest.approx(norms["rank-up"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", list(models.INTERVENTIONS))
+def test_every_intervention_trains_and_resumes_to_the_same_bits(name):
+    config = dataclasses.replace(joint(intervene=name), steps=8)
+    state = saved_and_loaded(snapshot_at(config, 0).state())
+    weights = final_weights(config)
+    assert torch.isfinite(weights).all()
+    assert torch.equal(weights, final_weights(config, resume=state))
+    assert not torch.equal(weights[:1000], final_weights(dataclasses.replace(config, intervene=""))
+                           [:1000])
+
+
+def test_text_fills_the_batch_and_each_line_counts_once():
+    data = models.TrainingData(joint(filler=3))
+    tokens, targets = data(0)
+    text = targets >= tasks.VOCAB_SIZE
+    assert int(text.sum()) == 4 * 6 * 3 * (tasks.TEXT_LINE - 1)
+    assert data.weights.sum().item() == pytest.approx(1)
+    assert data.weights[text].sum().item() == pytest.approx(3 / 4)
+    level, place = data.layout.at(data.positions)
+    assert (place[text] == -1).all() and (place[~text] >= 0).all()
+    *_, snapshot = train(joint(filler=3))
+    assert snapshot.model.config.vocab_size == tasks.VOCAB_SIZE + len(tasks.text()[1])
+
+
+def test_no_text_leaves_the_lines_of_tasks_as_they_are_and_its_vocabulary_in_place():
+    without, none = models.TrainingData(joint()), models.TrainingData(joint(filler=0))
+    assert all(torch.equal(a, b) for a, b in zip(without(0), none(0)))
+    assert models.gpt_config(joint(filler=0)) == models.gpt_config(joint(filler=10))
+    task_lines = {tuple(row.tolist()) for row in joint_tokens(joint())}
+    assert task_lines <= {tuple(row.tolist()) for row in joint_tokens(joint(filler=3))}
+
+
+def joint_tokens(config):
+    return [row for batch in models.TrainingData(config).lines(2, 0) for row in batch.tokens]
 
 
 def test_an_unknown_intervention_names_the_known_ones(named):

@@ -62,13 +62,15 @@ BAD_SETTINGS = (
     "", "=", "lr", "=3", "lr 3", "learning=1", "size=nano", "seed=1", "device=cpu", "levels=",
     "levels=add", "levels=add-4", "levels=add-1,add-1", "levels=-", "measures=rank",
     "measures=rankme,rankme", "dtype=int8", "dtype=", "beta1=1", "beta2=1", "threads=99999",
-    "snapshots=1", "__class__=int", "lr=1=2", "compile=2", "train_fraction=1.5")
+    "snapshots=1", "__class__=int", "lr=1=2", "compile=2", "train_fraction=1.5", "stop=601",
+    "stop=-1", "filler=-2", "filler=101", "filler_shuffled=2", "strength=inf", "intervene=magic")
 BAD_TASKS = ("", ",", "substract", "add,", "ADD", "add;sort", "add sort", "-", "../add", "all,add",
              "\N{GREEK SMALL LETTER ALPHA}", "add-1")
 BAD_OPTIONS = {
     "--sizes": ("", "huge", "nano,", "nano;micro", "1"),
     "--measures": ("", "rank", "rankme,", "none,rankme"),
-    "--seeds": ("", "0", "-1", "many", "1.5", "10001"),
+    "--seeds": ("", "0", "-1", "many", "1.5", "10001", "5-3", "3-", "a-b"),
+    "--intervene": ("magic", "rank", "Rank-up"),
     "--steps": ("", "0", "-1", "x", "1e3"),
     "--controls": ("", "25", "-1", "x", "1.5"),
     "--train-fraction": ("", "0", "-1", "1.1", "nan", "inf", "half"),
@@ -95,7 +97,7 @@ def bad_command_lines():
     lines += [["sweep", "--task", text] for text in BAD_TASKS]
     begin = ["sweep", "--task", "add"]
     lines += [[*begin, "--set", f"{name}={value}"] for name, kind in fields()
-              for value in BAD_NUMBERS.get(kind, ())]
+              for value in BAD_NUMBERS.get(kind, ()) if (name, value) != ("filler", "-1")]
     lines += [[*begin, "--set", text] for text in BAD_SETTINGS]
     lines += [[*begin, option, text] for option, texts in BAD_OPTIONS.items() for text in texts]
     return lines

@@ -418,13 +418,34 @@ def test_an_intervention_that_was_added_trains(finished, tmp_path, capsys, monke
     command = ["sweep", *SMALL, "--set", "weight_decay=0", "--set", "intervene=no-gradient"]
     status, _, err = call(capsys, *command, "--out", tmp_path)
     assert status == 0, err
-    one = tmp_path / "copy+parity/nano-s0"
+    one = tmp_path / "copy+parity-no-gradient/nano-s0"
     config = json.loads((one / "config.json").read_text())
     assert config["intervene"] == "no-gradient"
     kept = weights(one)
     untrained = models.new_model(models.TrainConfig()).state_dict()
     assert all(torch.equal(value, kept[key]) for key, value in untrained.items())
     assert rows_of(one)[0] == rows_of(finished[0] / "nano-s0")[0]
+
+
+@pytest.mark.parametrize("name, settings, expected", [
+    ("rank-up", [], "copy+parity-rank-up"),
+    ("rank-down", ["strength=3", "until=7"], "copy+parity-rank-down-3-until7"),
+    ("", ["filler=3"], "copy+parity-filler3"),
+    ("", ["filler=10", "filler_shuffled=1"], "copy+parity-filler10-shuffled")])
+def test_the_arm_stands_in_the_folders_name(name, settings, expected, tmp_path, capsys, untimed):
+    command = ["sweep", *SMALL, "--out", tmp_path, "--dry-run", "--intervene", name]
+    for setting in settings:
+        command += ["--set", setting]
+    status, screen, _ = call(capsys, *command)
+    assert status == 0 and f"{expected}: " in screen.replace("\n", "")
+
+
+def test_an_intervention_on_a_sweep_that_was_begun_without_is_refused(finished, capsys, untimed):
+    folder, _ = finished
+    before = (folder / "nano-s0/config.json").read_bytes()
+    status, _, err = call(capsys, "sweep", *SMALL, "--set", "strength=3", "--out", folder.parent)
+    assert status == 2 and one_sentence(err) and "strength was 1" in err
+    assert (folder / "nano-s0/config.json").read_bytes() == before
 
 
 ROW = """    "double": Task(

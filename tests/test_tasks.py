@@ -634,3 +634,43 @@ def test_a_task_is_one_function_and_one_row(tmp_path):
 
 def test_examples_in_the_docstrings():
     assert doctest.testmod(tasks).failed == 0
+
+
+# --------------------------------------------------------------------------------------------------
+# The way back, and text
+
+@pytest.mark.parametrize("name", tasks.level_names())
+def test_level_and_place_of_every_task_level(name):
+    batch = tasks.sample(*tasks.split_name(name), 20, tasks.seeded("cpu", "back"))
+    number = tasks.level_names().index(name)
+    for tokens, targets in ((batch.tokens, batch.targets), (batch.tokens[:, :-1],
+                                                            batch.targets[:, :-1])):
+        level, place = tasks.level_and_place(tokens)
+        asked = targets != tasks.IGNORE
+        assert torch.equal(level, torch.where(asked, number, -1))
+        assert torch.equal(place, torch.where(asked, asked.cumsum(1) - 1, -1))
+    padded = torch.nn.functional.pad(batch.tokens, (0, 7), value=tasks.PAD)
+    assert torch.equal(tasks.level_and_place(padded)[1][:, :-7],
+                       tasks.level_and_place(batch.tokens)[1])
+    prompt = batch.tokens[:, :int((batch.tokens[0] == tasks.ID["="]).int().argmax())]
+    assert (torch.stack(tasks.level_and_place(prompt)) == -1).all()
+
+
+def test_text_is_prose_of_tokens_of_its_own_and_shuffled_it_has_the_same_characters():
+    tokens, characters = tasks.text()
+    assert tokens.min() == tasks.VOCAB_SIZE and len(tokens) > 100_000
+    letters = [characters[i - tasks.VOCAB_SIZE] for i in tokens[:5000].tolist()]
+    assert " the " in "".join(letters) and len(set(characters)) == len(characters)
+    plain, mixed = (tasks.sample_text(400, tasks.seeded("cpu", "t"), shuffled)
+                    for shuffled in (False, True))
+    assert plain.tokens.shape == (400, tasks.TEXT_LINE)
+    assert torch.equal(plain.tokens[:, 1:], plain.targets[:, :-1])
+    assert (plain.targets[:, -1] == tasks.IGNORE).all()
+
+    def pair_entropy(batch):                               # of a character, its forerunner known
+        pairs = batch.tokens[:, :-1] * 1000 + batch.tokens[:, 1:]
+        count = pairs.flatten().unique(return_counts=True)[1].double()
+        p = count / count.sum()
+        return -(p * p.log()).sum().item()
+    assert pair_entropy(plain) < pair_entropy(mixed) - 0.5
+    assert (tasks.level_and_place(plain.tokens)[0] == -1).all()
