@@ -218,7 +218,7 @@ def test_the_public_names_are_there():
 # Tables
 
 # what half of it asks of a loss and of chains, so that no wrong number passes in silence
-LONGER = {"measures.py": 1130}
+LONGER = {"measures.py": 1133}
 
 BESIDE = {"README.md", "pyproject.toml", "LICENSE", "CITATION.cff", "tests", "results"}
 
