@@ -50,7 +50,7 @@ def rankme_many(features, eps=1e-7):
     return torch.tensor([rankme(x, eps) for x in features], dtype=torch.float64)
 '''},
     "measures.power_iteration": {"lanczos": '''
-def lanczos(matvec, start, tol=1e-2, max_iters=100, max_basis=24):
+def lanczos(matvec, start, tol=1e-2, max_iters=100):
     """Both ends of the spectrum by power_iteration: the second time of H - lambda I."""
     top = power_iteration(matvec, start.reshape(-1, start.shape[-1]).sum(0), tol, max_iters)
 
@@ -62,11 +62,11 @@ def lanczos(matvec, start, tol=1e-2, max_iters=100, max_basis=24):
             (top.eigenvalue + end.eigenvalue, end.eigenvector, end.residual)]
     if top.eigenvalue > 0:
         ends.reverse()
-    (smallest, low, smallest_residual), (_, high, _) = ends
-    return HessianTop(top.eigenvalue, top.eigenvector, smallest, smallest_residual,
-                      top.iterations + end.iterations, top.residual, converged=top.converged,
-                      vectors=torch.stack([low, high]))
-''', "Span": "", "orthogonalise": "", "_combine": ""},
+    (smallest, low, residual_smallest), (largest, high, residual_largest) = ends
+    return HessianTop(top.eigenvalue, top.eigenvector, top.iterations + end.iterations,
+                      top.residual, top.converged, smallest, largest, residual_smallest,
+                      residual_largest, vectors=torch.stack([low, high]))
+''', "extended": "", "ritz_ends": "", "surely_larger": ""},
 }
 
 
