@@ -788,7 +788,8 @@ def table_rows(name, config, rows):
             for column, value in columns.items():
                 if column in LAYERED or own:                    # a number for each layer, or key
                     for quantity, number in spread(column, value):
-                        yield *place, quantity, number
+                        if not (own and isinstance(number, str)):       # words of a reader's own
+                            yield *place, quantity, number
                     continue
                 if isinstance(value, dict) and "mc_error" in value:
                     yield *place, f"{column}.mc_error", value["mc_error"]
@@ -803,7 +804,7 @@ def spread(name, value):
     if isinstance(value, (dict, list)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from spread(f"{name}.{key}", inner)
-    elif not isinstance(value, str):
+    else:
         yield name, value
 
 
