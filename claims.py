@@ -15,7 +15,8 @@ Simonsohn, Simmons & Nelson 2020).  Each claim comes with
 
 To come before emergence is not to lead it: behaviour with a lower bar comes first as well.  So the
 table of leads has such rows for reference: a measure leads if its excess over chance is above
-theirs.  This file knows nothing of models, of run directories, and of figures.
+theirs.  Claims on arms, runs that differ in what was done to training, are in ARM_CLAIMS.  This
+file knows nothing of models, of run directories, and of figures.
 """
 import functools
 import itertools
@@ -26,9 +27,10 @@ from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
-from emergence import (ONSETS, EventTable, as_times, emergence_index, emergences, event_table,
-                       exchanged, exchanges, first_lasting, floors, forecast, from_below, holm,
-                       lead_time, measured_at, order_signs, p_value, precursor_counts,
+from emergence import (ONSETS, EventTable, as_times, at_start, effect, emergence_index,
+                       emergences, event_table, exchanged, exchanges, first_lasting, floors,
+                       forecast, from_below, holm, latest, lead_time, measured_at, order_signs,
+                       own_grids, p_value, pair_arms, paired_mean, plain, precursor_counts,
                        rate_with_interval, risk_set_test, risk_sets, split_level, steps_at,
                        t_quantile, way_from_chance)
 
@@ -57,10 +59,26 @@ ALTERNATIVES = {
     "position": ("first", "last"), "layer": (-2, -1), "warmup": (True, False)}
 
 
-def specifications(alternatives: dict = ALTERNATIVES) -> list[Specification]:
-    """All combinations of the alternatives; the other fields as by default."""
-    return [Specification(**dict(zip(alternatives, options)))
-            for options in itertools.product(*alternatives.values())]
+def specifications(alternatives: dict = ALTERNATIVES, runs: Sequence = ()) -> list[Specification]:
+    """All combinations of the alternatives; the other fields as by default.
+
+    Where runs are given, options that need what none of them has are left out."""
+    kept = {choice: [x for x in options if not runs or any(has(run, choice, x) for run in runs)]
+            or options[:1] for choice, options in alternatives.items()}
+    return [Specification(**dict(zip(kept, options)))
+            for options in itertools.product(*kept.values())]
+
+
+def has(run, choice, option):
+    """Has a run measured what an option needs?"""
+    values = np.zeros(1)
+    if choice == "behaviour":
+        values, _ = way_from_chance(run, option)
+    elif choice == "position":
+        values = run.layered.get(f"rankme.{option}", np.full(1, math.nan))
+    elif choice == "layer":
+        values = run.rankme_at(Specification.position, option)
+    return not np.isnan(values).all()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -157,8 +175,8 @@ def top_downs(events):
     """Of floors, and of the steps at which they are reached: `top_down`, both (R, L)."""
     by = events.dated_by["smoothing"], events.dated_by["warmup"]
     found = [floors(run, "first", *by) for run in events.runs]
-    return (np.array([top_down(floor)[events.rows] for _, floor, _, _ in found]),
-            np.array([top_down(step)[events.rows] for _, _, step, _ in found]))
+    return (np.array([top_down(floor)[events.rows] for floor, _, _ in found]),
+            np.array([top_down(step)[events.rows] for _, step, _ in found]))
 
 
 def top_down_cells(which, events, drawn):
@@ -357,41 +375,50 @@ ROOM = {"linear_probe": 0.75}         # a level whose untrained model is above t
 ON_A_GRID = 2                         # the persistence where snapshots are few
 
 
-def outside_shams(run, name):
-    """(L, S): does a measure differ from all shams, at the same step, by more than its error?"""
+def departed(run, name, rise):
+    """(L, S): does a measure differ from all shams, at the same step, by more than its error?
+
+    Without shams: from its own first value, by that fraction `rise` of its range."""
     values, error = run.table(name), run.error_of(name)
-    if not run.shams.any():
-        return np.zeros(values.shape, bool)
-    shams = values[run.shams]
-    return (values > np.fmax.reduce(shams) + error) | (values < np.fmin.reduce(shams) - error)
+    shams = latest(run.steps, values[run.shams], run.steps)
+    if not len(shams):
+        shams = at_start(values)[:, None, None]                             # (L, 1, 1)
+        span = np.fmax.reduce(values, axis=1) - np.fmin.reduce(values, axis=1)
+        error = np.fmax(error, rise * span[:, None])
+    high, low = np.fmax.reduce(shams, axis=-2), np.fmin.reduce(shams, axis=-2)
+    return (values > high + error) | (values < low - error)
 
 
 def date_on(events, run, name, grid, persistence):
     """(L,): when a quantity of one run moves, for one who looks at the snapshots of a grid alone.
 
-    RankMe: its onset.  Behaviour: a tenth of its way.  A measure: its first lasting departure from
-    the shams.  NaN: not measured, or without room (outside all along, or by the table ROOM)."""
-    by, on = events.dated_by, np.isin(run.steps, grid)
+    RankMe: its onset.  Behaviour: a tenth of its way.  Both are read where they were last measured.
+    A measure: its first lasting departure, on the snapshots of the grid at which it was measured.
+    NaN: not measured, or without room (departed all along, or by the table ROOM)."""
+    by, dates = events.dated_by, np.full(len(run.levels), math.nan)
+    lasts = dict(persistence=persistence, lasting=by["lasting"])
     if name in REFERENCES:
         values, chance = way_from_chance(run, name)
-        index = emergence_index(values[:, on], grid, chance, run.per_level("examples",
-                                math.inf), TENTH, persistence, by["lasting"])
+        values, examples = latest(run.steps, values, grid), run.per_level("examples", math.inf)
+        index = emergence_index(values, grid, chance, examples, TENTH, **lasts)
         return np.where(np.isnan(values).all(-1), math.nan, steps_at(grid, index))
-    no_room = np.zeros(len(run.levels), bool)
     if name == "rankme":
-        curves = run.rankme_at(by["position"], by["layer"])[:, on]
+        curves = latest(run.steps, run.rankme_at(by["position"], by["layer"]), grid)
         risen = ONSETS[events.onset_rule](curves, curves[run.shams], grid, by["rise"])
-    else:
-        outside = outside_shams(run, name)[:, on]
-        no_room = outside.all(-1) | (run.table(name)[:, on][:, 0] > ROOM.get(name, math.inf))
-        risen = from_below(outside)
-    dates = steps_at(grid, first_lasting(risen, grid, persistence, by["lasting"]))
-    return np.where(no_room, math.nan, dates)
+        index = first_lasting(risen, grid, **lasts)
+        return np.where(np.isnan(curves).all(-1), math.nan, steps_at(grid, index))
+    values, outside = run.table(name), departed(run, name, by["rise"])
+    values = np.where(np.isin(run.steps, grid), values, math.nan)
+    for rows, on in own_grids(values):
+        index = first_lasting(from_below(outside[rows][:, on]), run.steps[on], **lasts)
+        no_room = outside[rows][:, on].all(-1) | (at_start(values[rows]) > ROOM.get(name, math.inf))
+        dates[rows] = np.where(no_room, math.nan, steps_at(run.steps[on], index))
+    return dates
 
 
 def grids_of(events, name):
     """(R,) the snapshots at which a measure was taken; None for a run with fewer than 3."""
-    grids = [measured_at(run, run.table(name))[0] if name in run.measures else ()
+    grids = [run.steps[measured_at(run, run.table(name))] if name in run.measures else ()
              for run in events.runs]
     return [grid if len(grid) > 2 else None for grid in grids]
 
@@ -421,11 +448,11 @@ def lead_rows(events, drawn) -> list[dict]:
     """The table of leads: RankMe, then each measure on its grid; a row for each quantity."""
     rows = []
     if not np.isnan(events.floor).all():
-        grids = [run.steps for run in events.runs]
+        where = events.dated_by["position"], events.dated_by["layer"]
+        grids = [run.steps[measured_at(run, run.rankme_at(*where))] for run in events.runs]
         rows += rows_on_grids("rankme", events, grids, drawn, events.dated_by["persistence"])
     for name in dict.fromkeys(name for run in events.runs for name in run.measures):
-        if any(run.shams.any() for run in events.runs):
-            rows += rows_on_grids(name, events, grids_of(events, name), drawn, ON_A_GRID)
+        rows += rows_on_grids(name, events, grids_of(events, name), drawn, ON_A_GRID)
     return rows
 
 
@@ -487,7 +514,7 @@ def class_rates(events, drawn, classes) -> list[dict]:
     out = []
     for number, name in enumerate(("easy", "middle", "hard")):
         among = replace(events, emergence=np.where(classes == number, events.emergence, np.inf))
-        if np.isfinite(among.arrivals).any():
+        if (np.isfinite(among.arrivals) & ~np.isnan(among.onset)).any():
             out.append({"class": name, **rate_beside_chance(among, drawn)})
     return out
 
@@ -526,13 +553,6 @@ def seed_range(values):
         return {"median": statistics.median(known), "low": min(known), "high": max(known)}
 
 
-def plain(x):
-    """A number as JSON has it: None for never, an int for a whole one."""
-    if x is None or not math.isfinite(x):
-        return None
-    return int(x) if x == int(x) else float(x)
-
-
 def event_rows(events: EventTable) -> list[dict]:
     """A dict for each event: run, size, seed, task, level, sham, quantity, event, step.
 
@@ -542,11 +562,12 @@ def event_rows(events: EventTable) -> list[dict]:
     for r, run in enumerate(events.runs):
         found = [("rankme", "onset", events.onset[r])]
         behaviours = ["accuracy", "log_prob"]
-        behaviours += ["accuracy_train"] if run.config["train_fraction"] < 1 else []
+        behaviours += [name for name in ("accuracy_train", "token_accuracy") if name in run.curves]
         for name in behaviours:
             found.append((name, "emergence", emergences(run, name, *by)["emergence"][events.rows]))
         for name in run.measures:
-            dates = date_on(events, run, name, measured_at(run, run.table(name))[0], ON_A_GRID)
+            grid = run.steps[measured_at(run, run.table(name))]
+            dates = date_on(events, run, name, grid, ON_A_GRID)
             found.append((name, "onset", dates[events.rows]))
         for k, level in enumerate(events.levels):
             about = {"run": run.name, "size": run.config["size"], "seed": run.config["seed"],
@@ -782,7 +803,7 @@ def forecasts(runs, events, null=0) -> list[dict]:
     It "adds" if low > 0, the gain is at least .05 nats, 7 of 8 tasks gain, and p < .05."""
     rows, names = [], dict.fromkeys(name for run in runs for name in run.measures)
     for features in [(ONE_FEATURE,), *[(name, f"{name} slope") for name in names]]:
-        quantity = features[0].partition(" ")[0]
+        quantity = features[0].removesuffix(" slope")
         r = [r for r, run in enumerate(runs) if not np.isnan(run.table(quantity)).all()]
         for over in ("task", "run") if r else ():
             found = forecast(runs, features, over, null if over == "task" else 0,
@@ -794,6 +815,184 @@ def forecasts(runs, events, null=0) -> list[dict]:
                     adds = found.p and found.p < 0.05
                 rows.append(found._asdict() | {"gaining": gaining, "adds": adds, "runs": len(r)})
     return rows
+
+
+# ------------------------------------------------------------------------------------------------
+# Arms: runs that differ in what was done to training, as their config says.  Claims C11 to C14.
+
+class Arm(NamedTuple):            # fields of a run's config, and what they are where it lacks them
+    intervene: str = ""           # a row of models.INTERVENTIONS; "": none
+    strength: float = 1.0
+    until: int = 0                # 0: all along
+    filler: int = -1              # lines of text for each line of a task; -1: nor its tokens
+    filler_shuffled: int = 0
+
+    def __str__(self):
+        parts = [self.intervene, f"{self.strength:g}" if self.strength != 1 else "",
+                 f"until {self.until}" if self.until else "",
+                 f"filler {self.filler}" if self.filler >= 0 else "",
+                 "shuffled" if self.filler_shuffled else ""]
+        return " ".join(filter(None, parts)) or "none"
+
+
+TRAINED = ("steps", "per_level", "lr", "warmup", "final_lr", "weight_decay", "beta1", "beta2",
+           "clip", "train_fraction", "dtype")       # in these all arms must agree
+
+
+def arm_of(run):
+    arm = Arm(*[run.config.get(field, usual) for field, usual in Arm._field_defaults.items()])
+    arm = arm if arm.intervene else arm._replace(strength=1.0, until=0)
+    return arm if arm.filler > 0 else arm._replace(filler_shuffled=0)
+
+
+def experiments(runs) -> list[dict]:
+    """[{Arm: runs}]: runs of the same levels and training but for the arm; two arms at least."""
+    found = {}
+    for run in runs:
+        alike = tuple(run.levels), tuple(run.config.get(field) for field in TRAINED)
+        found.setdefault(alike, {}).setdefault(arm_of(run), []).append(run)
+    return [dict(sorted(arms.items())) for arms in found.values() if len(arms) > 1]
+
+
+def control_of(arm, arms, against=""):
+    """The arm that one is held against, if it is among `arms`.
+
+    against: another intervention, of the same strength if possible; "shuffled" text; "": the
+    untreated, which for text are runs that have its tokens and no line of it."""
+    wanted = [arm._replace(intervene="", strength=1.0, until=0)]
+    if against == "shuffled":
+        wanted = [arm._replace(filler_shuffled=1)]
+    elif against:
+        wanted = [arm._replace(intervene=against), Arm(against, filler=arm.filler)]
+    elif not arm.intervene:
+        wanted = [Arm(filler=0 if arm.filler > 0 else -1)]
+    return next((other for other in wanted if other in arms and other != arm), None)
+
+
+def centred(run):
+    """The run with RankMe of the centred states as that at the first answer token."""
+    return replace(run, curves={
+        name.replace("rankme_centred.", "rankme.first."): curve
+        for name, curve in run.curves.items() if not name.startswith("rankme.first.")})
+
+
+# What claims compare: an EventTable without shams -> (n,), a number for each run
+
+def log_fall(events):
+    """Log of RankMe of the untrained model over its floor, mean over task-levels."""
+    return np.log(np.maximum(events.start / events.floor, 1)).mean(1)
+
+
+def emerge_low(events, bar=2.5, share=2 / 3):
+    """(1,): how many levels emerge, in that share of runs at least, with RankMe below the bar.
+
+    The untrained model's is above it.  So: once below it stays below, until they have emerged."""
+    by, arrival = events.dated_by, events.emergence[..., None]
+    rankme = [run.rankme_at(by["position"], by["layer"])[events.rows] for run in events.runs]
+    low, steps = np.array(rankme) < bar, events.runs[0].steps               # (R, L, S)
+    fallen = np.logical_or.accumulate(low, axis=-1)
+    stays = ~(fallen & ~low & (steps <= arrival)).any(-1) & np.isfinite(events.emergence)
+    counted = stays & (fallen & (steps < arrival)).any(-1)                  # (R, L)
+    return np.array([(counted.mean(0) >= share - 1e-9).sum()])
+
+
+PLATEAU = ("parity-1", "parity-2", "parity-3", "add-1", "modadd-1")         # named beforehand
+
+def log_steps(named, events):
+    """Mean of log min(T, step of emergence), over the levels of PLATEAU or over all others."""
+    steps, among = events.runs[0].steps, np.isin(events.levels, PLATEAU) == named
+    if not among.any():
+        return NOT_TOLD
+    return np.log(np.clip(events.emergence[:, among], steps[steps > 0][0], steps[-1])).mean(1)
+
+
+def rates_by_run(excess, events):
+    """Share of emergences after an onset; with excess: less what exchanged tasks give."""
+    drawn = draw_tasks(events)
+    rates = [precursor_rate(events.subset(runs=[r]), drawn) for r in range(len(events.runs))]
+    return np.array([rate[0] - excess * rate.mean() for rate in rates])
+
+
+def gains_by_task(events):
+    """(T,), whose mean is the gain of the forecast by the one feature."""
+    found, tasks = forecast(events.runs, (ONE_FEATURE,), events=events), dict.fromkeys(events.tasks)
+    if found is None:
+        return NOT_TOLD
+    return np.array([found.each.get(task, 0.0) * len(tasks) for task in tasks])
+
+
+@dataclass(frozen=True)
+class ArmClaim:
+    key: str
+    text: str
+    treated: str                  # an intervention; "filler": any text; "text": not shuffled
+    value: Callable               # EventTable -> (n,), taken of each arm
+    fails: tuple                  # how it could turn out wrong: written before the runs were made
+    against: str = ""             # see control_of
+    compare: str = "difference"   # treated - control; "spared": less than control, as its share;
+                                  # "alone": treated
+    above: float = -math.inf      # it holds if the 95% interval, or what stands alone, is from here
+    below: float = math.inf       # ... to there
+    within: float = 0.0           # it holds if the 90% interval is within that of 0, and the
+                                  # control has more than that
+    geometry: bool = False        # it reads RankMe: beside it stands that of the centred states
+    pairs: int = 2                # so many are needed
+
+    def concerns(self, arm):
+        if self.treated in ("filler", "text"):
+            return arm.filler > 0 and not (self.treated == "text" and arm.filler_shuffled)
+        return arm.intervene == self.treated
+
+    def judge(self, control, treated, by):
+        """Two lists of runs -> a dict with the fields of a PairedMean, and a verdict."""
+        tables = pair_arms(control, treated, **by)
+        unmeasured = self.geometry and np.isnan(tables[0].floor + tables[1].floor).all()
+        before, after = (NOT_TOLD if unmeasured else self.value(events) for events in tables)
+        parts = after if self.compare == "alone" else after - before
+        found = paired_mean(parts / -before if self.compare == "spared" else parts)
+        half, above, below = found.half, self.above, self.below
+        if self.within:                                         # an equivalence
+            half, above, below = found.half90, -self.within, self.within
+        half = 0.0 if self.compare == "alone" else half
+        low, high, n = found.mean - half, found.mean + half, len(tables[0].runs)
+        verdicts = [(math.isnan(found.mean), "cannot tell: not measured, or nothing emerges"),
+                    (n < self.pairs, f"cannot tell: {n} of {self.pairs} pairs"),
+                    (self.within and before.mean() <= self.within,
+                     "cannot tell: there is too little to lose"),
+                    (above <= low and high <= below, "holds"),
+                    (high < above or below < low, "does not hold"),
+                    (True, "cannot tell: the interval is too wide")]
+        return found._asdict() | {
+            "pairs": n, "control_value": float(before.mean()), "treated_value": float(after.mean()),
+            "verdict": next(verdict for condition, verdict in verdicts if condition)}
+
+
+def study_arms(runs, specification: Specification = Specification()) -> dict:
+    """What the arms among these runs have to say: {"effects", "claims"}, rows for effects.json.
+
+    A row for each arm, and each control of it that has a run of the same size and seed."""
+    by, effects, rows = vars(specification), [], []
+    for arms, arm in [(arms, arm) for arms in experiments(runs) for arm in arms]:
+        claims = [claim for claim in ARM_CLAIMS if claim.concerns(arm)]
+        for against in dict.fromkeys(["", *[claim.against for claim in claims]]):
+            control = control_of(arm, arms, against)
+            pair = arms.get(control, ()), arms[arm]
+            sides = [{(run.config["size"], run.config["seed"]) for run in side} for side in pair]
+            if not set.intersection(*sides):
+                continue
+            names, found = {"treated": str(arm), "control": str(control)}, effect(*pair, **by)
+            effects.append(names | {"pairs": found.pairs, "end": found.end,
+                                    "mean": found.mean._asdict(),
+                                    "levels": [one._asdict() for one in found.levels]})
+            for claim in claims:
+                row = {"claim": claim.key, "text": claim.text, "fails": claim.fails} | names
+                if claim.against == against:
+                    rows.append(row | claim.judge(*pair, by))
+                if claim.against == against and claim.geometry:
+                    again = [[centred(run) for run in side] for side in pair]
+                    rows[-1]["centred"] = claim.judge(*again, by)
+    order = [claim.key for claim in ARM_CLAIMS]
+    return {"effects": effects, "claims": sorted(rows, key=lambda row: order.index(row["claim"]))}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -829,6 +1028,8 @@ CLAIMS = (
           counts=False),
     Claim("C5", "the LLC does not lead (share that it does)",
           "0/24", "0/24", "no precursor", within=0.1, **_measure("llc")),
+    Claim("C5 narrow", "nor does it where weights are held closer (localization)",
+          "-", "-", "-", within=0.1, **_measure("llc_narrow")),
     Claim("C6", "the top Hessian eigenvalue does not lead",
           "about 17%", "lags", "no precursor", within=0.1, **_measure("hessian_top")),
     Claim("C7", "order of onsets and of emergence go together (rho)",
@@ -848,3 +1049,51 @@ CLAIMS = (
 MEAN_EXCESS = Claim("C4 all choices", "RankMe comes first more often than chance has it (mean "
                     "excess)", "-", "-", "-", precursor_rate, null=TASKS, above_null=True,
                     form="{:.3f}", needs="an emergence")
+
+# Claims on arms, each with two ways in which it could fail, written before there were any runs.
+MOVES, DILUTES = functools.partial(log_steps, True), {"within": 0.1, "treated": "filler"}
+ARM_CLAIMS = (
+    ArmClaim("C11", "most of the early collapse is the learning of answer frequencies (share of "
+             "the fall that is spared where they are given)", "marginal", log_fall,
+             ("less than half is spared: most of the fall is something else",
+              "wrong frequencies spare as much (C11 wrong): any offset would do"),
+             compare="spared", above=0.5, geometry=True),
+    ArmClaim("C11 wrong", "they spare more than wrong frequencies do (log of the fall)",
+             "marginal", log_fall, ("it is the same: what the offset says does not matter",
+                                    "wrong ones spare more: what is unlearned holds the rank up"),
+             against="wrong-marginal", below=0.0, geometry=True),
+    ArmClaim("C11 bias", "a bias that can learn them spares some of the fall (share)",
+             "head-bias", log_fall, ("nothing is spared: states move although they need not",
+                                     "wrong frequencies spare as much: see C11 wrong"),
+             compare="spared", above=0.0, geometry=True),
+    ArmClaim("C12", "recovery is not necessary: three task-levels emerge, in four runs of six, "
+             "though RankMe has been held below 2.5", "rank-down", emerge_low,
+             ("fewer do: what emerges has recovered first, or the penalty is too weak to tell",
+              "centred RankMe recovers all the same: the mean is held down, not the rank"),
+             compare="alone", above=3, geometry=True, pairs=6),
+    ArmClaim("C13", "rank held up brings forward what waits on a plateau (log steps of parity-1, "
+             "-2, -3, add-1, modadd-1)", "rank-up", MOVES,
+             ("a placebo's gradient does so, too",
+              "more strength does not bring them forward more, or everything comes sooner"),
+             against="placebo", below=0.0),
+    ArmClaim("C13 others", "and delays all others (log steps)", "rank-up",
+             functools.partial(log_steps, False),
+             ("they move no more than with a placebo", "they come sooner as well"),
+             against="placebo", above=0.0),
+    ArmClaim("C14", "among much text as many emergences come after a recovery (change of share)",
+             value=functools.partial(rates_by_run, False), **DILUTES, geometry=True,
+             fails=("the share falls by more than .1: dilution hides precursors",
+                    "it stays, but chance gives it as well (C14 excess)")),
+    ArmClaim("C14 excess", "and that exceeds chance by as much (change)",
+             value=functools.partial(rates_by_run, True), **DILUTES, geometry=True,
+             fails=("the excess falls by more than .1",
+                    "there is none without text: nothing can vanish")),
+    ArmClaim("C14 forecast", "and RankMe's slope adds as much to a forecast (change in nats)",
+             value=gains_by_task, **DILUTES,
+             fails=("the gain falls by more than .1",
+                    "there is none without text: nothing can vanish")),
+    ArmClaim("C14 text", "language, not any further gradient, brings forward what waits on a "
+             "plateau (log steps, text less shuffled text)", "text", MOVES,
+             ("shuffled characters do so, too", "neither does: see the effects"),
+             against="shuffled", below=0.0),
+)

@@ -16,8 +16,8 @@ The paper (Billa 2026, arXiv 2602.15997) tells of three moments.  This file date
     emergence     the model answers clearly better than chance
 
 If the onset comes first, geometry "leads".  The onset of *another* task might have come first as
-well: so this file also says what chance gives, by exchanging whole tasks.  The last section asks
-more than order: does geometry help to *forecast* an emergence, if behaviour is known already?
+well: so this file also says what chance gives, by exchanging whole tasks.  Two sections ask more
+than order: does geometry help to *forecast* emergence, and what *effect* has another training?
 This file knows nothing of models, of run directories, of figures, and of what the paper claims.
 
 Letters for shapes:  R runs, L task-levels of a run, T tasks, S snapshots, J landmarks, N rows of a
@@ -27,6 +27,7 @@ import functools
 import itertools
 import math
 import warnings
+from collections import namedtuple
 from dataclasses import dataclass, replace
 from typing import Iterable, NamedTuple, Sequence
 
@@ -88,12 +89,12 @@ def emergence_step(steps: Sequence, accuracy: Sequence, chance: float = 0.0,
 
 
 def _as_curve(steps, values, name):
-    steps, values = list(steps), list(values)
+    steps, values = np.asarray(steps).tolist(), np.array(list(values), dtype=float)
     if len(steps) != len(values):
         raise ValueError(f"{name}: {len(steps)} steps but {len(values)} values")
     if any(later <= earlier for earlier, later in zip(steps, steps[1:])):
         raise ValueError(f"{name}: the steps must increase")
-    return steps, np.array(values, dtype=float)                             # None becomes NaN
+    return steps, values                                # plain numbers; of values, None is NaN
 
 
 def check_share(values, what):
@@ -194,15 +195,21 @@ NEED_SHAMS = ("shams", "mean_sham")   # a sweep without shams takes "floor" in t
 
 def lead_time(geometry_step: int | None, emergence_step: int | None) -> int | None:
     """Steps by which geometry came first, negative if behaviour did; None unless both happened."""
-    if np.isinf(as_times((geometry_step, emergence_step))).any():
-        return None
-    return emergence_step - geometry_step
+    geometry, behaviour = as_times((geometry_step, emergence_step)).tolist()
+    return plain(behaviour - geometry)
 
 
 def as_times(dates):
     """Steps; None, NaN, "" or infinity for "never" -> floats, infinity for "never"."""
     times = np.array([math.inf if date is None or date == "" else date for date in dates], float)
     return np.where(np.isnan(times), np.inf, times)
+
+
+def plain(x):
+    """A number as JSON has it: None for never, an int for a whole one."""
+    if x is None or not math.isfinite(x):
+        return None
+    return int(x) if x == int(x) else float(x)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -222,16 +229,26 @@ def rate_with_interval(k: float, n: float, z: float = 1.959964) -> tuple[float, 
     return rate, max(0.0, centre - spread), min(1.0, centre + spread)
 
 
-@functools.lru_cache(maxsize=1000)
-def t_quantile(df: float, confidence: float = 0.95) -> float:
-    """How many standard errors a two-sided interval of Student's t reaches; df >= 1, any number.
+@functools.lru_cache(maxsize=100)
+def t_angles(df):
+    """Angles up to pi / 2, and how much of Student's t = sqrt(df) tan(angle) lies within each.
 
-    With t = sqrt(df) tan(angle), the density of the angle is proportional to cos(angle)^(df - 1):
-    its integral is taken numerically, and looked up where it reaches `confidence`."""
+    The density of the angle is proportional to cos(angle)^(df - 1).  df >= 1, any number."""
     edges = np.linspace(0, math.pi / 2, 100_001)
     density = np.cos((edges[1:] + edges[:-1]) / 2) ** (df - 1)
-    share = np.concatenate([[0], density.cumsum()]) / density.sum()
-    return math.sqrt(df) * math.tan(np.interp(confidence, share, edges))
+    return edges, np.concatenate([[0], density.cumsum()]) / density.sum()
+
+
+def t_quantile(df: float, confidence: float = 0.95) -> float:
+    """How many standard errors a two-sided interval of Student's t reaches; df >= 1."""
+    edges, within = t_angles(df)
+    return math.sqrt(df) * math.tan(np.interp(confidence, within, edges))
+
+
+def t_p_value(t, df):
+    """How often Student's t is at least as far from 0: two-sided."""
+    edges, within = t_angles(df)
+    return float(1 - np.interp(math.atan(abs(t) / math.sqrt(df)), edges, within))
 
 
 def order_signs(x):
@@ -311,13 +328,14 @@ def risk_sets(emergence, censored):
 # From a table of measurements, which any training loop can write, to runs
 
 COLUMNS = ("run", "level", "step", "quantity", "value")
-DEFAULTS = {"size": "", "parameters": math.nan, "width": math.nan, "warmup": 0, "numbers": {},
-            "train_fraction": 1.0, "examples": None, "linear_examples": None, "chance": {},
-            "chance_log_prob": {}, "token_chance": {}, "answer_tokens": {}, "errors": {}}
-ENDS = ("embedding", "final_norm")
+PER_LEVEL = ("chance", "chance_log_prob", "token_chance", "answer_tokens", "examples")
+SETTINGS = (*PER_LEVEL, "size", "parameters", "width", "seed", "warmup")
+DEFAULTS = {"size": "", "parameters": math.nan, "width": math.nan, "warmup": 0, "unit": "step",
+            "linear_examples": None, "numbers": {}, "errors": {}, **dict.fromkeys(PER_LEVEL, {})}
 SHARES = ("accuracy", "accuracy_train", "accuracy_test", "token_accuracy")
-KNOWN = (*SHARES, "log_prob", "loss", "distinct", "linear_probe_shuffled",      # no measures:
-         "marginal_kl", "mean_share")                 
+CHECKS = ("distinct", "linear_probe_shuffled", "marginal_kl", "mean_share")
+ENDS, ERRORS = ("embedding", "final_norm"), ("error", "mc_error")
+NO_LAYER = ("rankme", "rankme.first", "rankme.answer", "rankme.last")       # of one layer, unnamed
 
 
 @dataclass(eq=False)              # compared, and cached, by identity
@@ -330,6 +348,8 @@ class Run:                        # NaN: not measured
 
     def table(self, quantity):
         """One quantity of all levels, (L, S); if it has layers, that after the last block."""
+        if quantity in NO_LAYER:
+            return self.rankme_at(quantity.partition(".")[2], -2)
         if quantity in self.layered:
             return layer_of(self.layered[quantity], -2)
         return self.curves.get(quantity, self.unmeasured)
@@ -339,16 +359,22 @@ class Run:                        # NaN: not measured
         return np.full((len(self.levels), len(self.steps)), math.nan)
 
     def per_level(self, key, default):
-        """An entry of the config, {level: number}, or one number for all of them: (L, 1)."""
+        """An entry of the config, {level: number}, or one number for all of them: (L, 1).
+
+        The number of the level "" is for those that have none of their own."""
         entry = self.config[key]
-        values = entry if isinstance(entry, dict) else dict.fromkeys(self.levels, entry)
-        return np.array([[default if values.get(level) is None else values[level]]
-                         for level in self.levels], dtype=float)
+        values = entry if isinstance(entry, dict) else {"": entry}
+        found = [values.get(level, values.get("")) for level in self.levels]
+        return np.array([[default if x is None else x] for x in found], dtype=float)
+
+    @property
+    def held_back(self):
+        """Were operands kept from training?  Then these count: knowing by heart is no capability"""
+        return "accuracy_test" in self.curves
 
     @functools.cached_property
     def accuracy(self):
-        """(L, S).  On unseen operands where there are some: knowing by heart is no capability."""
-        return self.table("accuracy_test" if self.config["train_fraction"] < 1 else "accuracy")
+        return self.table("accuracy_test" if self.held_back else "accuracy")
 
     @functools.cached_property
     def shams(self):
@@ -356,26 +382,32 @@ class Run:                        # NaN: not measured
         return np.array([level.startswith("sham-") for level in self.levels], dtype=bool)
 
     @functools.cached_property
-    def layered(self):
-        """{quantity: (L, layers, S)}, of curves such as "rankme.first.embedding", "mean_share.0".
+    def layer_names(self):
+        """{quantity: [its layers]} of curves such as "rankme.first.embedding", "mean_share.0".
 
-        Numbered layers come in their order.  Of named ones the embedding comes first and final_norm
-        last, NaN if not measured, with the blocks between them in order of appearance."""
+        Of RankMe any names; of others, where one is a number, or among ENDS."""
         found = {}
-        for name, values in self.curves.items():
-            quantity, _, layer = name.rpartition(".")
-            if quantity and layer not in ("error", "mc_error"):
-                found.setdefault(quantity, {})[layer] = values
-        for quantity, layers in found.items():
-            order = ["embedding", *[x for x in layers if x not in ENDS], "final_norm"]
-            if all(layer.isdigit() for layer in layers):
-                order = sorted(layers, key=int)
-            found[quantity] = np.stack([layers.get(x, self.unmeasured) for x in order], axis=1)
-        return found
+        for name in self.curves:
+            quantity, _, layer = (name, "", "") if name in NO_LAYER else name.rpartition(".")
+            if quantity and layer not in ERRORS:
+                found.setdefault(quantity, []).append(layer)
+        return {quantity: in_order(layers) for quantity, layers in found.items()
+                if quantity.startswith("rankme") or any(x.isdigit() or x in ENDS for x in layers)}
+
+    @functools.cached_property
+    def layered(self):
+        """{quantity: (L, layers, S)}; a layer of NaN where it was not measured."""
+        return {quantity: np.stack([self.curves.get(f"{quantity}.{layer}".rstrip("."),
+                                                    self.unmeasured) for layer in layers], axis=1)
+                for quantity, layers in self.layer_names.items()}
 
     def rankme_layers(self, position):
-        """(L, layers, S).  RankMe at one position; a layer of NaN where it was not measured."""
-        return self.layered.get(f"rankme.{position}", self.unmeasured[:, None])
+        """(L, layers, S) RankMe at one position, or where it was measured at one alone."""
+        found = {name: layers for name, layers in self.layered.items()
+                 if name.partition(".")[0] == "rankme"}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return found.get(f"rankme.{position}", self.unmeasured[:, None])
 
     def rankme_at(self, position, layer):
         """(L, S).  RankMe at one position and layer; NaN where it was not measured."""
@@ -384,11 +416,16 @@ class Run:                        # NaN: not measured
     @functools.cached_property
     def measures(self):
         """Names of the measured quantities that are neither behaviour nor RankMe."""
+        known = {*SHARES, *CHECKS, *self.config["errors"].values()}
+        if self.config["chance_log_prob"]:                      # else it has no scale
+            known |= {"log_prob"}
+        if "log_prob" in self.curves:                           # of which the loss is a part
+            known |= {"loss"}
+        for quantity, layers in self.layer_names.items():
+            known |= {f"{quantity}.{layer}" for layer in layers}
         names = dict.fromkeys([*self.config["numbers"], *self.curves, *self.layered])
-        return [name for name in names
-                if name not in (*KNOWN, *self.config["errors"].values())
-                and name.partition(".")[0] != "rankme"
-                and ("." not in name or name in self.layered)
+        return [name for name in names if name not in known
+                and name.rpartition(".")[2] not in ERRORS and name.partition(".")[0] != "rankme"
                 and not np.isnan(self.table(name)).all()]
 
     def error_of(self, name):
@@ -396,10 +433,21 @@ class Run:                        # NaN: not measured
         if name == "linear_probe" and self.config["linear_examples"]:
             share = self.table(name)
             return np.sqrt(share * (1 - share) / (self.config["linear_examples"] / 4))
-        for place in (self.config["errors"].get(name), f"{name}.error", f"{name}.mc_error"):
+        for place in (self.config["errors"].get(name), *[f"{name}.{error}" for error in ERRORS]):
             if place in self.curves:
                 return np.nan_to_num(self.curves[place])
         return np.zeros_like(self.unmeasured)
+
+
+def in_order(layers):
+    """From the embedding to the final norm, measured or not, with the blocks between them: numbers
+    in their order, names in that of appearance.  Numbers from 0 on are places in a list of hidden
+    states, of which the first is the embedding and the last the final norm."""
+    blocks = [layer for layer in layers if layer not in ENDS]
+    if all(layer.isdigit() for layer in blocks):
+        blocks.sort(key=int)
+    places = blocks[:1] == ["0"] and len(blocks) == len(layers)
+    return blocks if places else [ENDS[0], *blocks, ENDS[1]]
 
 
 def layer_of(layers, index):
@@ -407,14 +455,20 @@ def layer_of(layers, index):
     return layers[:, max(index, -layers.shape[1])]
 
 
-def from_table(rows: Iterable, configs: dict | None = None) -> list[Run]:
+def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") -> list[Run]:
     """A table of measurements, one number per row -> runs, in order of appearance.
 
-    rows: dicts with the keys run, level, step, quantity, value, or tuples in that order; of two for
-      the same place the last counts.  Numbers may be text; None, "" and NaN: not measured.
-      Quantities: accuracy, accuracy_train, accuracy_test, token_accuracy, log_prob, distinct (how
-      many inputs differ), rankme.<position>.<layer>.  All others are measures, and get a row in the
-      table of leads; <name>.error is a measure's standard error.
+    (Other columns, as W&B and TensorBoard export them: report.long_rows.)
+
+    rows: dicts with the keys run, level, step, quantity, value, tuples in that order, or a pandas
+      frame.  Numbers may be text; None, "" and NaN: not measured.  A step twice: the last counts,
+      and a warning says so.  Steps may be fractions, or tokens (unit: their name); runs, levels and
+      quantities may have any steps of their own, and a run may still go on.
+    Quantities: accuracy, which is enough, accuracy_train, accuracy_test, token_accuracy, log_prob,
+      distinct (how many inputs differ), rankme, rankme.<position>.<layer> (see in_order).  All
+      others are measures: dated, drawn, and in the table of leads; <name>.error is a measure's
+      standard error.  SETTINGS may be quantities too.  The level "" is the whole model: its
+      quantities hold for every level.
     configs: {run: its config.json as a dict}; what is absent is as in DEFAULTS, chance 0, the seed
       the run's place.  examples: a number, or {level: number}; None: all that there are.
       levels: in order of appearance; where a config names them, others are left out.
@@ -424,41 +478,71 @@ def from_table(rows: Iterable, configs: dict | None = None) -> list[Run]:
     >>> float(event_table(from_table(table)).emergence[0, 0])
     30.0
     """
-    found = {}                    # {run: {(level, quantity): (steps, values)}}
+    found, twice = {}, []         # {run: {(level, quantity): {step: value}}}
+    if hasattr(rows, "to_dict"):
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     for number, row in enumerate(rows, start=1):
         try:
-            cells = [row[name] for name in COLUMNS] if isinstance(row, dict) else row
-            run, level, step, quantity, value = cells
-            series = found.setdefault(run, {})
-            steps, values = series.setdefault((level, quantity), ([], []))
-            steps.append(float(step))
-            values.append(math.nan if value is None or value == "" else float(value))
+            run, level, step, quantity, value = (
+                [row[name] for name in COLUMNS] if isinstance(row, dict) else row)
+            hash((run, level, quantity))                        # TypeError: a list is no name
+            level, step = "" if level is None else str(level), float(step)
+            curve = found.setdefault(run, {}).setdefault((level, quantity), {})
+            if step in curve:
+                twice.append(f"{quantity} at step {step:g} of {run}")
+            if quantity != "size":
+                value = math.nan if value is None or value == "" else float(value)
+                value = value if math.isfinite(value) else math.nan         # diverged
+            curve[step] = value
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"from_table: row {number} is {row!r:.200}, expected: "
                              f"{', '.join(COLUMNS)}, with numbers as step and value") from None
     if not found:
         raise ValueError("from_table: the table has no rows")
+    if twice:
+        warnings.warn(f"values measured twice, of which the last counts: {len(twice)}, such as "
+                      f"{twice[0]}", stacklevel=2)
+    levels = {level: None for series in found.values() for level, quantity in series
+              if level and quantity not in SETTINGS}
     configs = configs or {}
-    return [_run(name, series, {"seed": seed} | DEFAULTS | configs.get(name, {}))
+    return [_run(str(name), series, list(levels) or ["all"],
+                 {"seed": seed, **DEFAULTS, "unit": unit}, configs.get(name, {}))
             for seed, (name, series) in enumerate(found.items())]
 
 
-def _run(name, series, config):
-    """series: {(level, quantity): (steps, values)}."""
-    steps = np.unique(np.concatenate([taken for taken, _ in series.values()]))
-    if not np.isfinite(steps).all():
-        raise ValueError(f"from_table: run {name!r} has a step that is no number")
-    levels = list(config.get("levels") or dict.fromkeys(level for level, _ in series))
-    curves = {}
-    for (level, quantity), (taken, values) in series.items():
-        if level in levels:
+def _run(name, series, levels, config, given):
+    """series: {(level, quantity): {step: value}}.  given: stands above config and the table."""
+    steps = np.unique([step for (_, quantity), curve in series.items()
+                       if quantity not in SETTINGS for step in curve])
+    if not (len(steps) and np.isfinite(steps).all() and steps[0] >= 0):
+        raise ValueError(f"from_table: run {name!r} has a step that is no number from 0 on")
+    levels, curves = list(given.get("levels") or levels), {}
+    for (level, quantity), curve in series.items():
+        *_, last = curve.values()
+        if quantity in PER_LEVEL:
+            config[quantity] = config[quantity] | {level: plain(last)}
+        elif quantity in SETTINGS:
+            config[quantity] = str(last) if quantity == "size" else plain(last)
+        elif level in levels or not level:
             unmeasured = np.full((len(levels), len(steps)), math.nan)
-            table = curves.setdefault(quantity, unmeasured)
-            table[levels.index(level), np.searchsorted(steps, taken)] = values
+            table, place = curves.setdefault(quantity, unmeasured), np.searchsorted(steps, [*curve])
+            values = np.array([*curve.values()])
+            if level:
+                table[levels.index(level), place] = values
+            else:                                               # the model's, for want of its own
+                table[:, place] = np.where(np.isnan(table[:, place]), values, table[:, place])
     for quantity in curves.keys() & set(SHARES):
         check_share(curves[quantity], f"run {name!r}: {quantity}")
-    steps = steps.astype(int) if (steps == np.floor(steps)).all() else steps
-    return Run(name, config, levels, steps, curves)
+    whole = (steps == np.floor(steps)).all() and steps[-1] < 2 ** 53
+    run = Run(name, config | given, levels, steps.astype(int) if whole else steps, curves)
+    try:
+        chance = run.per_level("chance", 0.0)
+    except (TypeError, ValueError):                             # no numbers
+        chance = np.array([math.nan])
+    if not ((chance >= 0) & (chance < 1)).all():
+        raise ValueError(f"run {name!r}: chance {run.config['chance']!r:.80}: expected numbers of "
+                         "at least 0 and below 1")
+    return run
 
 
 # ------------------------------------------------------------------------------------------------
@@ -571,16 +655,34 @@ def event_table(runs, threshold=0.3, persistence=3, lasting=1.25, behaviour="acc
 
 
 def measured_at(run, values, warmup=True):
-    """Steps and values at the snapshots where any of the curves (..., S) was measured.
+    """(S,) bool: the snapshots at which any of the curves (..., S) was measured.
 
-    Without warmup: at those after it, and at the last one."""
-    measured = ~np.isnan(values).all(axis=tuple(range(values.ndim - 1)))    # (S,)
-    if not measured.any():
-        return run.steps, values                                            # NaN all along
-    if not warmup:
-        last = run.steps[measured][-1]
-        measured &= run.steps >= min(run.config["warmup"], last)
-    return run.steps[measured], values[..., measured]
+    Without warmup: those after it, and the last one."""
+    measured = ~np.isnan(values).all(axis=tuple(range(values.ndim - 1)))
+    if measured.any() and not warmup:
+        measured &= run.steps >= min(run.config["warmup"], run.steps[measured][-1])
+    return measured
+
+
+def own_grids(curves):
+    """The rows of curves (L, S) that were measured at the same snapshots: (L,) and (S,) bool."""
+    measured = ~np.isnan(curves)
+    for snapshots in np.unique(measured, axis=0):
+        if snapshots.any():
+            yield (measured == snapshots).all(-1), snapshots
+
+
+def latest(steps, curves, at):
+    """(L, J): what was last measured of each curve (L, S) by the steps `at`; NaN for nothing."""
+    place = np.where(np.isnan(curves), -1, np.arange(curves.shape[1]))
+    place = np.maximum.accumulate(np.pad(place, ((0, 0), (1, 0)), constant_values=-1), axis=1)
+    place = place[:, np.searchsorted(steps, at, side="right")]
+    return np.where(place < 0, math.nan, np.take_along_axis(curves, np.maximum(place, 0), 1))
+
+
+def at_start(curves):
+    """(L,): what was first measured of each curve (L, S); NaN for nothing."""
+    return np.take_along_axis(curves, (~np.isnan(curves)).argmax(-1)[:, None], 1)[:, 0]
 
 
 def steps_at(steps, index):
@@ -605,44 +707,54 @@ def way_from_chance(run, behaviour):
 
 @functools.lru_cache(maxsize=5000)        # the multiverse of claims.py asks again and again
 def emergences(run, behaviour, threshold, persistence, lasting, warmup):
-    """{"emergence", "first", "censored"}: (L,) steps."""
+    """{"emergence", "first", "censored"}: (L,) steps, of each level on snapshots of its own."""
     values, chance = way_from_chance(run, behaviour)
-    steps, values = measured_at(run, values, warmup)
-    index = emergence_index(values, steps, chance, run.per_level("examples", math.inf),
-                            threshold, persistence, lasting)
-    # a level whose curve ends before the others is watched to its own end
-    last = np.where(np.isnan(values), -1, np.arange(len(steps))).max(-1)    # (L,)
-    in_time = np.append(steps, -np.inf)[np.maximum(last - persistence + 1, -1)]
-    end = np.minimum(np.append(steps, -np.inf)[last] / lasting, in_time)
-    return {"emergence": steps_at(steps, index), "first": np.full(len(values), steps[0]),
-            "censored": end}
+    values = np.where(measured_at(run, values, warmup), values, math.nan)
+    examples = run.per_level("examples", math.inf)
+    emergence, first, censored = np.multiply.outer((np.inf, 0, -np.inf), np.ones(len(values)))
+    for rows, on in own_grids(values):
+        steps = run.steps[on]
+        index = emergence_index(values[rows][:, on], steps, chance[rows], examples[rows],
+                                threshold, persistence, lasting)
+        emergence[rows], first[rows] = steps_at(steps, index), steps[0]
+        in_time = np.append(steps, -np.inf)[max(len(steps) - persistence, -1)]
+        censored[rows] = min(steps[-1] / lasting, in_time)
+    return {"emergence": emergence, "first": first, "censored": censored}
 
 
 @functools.lru_cache(maxsize=5000)
 def geometry(run, rule, persistence, lasting, warmup, position, layer, smoothing, rise):
     """What RankMe says in one run: {name of an array of EventTable: (L,)}."""
-    steps, floor, floor_step, _ = floors(run, position, smoothing, warmup)
-    # the shams' bar may have been crossed within the warm-up
-    seen, _, _, smooth = floors(run, position, smoothing, warmup or rule in NEED_SHAMS)
+    floor, floor_step, smooth = floors(run, position, smoothing, warmup)
+    counts = ~np.isnan(smooth).all(axis=(0, 1))                             # (S,)
+    if rule in NEED_SHAMS:            # their bar may have been crossed within the warm-up
+        *_, smooth = floors(run, position, smoothing, True)
     curves = layer_of(smooth, layer)
-    risen = ONSETS[rule](curves, curves[run.shams], seen, rise)[:, np.isin(seen, steps)]
-    onset = steps_at(steps, first_lasting(risen, steps, persistence, lasting))
+    shams, onset = latest(run.steps, curves[run.shams], run.steps), np.full(len(curves), math.nan)
+    for rows, on in own_grids(curves):
+        risen = ONSETS[rule](curves[rows][:, on], shams[:, on], run.steps[on], rise)
+        steps = run.steps[on & counts]
+        index = first_lasting(risen[:, counts[on]], steps, persistence, lasting)
+        onset[rows] = steps_at(steps, index)
     # RankMe is at most the number of distinct states, and at most the width
     states = run.per_level("answer_tokens", 1)[:, 0] if position == "answer" else 1
-    distinct = states * measured_at(run, run.table("distinct"))[1][:, 0]
     return {"onset": onset, "floor": layer_of(floor, layer),
             "floor_step": layer_of(floor_step, layer),
-            "start": measured_at(run, run.rankme_at(position, layer))[1][:, 0],
-            "ceiling": np.fmin(distinct, run.config["width"])}
+            "start": at_start(run.rankme_at(position, layer)),
+            "ceiling": np.fmin(states * at_start(run.table("distinct")), run.config["width"])}
 
 
 @functools.lru_cache(maxsize=500)
 def floors(run, position, smoothing, warmup):
-    """steps (S,), floor (L, layers), its step, smoothed RankMe (L, layers, S)."""
-    steps, values = measured_at(run, run.rankme_layers(position), warmup)
-    smooth = running_median(values, smoothing)
+    """floor (L, layers), its step, smoothed RankMe (L, layers, S); NaN where it does not count."""
+    values = run.rankme_layers(position)
+    curves = np.where(measured_at(run, values, warmup), values, math.nan)
+    curves = curves.reshape(-1, len(run.steps))                             # (L layers, S)
+    for rows, on in own_grids(curves):
+        curves[np.ix_(rows, on)] = running_median(curves[rows][:, on], smoothing)
+    smooth = curves.reshape(values.shape)
     floor, low, _ = recovery(smooth, 0.0)
-    return steps, floor, np.where(np.isnan(floor), np.inf, steps[low]), smooth
+    return floor, np.where(np.isnan(floor), np.inf, run.steps[low]), smooth
 
 
 # ------------------------------------------------------------------------------------------------
@@ -729,11 +841,12 @@ def forecast(runs, features, over="task", null=0, seed=0, events=None) -> Foreca
     """What do features add to a forecast of emergence by BEHAVIOUR, on a task never seen?
 
     Rows: each level at each landmark 20 * 1.5^(j + phase / 5), all five phases with weight 1/5, as
-    long as it has not emerged.  Target: it emerges within the next factor 1.5, if that window could
-    be watched whatever happened.  The level's number, log step and its square are always known;
-    behaviour and features are read at the landmark, or from before.  The forecast is a logistic
-    regression with a ridge penalty.  Each task (or run: `over`) is left out once, and the penalty
-    is chosen in the same way among the others.
+    long as it has not emerged.  (Where steps are epochs, or tokens, the first step replaces 20.)
+    Target: it emerges within the next factor 1.5, if that window could be watched whatever
+    happened.  The level's number, log step and its square are always known; behaviour and features
+    are read at the landmark, or from before.  The forecast is a logistic regression with a ridge
+    penalty.  Each task (or run: `over`) is left out once, and the penalty is chosen in the same way
+    among the others.
     features: names of columns; "rankme.answer" is the log of RankMe after the last block there.
       With " slope": the change since a factor 1.5 ago; with " excess": above the highest sham.
     null: so many exchanges of whole tasks' features give the p-value; 0: none.  events: whose
@@ -767,15 +880,16 @@ def forecast(runs, features, over="task", null=0, seed=0, events=None) -> Foreca
 
 def landmark_rows(events, features):
     """known (N, K), features (N, F), target (N,), places of rows; all features (F, R, L, J)."""
-    most = max(START, *[run.steps[-1] for run in events.runs])
-    steps = START * RATIO ** np.arange(0, math.log(most / START) / math.log(RATIO), 1 / PHASES)
+    every = np.concatenate([run.steps for run in events.runs])
+    least, most = min(every[every > 0], default=1), max(every.max(), 1e-9)
+    start = START if least <= START <= most else least          # of tokens, or epochs
+    steps = start * RATIO ** np.arange(0, math.log(most / start) / math.log(RATIO), 1 / PHASES)
 
     def columns(names):
         found = [[trailing(run, name, steps)[events.rows] for run in events.runs] for name in names]
         return np.array(found).reshape(len(names), *events.onset.shape, len(steps))
-    behaviour = [name for name in BEHAVIOUR if all(
-        not np.isnan(run.table(name.partition(" ")[0])).all() for run in events.runs)]
-    told, table = columns(behaviour), columns(features)
+    told, table = columns(BEHAVIOUR), columns(features)
+    told = told[~np.isnan(told).all((2, 3)).any(1)]             # those that all runs have
     # at risk: not emerged yet, watched to the end of the window, and everything measured
     at_risk = (events.arrivals[..., None] > steps) & (RATIO * steps <= events.censored[..., None])
     r, level, j = (at_risk & np.isfinite([*told, *table]).all(0)).nonzero()
@@ -789,20 +903,17 @@ def landmark_rows(events, features):
 
 def trailing(run, feature, steps):
     """(L, J): a feature of every level at the given steps, the last that was measured by then."""
-    name, _, kind = feature.partition(" ")
+    name, _, kind = feature.rpartition(" ")
+    if kind not in ("slope", "excess"):                         # a name may have spaces
+        name, kind = feature, ""
     curves = np.log(run.table(name)) if name.startswith("rankme") else run.table(name)
     if name in ("accuracy", "token_accuracy", "log_prob"):
         values, chance = way_from_chance(run, name)
         curves = (values - chance) / (1 - chance)
     if kind == "excess":
         curves = curves - np.fmax.reduce(curves[run.shams])
-
-    def latest(steps):
-        place = np.where(np.isnan(curves), -1, np.arange(curves.shape[1]))
-        place = np.maximum.accumulate(np.pad(place, ((0, 0), (1, 0)), constant_values=-1), axis=1)
-        place = place[:, np.searchsorted(run.steps, steps, side="right")]   # (L, J)
-        return np.where(place < 0, math.nan, np.take_along_axis(curves, np.maximum(place, 0), 1))
-    return latest(steps) - latest(steps / RATIO) if kind == "slope" else latest(steps)
+    now = latest(run.steps, curves, steps)
+    return now - latest(run.steps, curves, steps / RATIO) if kind == "slope" else now
 
 
 def left_out_scores(X, target, groups, penalties=None):
@@ -849,3 +960,141 @@ def ridge_logistic(X, y, weight, penalty):
         if np.abs(step).max() < 1e-7:
             break
     return w
+
+
+# ------------------------------------------------------------------------------------------------
+# Effect: does a treatment move emergence?  Two arms of runs, which are pairs of one size and seed.
+
+NO_EFFECT = math.log(1.1)         # a 90% interval within that, either way, is "no effect"
+PairedMean = namedtuple("PairedMean", "mean sd half half90 p")
+
+
+class Shift(NamedTuple):          # in log steps: exp of one is a factor; negative: it comes sooner
+    level: str                    # a task-level, or "mean" over all of them
+    emerged: tuple                # in how many runs: (control, treated)
+    shift: float                  # mean over pairs of log min(T, step), treated less control
+    low: float                    # its 95% interval, Student's t over pairs
+    high: float
+    p: float | None               # mean: by sign_flip; a level: Student's, with Holm's correction
+    model: float                  # the shift by a log-normal model: see censored_shift
+    needed: int | None            # so many pairs would show a shift of 10% with power .8
+    verdict: str                  # earlier, later, no effect, cannot tell, never emerges
+
+
+class Effect(NamedTuple):
+    pairs: tuple                  # names of the treated runs
+    end: float                    # T, the last snapshot
+    mean: Shift
+    levels: list                  # of Shift
+    differences: np.ndarray       # (pairs, L)
+
+
+def effect(control, treated, **keywords) -> Effect:
+    """Does a treatment move emergence?  control, treated: runs, paired by size and seed.
+
+        shift = mean over pairs of [log min(T, step), treated  -  log min(T, step), control]
+
+    for each task-level, shams apart, and for their mean; T is the last snapshot.  A level counts
+    even if it emerges in one arm only, or in none.  The unit is the pair.  A level's standard
+    deviation is at least what dates rounded to snapshots give: their distance / sqrt(6).
+    Verdict: "no effect" where the 90% interval lies within log 1.1 either way (of each level by
+    itself); else "earlier" or "later" where p < .05; else "cannot tell".
+    keywords: of event_table.  ValueError if nothing pairs, or the levels differ."""
+    before, after = pair_arms(control, treated, **keywords)
+    times, steps = np.stack([before.emergence, after.emergence]), before.runs[0].steps
+    since = steps[np.maximum(np.searchsorted(steps, times) - 1, 0)]         # the snapshot before
+    soonest = steps[steps > 0][0]                                           # 0 has no logarithm
+    logs, since = (np.log(np.clip(x, soonest, steps[-1])) for x in (times, since))
+    differences, never = logs[1] - logs[0], np.isinf(times)                 # (pairs, L)
+    watched = np.log(np.clip([before.censored, after.censored], soonest, None))
+    model = censored_shift(np.where(never, watched, since), np.where(never, np.inf, logs))
+
+    widths = (logs - since).mean((0, 1))                                    # (L,)
+    found = [paired_mean(x, w / math.sqrt(6)) for x, w in zip(differences.T, widths)]
+    emerged = (~never).sum(1).T                                             # (L, 2)
+    p = holm([one.p if count.any() else None for one, count in zip(found, emerged)])
+    levels = [shift_row(*row) for row in zip(before.levels, emerged, found, p, model)]
+    of_all, known = differences.mean(1), model[~np.isnan(model)]
+    mean = shift_row("mean", emerged.sum(0), paired_mean(of_all), sign_flip(of_all),
+                     known.mean() if len(known) else math.nan)
+    pairs = tuple(run.name for run in after.runs)
+    return Effect(pairs, float(steps[-1]), mean, levels, differences)
+
+
+def pair_arms(control, treated, **keywords):
+    """Two lists of runs -> two EventTables without shams, row by row of one size and seed; of
+    several in one arm the first counts.  All are dated on the snapshots that all have, for a finer
+    grid gives earlier dates.  keywords: of event_table."""
+    arms = [{(run.config["size"], run.config["seed"]): run for run in reversed(runs)}
+            for runs in (control, treated)]
+    pairs = sorted(arms[0].keys() & arms[1].keys())
+    chosen = [arm[pair] for arm in arms for pair in pairs]
+    steps = functools.reduce(np.intersect1d, [run.steps for run in chosen]) if pairs else ()
+    if len(steps) < 3:
+        raise ValueError("effect: no pair of one size and seed, with three snapshots in common")
+    for k, run in enumerate(chosen):
+        there = np.isin(run.steps, steps)
+        curves = {name: curve[:, there] for name, curve in run.curves.items()}
+        chosen[k] = replace(run, steps=steps, curves=curves)
+    events, n = event_table(chosen, **keywords).only(), len(pairs)
+    return events.subset(runs=slice(n)), events.subset(runs=slice(n, None))
+
+
+def paired_mean(differences, least_sd=0.0):
+    """Mean, sd, half of its 95% and of its 90% interval by Student's t, and p: a PairedMean.
+
+    All but the mean are NaN and None for fewer than two differences, or where one is missing."""
+    mean, n = float(np.mean(differences)), len(differences)
+    if n < 2 or math.isnan(mean):
+        return PairedMean(mean, math.nan, math.nan, math.nan, None)
+    sd = max(float(np.std(differences, ddof=1)), least_sd)
+    error = max(sd / math.sqrt(n), 1e-12)
+    halves = [t_quantile(n - 1, confidence) * error for confidence in (0.95, 0.9)]
+    return PairedMean(mean, sd, *halves, t_p_value(mean / error, n - 1))
+
+
+def sign_flip(differences):
+    """How often signs drawn by lot give a mean at least as far from 0: p, two-sided.
+
+    If nothing was done, the runs of a pair could have changed places.  All 2^n ways count, so
+    p < .05 takes 6 pairs.  None for one pair; Student's p for more than 16."""
+    if not 2 <= len(differences) <= 16:
+        return paired_mean(differences).p
+    signs = np.array(list(itertools.product((1, -1), repeat=len(differences))))     # (2^n, n)
+    return p_value(abs(signs @ differences) / len(differences))
+
+
+def shift_row(level, emerged, found, p, model):
+    needed = ((1.96 + 0.84) * found.sd / NO_EFFECT) ** 2 + 2                # 2: t is wider
+    needed, verdict = None if math.isnan(needed) else math.ceil(needed), "cannot tell"
+    if not emerged.any():
+        verdict = "never emerges"
+    elif abs(found.mean) + found.half90 <= NO_EFFECT:
+        verdict = "no effect"
+    elif p is not None and p < 0.05:
+        verdict = "earlier" if found.mean < 0 else "later"
+    return Shift(level, tuple(emerged.tolist()), found.mean, found.mean - found.half,
+                 found.mean + found.half, p, float(model), needed, verdict)
+
+
+def censored_shift(low, high, rounds=100):
+    """Treated less control, if log steps are normal and known only to lie in (low, high]: (L,).
+
+    low, high: (2, n, L), control first; infinity for never.  Maximum likelihood with one variance
+    for both arms, by expectation-maximisation.  NaN unless both emerge.  A check on `effect`, where
+    T stands for "never"."""
+    both = np.isfinite(high).any(1).all(0)
+    middle = np.where(np.isinf(high), low, (low + high) / 2)
+    mean, sd = middle.mean(1, keepdims=True), middle.std(1).max(0) + 0.05   # (2, 1, L), (L,)
+    erf, root = np.vectorize(math.erf, otypes=[float]), math.sqrt(2)
+    for _ in range(rounds):
+        a, b = (np.clip((end - mean) / sd, -8, 8) for end in (low, high))
+        # mean and variance of a normal variable between a and b give those of the arms
+        inside = np.maximum(erf(b / root) - erf(a / root), 1e-12) / 2
+        at_a, at_b = (np.exp(-x ** 2 / 2) / math.sqrt(2 * math.pi) for x in (a, b))
+        moved = (at_a - at_b) / inside
+        spread = np.maximum(1 + (a * at_a - b * at_b) / inside - moved ** 2, 0)
+        guess = mean + sd * moved
+        mean = guess.mean(1, keepdims=True)
+        sd = np.sqrt((sd ** 2 * spread + (guess - mean) ** 2).mean((0, 1)) + 1e-6)
+    return np.where(both, (mean[1] - mean[0])[0], math.nan)

@@ -1,6 +1,7 @@
 """Chapter 3: measures.  Five numbers that describe the inside of a network, and a probe.
 
-Before its behaviour changes, the inside of a network may.  From easy to hard:
+A network that is about to acquire a capability may change inside before its behaviour changes.
+This file measures the inside of any torch.nn.Module, from easy to hard:
 
   1  RankMe                  how many directions the hidden states use
   2  gradient, Fisher rank   in how many directions the examples pull the weights
@@ -8,17 +9,16 @@ Before its behaviour changes, the inside of a network may.  From easy to hard:
   4  LLC                     how much of the weight space around the weights w0 has a low loss
   5  linear probe            whether a linear map can read the answer from a hidden state
 
-Three rules hold, for any torch.nn.Module:
-  - `loss_fn(model, batch)` returns one loss per example, (B,).  `data` is a tuple of tensors with a
-    row for each example.
+They are those of "Anatomy of Capability Emergence" (arXiv 2602.15997).  Three rules hold:
+  - `loss_fn(model, batch)` returns one loss per example, (B,).  `data` is a tuple or dict of
+    tensors with a row for each example, or one tensor; `batch` has some of the rows.
   - Measuring disturbs nothing.  It works on a copy in eval mode, over all parameters that require
-    gradients, with random generators of its own.
+    gradients, with random generators of its own, whatever context the caller is in.
   - What cannot be measured is a ValueError that says where.  What cannot be trusted carries its
-    diagnostics.
-It trains nothing, writes no file, and knows no task.
+    diagnostics.  `.row()` of a result is plain Python numbers.
+This file trains nothing, writes no file, and knows no task.
 Letters: B batch, D width, N examples, P parameters, C chains, J groups, M matrices.
 
-Between two steps of any training loop:
 >>> import torch; _ = torch.manual_seed(0)
 >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
 >>> def loss_fn(model, batch):                                  # no mean over the batch
@@ -30,13 +30,16 @@ Between two steps of any training loop:
 >>> top.converged, hessian_top(model, loss_fn, data, start=top.eigenvector).iterations
 (True, 1)
 >>> llc(model, loss_fn, data, num_draws=20).losses.shape        # .mean is the LLC
-torch.Size([4, 20])
+torch.Size([2, 20])
 """
 import copy
+import functools
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -44,15 +47,16 @@ from torch import Generator, Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import vector_to_parameters
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 # ------------------------------------------------------------------------------------- 1  RankMe
 
 def rankme(features: Tensor, eps: float = 1e-7) -> float:
     """Effective rank of a feature matrix: how many directions it really uses.
         p_i = s_i / sum_j s_j + eps        RankMe = exp(-sum_i p_i log p_i)
-    features: (N, D).  Unit: dimensions, from about 1 to min(N, D).  Report N with it.
-    The s_i are not squared (26.0 would read 2.7), the rows not centred (31.4).
+    features: (N, D), one row per example.  Unit: dimensions, from about 1 to min(N, D).
+    The s_i are not squared (26.0 would read 2.7), the rows not centred (31.4).  Report N with it.
     Raises ValueError if features are not a matrix, not finite, or all zero.
     Source: Garrido et al. 2023 (arXiv 2210.02885).  Differs from the paper: nothing known.
     Exercise: measures.rankme (set 2, 10 points, without rankme_many)
@@ -70,29 +74,24 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
 
 
 def centred(features: Tensor, weights: Tensor | None = None) -> tuple:
-    """Rows without their mean, and the mean share: how much of their energy was in that mean.
-        sum_i w_i |mean|^2 / sum_i w_i |x_i|^2        mean = sum_i w_i x_i / sum_i w_i
-    features: (..., N, D).  weights: (..., N), how often each row counts; None: each once.
-    Returns sqrt(w_i) (x_i - mean), (..., N, D), which has the RankMe of the rows repeated w_i
-    times, and the shares, (...), from 0 to 1; both float64.  nan where all features are zero."""
+    """Rows without their mean, sqrt(w_i) (x_i - mean), and the share of energy that was in it.
+        mean = sum_i w_i x_i / sum_i w_i        share = sum_i w_i |mean|^2 / sum_i w_i |x_i|^2
+    features: (..., N, D).  weights: (..., N), how often each row counts; None: each once."""
     x = features.detach().double()
-    if not torch.isfinite(x).all() or x.dim() < 2:
-        raise ValueError(f"features must be (N, D) and finite, got shape {tuple(x.shape)}")
     w = x.new_ones(x.shape[:-1]) if weights is None else weights.detach().to(x)         # (..., N)
-    if w.shape != x.shape[:-1] or not (w >= 0).all() or not (w.sum(-1) > 0).all():
-        raise ValueError(f"weights must be {tuple(x.shape[:-1])}, none negative, not all zero")
+    if x.dim() < 2 or not torch.isfinite(x).all() or w.shape != x.shape[:-1]:
+        raise ValueError("features must be (N, D) and finite, weights (N,)")
+    if not (w >= 0).all() or not (w.sum(-1) > 0).all():
+        raise ValueError("weights must not be negative, nor all zero")
     w = (w / w.sum(-1, keepdim=True)).unsqueeze(-1)             # (..., N, 1)
     size = x.abs().amax((-1, -2), keepdim=True)                 # so that squares stay in range
     mean = (w * (x / size)).sum(-2, keepdim=True)               # (..., 1, D)
     share = mean.square().sum((-1, -2)) / (w * (x / size).square()).sum((-1, -2))
-    return w.sqrt() * (x - mean * size), share
+    return w.sqrt() * (x - mean * size), share                  # nan where all x are zero
 
 
 def mean_share(features: Tensor, weights: Tensor | None = None) -> float:
-    """Share of the energy of the rows that lies in the direction they have in common.
-        N |mean row|^2 / sum_i |row_i|^2
-    features: (N, D).  weights: (N,), how often each row counts.  0: the mean is zero.  1: all rows
-    are the same.  RankMe, which is not centred, is small where this is near 1.
+    """N |mean row|^2 / sum_i |row_i|^2: 1 where all rows are the same, 0 where their mean is 0.
     >>> round(mean_share(torch.tensor([[3., 1.], [3., -1.]])), 6)
     0.9"""
     share = float(centred(features, weights)[1])
@@ -124,32 +123,161 @@ def marginal_kl(frequencies: Tensor, predicted: Tensor) -> float:
 
 # --------------------------------------------------- what the measures of a loss have in common
 
-def _prepare(name, model, data):
-    """Check the arguments.  Returns a copy of the model, its trainable parameters, the data, N."""
-    data = tuple(data)
-    rows = [len(tensor) for tensor in data]
+@contextmanager
+def _prepare(name, model, loss_fn, data, only=None):
+    """The one door of every measure of a loss.  Yields a copy of the model, loss_fn for it, its
+    trainable parameters, the columns of data, and N.  Whatever context the caller is in, a number
+    is the same inside, and all is left as it was.  What cannot be measured is a ValueError."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(),
+                        torch.random.fork_rng(devices)):
+            stack.enter_context(context)
+        if "torch._dynamo" in sys.modules:                      # compiled code has no Hessian
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        net = _copy(name, model)
+        halved = any(p.dtype in HALF for p in net.parameters())
+        net = net.float() if halved else net                    # else a chain's steps would vanish
+        params = _trainable(name, net, only)
+        for device in {"cpu", params[0].device.type}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        keys, columns = _columns(name, data, params[0])
+        if halved:
+            columns = [x.float() if x.dtype in HALF else x for x in columns]
+
+        def loss(net, batch):
+            return loss_fn(net, tuple(batch) if keys is None else dict(zip(keys, batch)))
+        _check_loss(name, loss, net, params, [x[:8] for x in columns])
+        yield net, loss, params, columns, len(columns[0])
+
+
+HALF = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module",
+            "DistributedDataParallel": "module"}
+
+
+def _copy(name, model):
+    """A copy in eval mode, without wrappers and without the caller's hooks."""
+    while type(model).__name__ in WRAPPERS:
+        model = getattr(model, WRAPPERS[type(model).__name__])
+    if not isinstance(model, Module):
+        raise ValueError(f"{name}: model must be a torch.nn.Module, got {type(model).__name__}")
+    memo, spans = {}, {}                                        # memo: what stands for what
+    for path, module in model.named_modules():
+        for key, value in vars(module).items():
+            held = value if isinstance(value, dict) else {key: value}
+            if key.endswith("_hooks"):                          # torch's own stay: weight_norm
+                memo[id(value)] = type(value)(
+                    (i, hook) for i, hook in held.items()
+                    if type(hook).__module__.startswith("torch.nn.utils"))
+            for label, x in held.items():
+                if isinstance(x, Tensor) and x.grad_fn is not None:     # such as an activation
+                    memo[id(x)] = x.detach().clone()
+                elif isinstance(x, Tensor) and not (is_lazy(x) or x.is_meta or x.numel() == 0
+                                                    or x.layout != torch.strided):
+                    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
+                    end = x.data_ptr() + (last + 1) * x.element_size()
+                    spans[id(x)] = x.data_ptr(), end, f"{path}.{label}".strip("."), x.requires_grad
+    # two tensors that share memory, which torch does not know, would part in the copy
+    spans = sorted(spans.values())
+    for (_, end, a, trained), (begin, _, b, too) in zip(spans, spans[1:]):
+        if begin < end and (trained or too):
+            raise ValueError(f"{name}: {a} and {b} share their storage: make them one Parameter")
+    try:
+        return copy.deepcopy(model, memo).eval()
+    except Exception as error:
+        raise ValueError(f"{name}: the model cannot be copied ({_line(error)})") from error
+
+
+def _trainable(name, net, only):
+    """The parameters that require gradients.  only: names, or their first parts; None: all."""
+    wanted, found = [only] if isinstance(only, str) else only, set()
+    for key, p in net.named_parameters():
+        if is_lazy(p) or p.is_meta or not torch.isfinite(p).all():
+            raise ValueError(f"{name}: NaN, infinity or nothing at all in parameter '{key}'")
+        if wanted is not None:
+            named = {part for part in wanted if f"{key}.".startswith(f"{part}.")}
+            found |= named
+            p.requires_grad_(p.requires_grad and bool(named))
+    if not found >= set(wanted or ()):
+        raise ValueError(f"{name}: only= names no parameter: {sorted(set(wanted) - found)}")
+    params = [p for p in net.parameters() if p.requires_grad]
+    if len({(p.dtype, p.device) for p in params}) != 1 or params[0].is_complex():
+        raise ValueError(f"{name}: no parameter requires gradients, or dtypes or devices differ")
+    return params
+
+
+def _columns(name, data, like):
+    """(keys, or None; tensors) from data as people have it.  Arrays go where the model is."""
+    data = getattr(data, "tensors", data)                       # of a TensorDataset
+    if isinstance(data, Tensor) or hasattr(data, "__array__"):
+        data = (data,)
+    keys, columns = (list(data), data.values()) if isinstance(data, Mapping) else (None, data)
+    tensors = []
+    try:
+        if not isinstance(data, (Mapping, list, tuple)):
+            raise TypeError("a DataLoader?")
+        for x in columns:
+            if not isinstance(x, Tensor):
+                x = torch.as_tensor(x, device="cpu").to(like.device)
+                x = x.to(like.dtype) if x.is_floating_point() else x
+            tensors.append(x.detach().clone() if x.is_inference() else x.detach())
+    except Exception as error:
+        raise ValueError(
+            f"{name}: data must be tensors with a row for each example ({_line(error)}): stack "
+            "examples; tuple(dataset.tensors), or next(iter(DataLoader(dataset, batch_size=N)))"
+        ) from error
+    rows = [len(x) if x.dim() else 0 for x in tensors]
     if len(set(rows)) != 1 or rows[0] == 0:
         raise ValueError(f"{name}: data must have the same number of rows, not 0; got {rows}")
-    for key, p in model.named_parameters():
-        if not torch.isfinite(p).all():
-            raise ValueError(f"{name}: NaN or infinity in parameter '{key}'")
-    net = copy.deepcopy(model).eval()
-    params = [p for p in net.parameters() if p.requires_grad]
-    if len({(p.dtype, p.device) for p in params}) != 1:
-        raise ValueError(f"{name}: no parameter requires gradients, or dtypes or devices differ")
-    return net, params, data, rows[0]
+    return keys, tensors
+
+
+def _check_loss(name, loss_fn, net, params, batch):
+    """Is it the loss of this model, and of each example on its own?  A few rows tell."""
+    losses, pieces = _losses(name, loss_fn, net, batch), [None]
+    ends = [[x[:1] for x in batch], [x[-1:] for x in batch]]
+    if losses.requires_grad:
+        pieces = torch.autograd.grad(losses.sum(), params, allow_unused=True)
+    with torch.no_grad():
+        again = _losses(name, loss_fn, net, batch)
+        alone = torch.cat([_losses(name, loss_fn, net, row) for row in ends])
+    allowed = (0.02 if losses.dtype in HALF else 1e-3) * losses.abs().max() + 1e-6
+    for wrong, sentence in (
+            (not losses.requires_grad, "has no gradient: is there no_grad, detach or item in it?"),
+            (all(piece is None for piece in pieces), "ignores the model that it is given: no "
+             "trainable parameter has a gradient"),
+            (((losses - again).abs() > allowed).any(), "is random: the same rows have another loss "
+             "the second time (dropout that eval mode leaves on?)"),
+            (((losses[[0, -1]] - alone).abs() > allowed).any(), "couples its examples: a row alone "
+             "has another loss than in a batch")):
+        if wrong:
+            raise ValueError(f"{name}: loss_fn {sentence}")
+
+
+def _losses(name, loss_fn, net, batch):
+    """loss_fn of a batch: one loss per example, or a sentence that says what it is instead."""
+    rows, unpack = len(batch[0]), "loss_fn unpacks a model's output: model(x)[0], model(x).logits"
+    try:
+        losses = loss_fn(net, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{name}: loss_fn fails ({_line(error)}); its batch is a tuple, or a dict "
+                         f"where data is; {unpack}") from error
+    if not isinstance(losses, Tensor) or losses.shape != (rows,):
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(f"{name}: loss_fn must return one loss per example, ({rows},); got {got}; "
+                         f"{unpack}")
+    return losses
+
+
+def _line(error):
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _batches(data, rows):
     return zip(*(tensor.split(rows) for tensor in data))
-
-
-def _losses(name, loss_fn, net, batch):
-    losses, rows = loss_fn(net, batch), len(batch[0])
-    if losses.shape != (rows,):
-        raise ValueError(f"{name}: loss_fn must return one loss per example, ({rows},); "
-                         f"got shape {tuple(losses.shape)}")
-    return losses
 
 
 def _check_finite(what, values, first=0):
@@ -173,6 +301,19 @@ def _generator(generator, device="cpu"):
     return Generator(device).manual_seed(seed)
 
 
+class Result:
+    def row(self):
+        """The numbers of a result as plain Python, for JSON: None where one is not finite."""
+        row = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                value = value.tolist()
+            bad = isinstance(value, float) and not math.isfinite(value)
+            if name not in ("eigenvector", "vectors", "losses", "baselines", "diverged"):
+                row[name] = None if bad else value
+        return row
+
+
 # ------------------------------------------------------- 2  gradient covariance and Fisher rank
 
 def effective_rank(eigenvalues: Tensor) -> float:
@@ -185,7 +326,7 @@ def effective_rank(eigenvalues: Tensor) -> float:
     Hint: rounding can leave an eigenvalue just below 0; 0 log 0 is 0 here: torch.special.entr.
     >>> round(effective_rank(torch.tensor([2., 2., 2., 0.])), 6)
     3.0"""
-    values = torch.as_tensor(eigenvalues).detach().double()
+    values = eigenvalues.detach().double()
     finite = torch.isfinite(values).all()
     if not finite or not (values > 0).any() or values.min() < -1e-6 * values.max():
         raise ValueError("effective_rank: eigenvalues must be finite, not negative, not all zero")
@@ -205,19 +346,17 @@ def per_example_gradients(net, loss_fn, data):
 def gradient_gram(model: Module, loss_fn: Callable, data: tuple, chunk: int = 8) -> Tensor:
     """Gram matrix of the per-example gradients, over all parameters.
         K_ij = g_i . g_j        g_i = gradient of example i's loss, (P,)
-    Returns (N, N) float64 on the CPU; apart from zeros, K = G G^T has the eigenvalues of G^T G.
-    Memory: at most 3 * chunk gradients, or 1 GiB if that is more.
-    Differs from the paper: all parameters, not the first 50K.
+    Returns (N, N) float64 on the CPU; unit: loss^2 / weight^2.  Apart from zeros, K = G G^T has the
+    eigenvalues of G^T G, (P, P).  Memory: at most 3 * chunk gradients, or 1 GiB if that is more.
+    Differs from the paper: all parameters; there the first 50K, which are mostly embeddings.
     Exercise: measures.gradient_gram (set 2, 15 points)
     Hint: _prepare; one backward pass per example (per_example_gradients); K in float64 at once.
     >>> w = torch.nn.Linear(2, 1, bias=False)                   # the gradient of w . x is x
     >>> x = torch.tensor([[1., 0.], [3., 4.]])
     >>> gradient_gram(w, lambda model, batch: model(batch[0])[:, 0], (x,)).tolist()
     [[1.0, 3.0], [3.0, 25.0]]"""
-    net, params, data, n = _prepare("gradient_gram", model, data)
-    gram = torch.zeros(n, n, dtype=torch.float64, device=params[0].device)
-    # vmap has no rule for fused attention
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with _prepare("gradient_gram", model, loss_fn, data) as (net, loss_fn, params, data, n):
+        gram = torch.zeros(n, n, dtype=torch.float64, device=params[0].device)
         # K is a sum over parameters.  per_example_gradients has the same g, but takes longer.
         for g in gradient_blocks(net, loss_fn, data, chunk):
             g = g.flatten(1)                                    # (N, size of one parameter)
@@ -229,43 +368,46 @@ def gradient_gram(model: Module, loss_fn: Callable, data: tuple, chunk: int = 8)
 def gradient_rank(model: Module, loss_fn: Callable, data: tuple) -> float:
     """Effective rank of the gradient covariance: along how many directions do examples disagree?
         exp(entropy(eigenvalues of (I - 1/N) K (I - 1/N)))        K = gradient_gram
-    From 1 to N - 1, and near that ceiling: report it with its N."""
+    Unit: dimensions, from 1 to N - 1.  The value lies near that ceiling: report it with its N."""
     gram = gradient_gram(model, loss_fn, data)
-    centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
-    if not centred.trace() > 1e-10 * gram.trace():
+    centred_gram = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
+    if not centred_gram.trace() > 1e-10 * gram.trace():
         raise ValueError("gradient_rank: needs two examples whose gradients do not coincide")
-    return effective_rank(torch.linalg.eigvalsh(centred))
+    return effective_rank(torch.linalg.eigvalsh(centred_gram))
 
 
 def fisher_rank(model: Module, loss_fn: Callable, data: tuple) -> float:
-    """Effective rank of the Fisher matrix: that of K itself, not centred.
-        exp(entropy(eigenvalues of K))        K = gradient_gram
-    From 1 to N.  With true labels it is the `empirical` Fisher matrix, whose rank nearly equals
-    gradient_rank, and which the paper reports; with labels drawn from the model, the Fisher."""
-    return effective_rank(torch.linalg.eigvalsh(gradient_gram(model, loss_fn, data)))
+    """Effective rank of the Fisher matrix, from 1 to N: that of K itself, not centred.
+    With true labels it is the `empirical` Fisher matrix, whose rank nearly equals gradient_rank;
+    with labels drawn from the model, the Fisher matrix itself.
+    Differs from the paper: it reports the empirical one."""
+    gram = gradient_gram(model, loss_fn, data)
+    if not gram.trace() > 0:
+        raise ValueError("fisher_rank: the gradients of all examples are zero")
+    return effective_rank(torch.linalg.eigvalsh(gram))
 
 
 # ------------------------------------------------------------------- 3  top Hessian eigenvalue
 
 @dataclass
-class HessianTop:
+class HessianTop(Result):
     eigenvalue: float             # signed; the largest in size
     eigenvector: Tensor           # (P,), unit length, in the order of model.parameters()
-    smallest: float               # smallest Ritz value: an upper bound of the smallest eigenvalue
-    smallest_residual: float      # its own residual, which nothing waits for
     iterations: int               # Hessian-vector products
     residual: float               # |Hv - lambda v| / |lambda|, computed from H v itself
-    converged: bool               # residual <= tol
-    vectors: Tensor               # (2, P), unit Ritz vectors of the smallest and largest eigenvalue
-
+    converged: bool               # residual <= tol, and this is surely the larger end
+    smallest: float = math.nan    # both ends of the spectrum (Ritz values), and their residuals
+    largest: float = math.nan
+    residual_smallest: float = math.nan
+    residual_largest: float = math.nan
+    vectors: Tensor = None        # (2, P): their unit Ritz vectors
 
 def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
     """The eigenvalue largest in size, for the reader: multiply, normalise, repeat.
         v <- Hv / |Hv|        lambda = v . Hv        residual = |Hv - lambda v| / |lambda|
     matvec: (P,) -> (P,), symmetric.  start: (P,), not zero, of any length.  max_iters: products at
-    most.  It stops on the residual: v . Hv can stand still where there is no eigenvalue.  Returns
-    HessianTop of the last pair, converged or not: residual 0 if Hv = 0, nan for `smallest` and its
-    residual, `vectors` empty, (0, P).
+    most.  It stops on the residual: v . Hv can stand still where there is no eigenvalue.
+    Returns HessianTop of the last pair, converged or not: residual 0 if Hv = 0, no ends.
     Exercise: measures.power_iteration (set 2, 10 points, without lanczos)
     Hint: compare Hv with lambda v before you normalise Hv; return the last pair in any case.
     >>> round(power_iteration(lambda v: torch.tensor([-2., 1.]) * v, torch.ones(2)).eigenvalue, 3)
@@ -276,92 +418,74 @@ def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
         eigenvalue = float(v @ hv)
         residual = float((hv - eigenvalue * v).norm()) / max(abs(eigenvalue), 1e-300)
         if residual <= tol or products == max_iters:
-            return HessianTop(eigenvalue, v, math.nan, math.nan, products, residual,
-                              converged=residual <= tol, vectors=v.new_empty(0, len(v)))
+            return HessianTop(eigenvalue, v, products, residual, converged=residual <= tol)
         v = hv / hv.norm()
 
 
-# Lanczos keeps every vector so far, and finds the best eigenpairs in their span (Ritz pairs):
+# Lanczos is power iteration that remembers.  It keeps every vector so far, and finds the best
+# approximate eigenpairs in their span (Ritz pairs):
 #     Q = [q_1 .. q_k],    (Q^T H Q) s = theta s,    v = Q s,    r = H v - theta v
-# The next vector q_{k+1} is the remainder r of the best pair, orthogonalised against Q.
+# The next vector q_{k+1} is the remainder r of a pair, orthogonalised against Q.
 
-def orthogonalise(q, basis):
-    """The part of q orthogonal to an orthonormal basis, at unit length; None if there is none."""
-    q = q.clone()
-    for _ in range(2):                                          # once leaves rounding errors
-        size = float(q.norm())
-        for b in basis:
-            q.sub_(b, alpha=float(b @ q))
-    length = float(q.norm())
-    return q / length if length > 1e-5 * size else None
-
-
-def _combine(coefficients, vectors):
-    total = torch.zeros_like(vectors[0])
-    for coefficient, vector in zip(coefficients.tolist(), vectors):
-        total.add_(vector, alpha=coefficient)
-    return total
+def extended(Q, HQ, q, matvec):
+    """Q and HQ, (k, P), with q as one more row, for one product; as they are if q lies in Q."""
+    size = length = float(q.norm())
+    for _ in range(5):                                          # until no rounding error is left
+        before, q = length, q - Q.T @ (Q @ q)
+        length = float(q.norm())
+        if length > before / 2:
+            break
+    if not length > 1e-5 * size:
+        return Q, HQ
+    q = q / length
+    return torch.cat([Q, q[None]]), torch.cat([HQ, matvec(q)[None]])
 
 
-class Span:
-    """The vectors q_1 .. q_k, their images H q, and the small matrix Q^T H Q, (k, k)."""
-
-    def __init__(self, matvec):
-        self.matvec, self.basis, self.images = matvec, [], []
-        self.projected = torch.zeros(0, 0, dtype=torch.float64)
-
-    def add(self, q):
-        """One more vector, for one product with H."""
-        self.basis.append(q)
-        self.images.append(self.matvec(q))
-        column = [float(b @ self.images[-1]) for b in self.basis]
-        self.projected = F.pad(self.projected, (0, 1, 0, 1))
-        self.projected[-1, :] = self.projected[:, -1] = self.projected.new_tensor(column)
-        self.values, self.s = torch.linalg.eigh(self.projected)         # from the smallest
-
-    def pair(self, which):
-        """Ritz pair number `which`: theta, v at unit length, r, |r| / |theta|."""
-        theta = float(self.values[which])
-        v = _combine(self.s[:, which], self.basis)
-        r = _combine(self.s[:, which], self.images).sub_(v, alpha=theta)
-        return theta, v / v.norm(), r, float(r.norm()) / max(abs(theta), 1e-300)
-
-    def restart(self, ends):
-        """Keep the `ends` Ritz vectors of either end of the spectrum.  This takes no product."""
-        keep = [*range(ends), *range(-ends, 0)]
-        self.basis = [_combine(self.s[:, k], self.basis) for k in keep]
-        self.images = [_combine(self.s[:, k], self.images) for k in keep]
-        self.projected = torch.diag(self.values[keep])
-        self.values, self.s = torch.linalg.eigh(self.projected)
+def ritz_ends(Q, HQ):
+    """theta, (k,), and the Ritz pairs of both ends, (theta, v, r, |r|), the smallest first."""
+    small = (Q @ HQ.T).double().cpu()                           # (k, k)
+    if (small - small.T).abs().max() > 0.02 * small.abs().max():        # some of it is missing
+        raise RuntimeError("H is not symmetric")
+    values, s = torch.linalg.eigh((small + small.T) / 2)        # from the smallest
+    pairs = []
+    for i in (0, -1):
+        theta, coefficients = float(values[i]), s[:, i].to(Q)
+        v, r = coefficients @ Q, coefficients @ HQ - theta * (coefficients @ Q)
+        pairs.append((theta, v / v.norm(), r, float(r.norm())))
+    return values, *pairs
 
 
-def lanczos(matvec, start, tol=1e-2, max_iters=100, max_basis=24):
-    """The same eigenvalue as power_iteration, in far fewer products.
-    start: (P,), or (m, P): several vectors that may be nearly eigenvectors.
-    Memory: about 2 * max_basis * P numbers."""
-    span = Span(matvec)
-    for vector in start.reshape(-1, start.shape[-1]):
-        q = orthogonalise(vector, span.basis)
-        if q is not None and len(span.basis) < max_iters:
-            span.add(q)
-    if not span.basis:
+def surely_larger(values, top, other, tol):
+    """Is `top` the larger end, whatever `other` may still gain: some |r|, or |r|^2 / gap?"""
+    (a, _, _, r), (b, _, _, s) = top, other
+    if len(values) < 2 or abs(b) + 10 * s < 0.9 * abs(a):
+        return True
+    gap = float(values.diff()[[0, -1]].min().clamp(min=1e-300))
+    return s <= tol * abs(a) and abs(b) + 2 * (r * r + s * s) / gap <= abs(a)
+
+
+def lanczos(matvec, start, tol=1e-2, max_iters=100):
+    """The same eigenvalue as power_iteration, in far fewer products, each of which is kept.
+    start: (P,), or (m, P): several vectors that may be nearly eigenvectors."""
+    start = start.reshape(-1, start.shape[-1])
+    Q = HQ = start[:0]
+    for vector in start[:max_iters]:
+        Q, HQ = extended(Q, HQ, vector, matvec)
+    if len(Q) == 0:
         raise ValueError("lanczos: start must be finite and not zero, max_iters at least 1")
-
-    for products in range(len(span.basis), max_iters + 1):
-        theta, v, r, residual = span.pair(int(span.values.abs().argmax()))
-        if residual <= tol or products == max_iters:
+    while True:
+        values, low, high = ritz_ends(Q, HQ)
+        top, other = (low, high) if -low[0] > high[0] else (high, low)
+        small = top[3] <= tol * abs(top[0])
+        converged = small and surely_larger(values, top, other, tol)
+        before = len(Q)
+        if not converged and before < max_iters:
+            Q, HQ = extended(Q, HQ, other[2] if small else top[2], matvec)
+        if len(Q) == before:                                    # no product was made
             break
-        if len(span.basis) >= max_basis:
-            span.restart(ends=min(3, max_basis // 4))
-        q = orthogonalise(r, span.basis)
-        if q is None:                                           # H maps the span into itself
-            break
-        span.add(q)
-
-    smallest, low, _, smallest_residual = span.pair(0)
-    _, high, _, _ = span.pair(-1)
-    return HessianTop(theta, v, smallest, smallest_residual, products, residual,
-                      converged=residual <= tol, vectors=torch.stack([low, high]))
+    residuals = [pair[3] / max(abs(pair[0]), 1e-300) for pair in (top, low, high)]
+    return HessianTop(top[0], top[1], len(Q), residuals[0], converged, low[0], high[0],
+                      *residuals[1:], torch.stack([low[1], high[1]]))
 
 
 def hessian_matvec(net, loss_fn, data, params):
@@ -371,8 +495,7 @@ def hessian_matvec(net, loss_fn, data, params):
     graphs = []
     # on a CPU the activations of 64 rows stay in the cache: 40% less time
     rows = 64 if params[0].device.type == "cpu" else 1024
-    # fused attention has no second derivative
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):     # fused attention has no Hessian
         for i, batch in enumerate(_batches(data, rows)):
             losses = _losses("hessian_top", loss_fn, net, batch)
             _check_finite("hessian_top: the loss", losses, first=i * rows)
@@ -392,17 +515,27 @@ def hessian_top(model: Module, loss_fn: Callable, data: tuple, tol: float = 3e-3
                 generator: Generator | None = None) -> HessianTop:
     """Top eigenvalue of the Hessian of the mean loss: the curvature of the sharpest direction.
         H v = lambda v        |lambda| largest, reported with its sign: spectrum {-2, 1} gives -2
-    tol bounds the residual |Hv - lambda v| / |lambda|.  The error of lambda is about tol^2 / gap.
+    Unit: loss / weight^2.  tol bounds the residual |Hv - lambda v| / |lambda|.  The error of lambda
+    is about tol^2 / gap, both relative: 1e-3 by default where the next eigenvalue is 1% away.
+    Where both ends are about as large, it converges when it is certain which one is larger.
     start: (P,), or (m, P) such as the `vectors` of the previous snapshot, which saves half of the
-    products.  A start that is an eigenvector is accepted, even if another has overtaken it."""
-    net, params, data, _ = _prepare("hessian_top", model, data)
+    products.  None: random.  A start that is an eigenvector is accepted as the answer, even if
+    another eigenvalue has overtaken it: now and then start cold."""
+    with _prepare("hessian_top", model, loss_fn, data) as (net, loss_fn, params, data, _):
+        return _top(net, loss_fn, params, data, tol, max_iters, start, _generator(generator))
+
+
+def _top(net, loss_fn, params, data, tol, max_iters, start, generator):
     count = sum(p.numel() for p in params)
     if start is None:
-        start = torch.randn(count, generator=_generator(generator))
+        start = torch.randn(count, generator=generator, dtype=torch.float32, device="cpu")
     if start.shape[-1] != count:
         raise ValueError(f"hessian_top: start must be ({count},), got {tuple(start.shape)}")
-    start = start.detach().to(params[0])
-    return lanczos(hessian_matvec(net, loss_fn, data, params), start, tol, max_iters)
+    try:
+        matvec = hessian_matvec(net, loss_fn, data, params)
+        return lanczos(matvec, start.detach().clone().to(params[0]), tol, max_iters)
+    except RuntimeError as error:
+        raise ValueError(f"hessian_top: loss_fn has no second derivative ({_line(error)})")
 
 
 # --------------------------------------------------------------- 4  local learning coefficient
@@ -435,22 +568,23 @@ def llc_draws(losses, baselines, nbeta, num_burnin_steps):
     return nbeta * (losses - baselines)[:, num_burnin_steps:]
 
 
-@torch.enable_grad()
 def plain_llc(model, loss_fn, data, nbeta, lr, localization, num_draws, num_burnin_steps):
     """The LLC as a float, in its plain form, for the reader: one chain from w0, all of data at
     every step, fresh noise, no diagnostics.  `llc` is the one to use."""
-    net, params, data, _ = _prepare("plain_llc", model, data)
-    w = torch.cat([p.detach().reshape(-1) for p in params])     # (P,)
-    vector_to_parameters(w, params)                             # the weights are views of w now
-    w0, losses, gauss = w.clone(), [], _generator(None, w.device)
-    for step in range(num_burnin_steps + num_draws):
-        loss = loss_fn(net, data).mean()
-        losses.append(loss.detach())                            # the first one is L(w0)
-        noise = torch.empty_like(w).normal_(generator=gauss)
-        sgld_step(w, w0, _gradient(loss, params), noise, lr, nbeta, localization)
+    with _prepare("plain_llc", model, loss_fn, data) as (net, loss_fn, params, data, n):
+        w = torch.cat([p.detach().reshape(-1) for p in params])             # (P,)
+        vector_to_parameters(w, params)                         # the weights are views of w now
+        w0, losses, gauss = w.clone(), [], _generator(None, w.device)
+        for step in range(num_burnin_steps + num_draws):
+            loss = loss_fn(net, data).mean()
+            losses.append(loss.detach())                        # the first one is L(w0)
+            noise = torch.empty_like(w).normal_(generator=gauss)
+            sgld_step(w, w0, _gradient(loss, params), noise, lr, nbeta, localization)
     losses = torch.stack(losses)[None]                          # (1, burn-in + n)
     return float(llc_draws(losses, losses[:, :1], nbeta, num_burnin_steps).mean())
 
+
+# How far can such a mean be trusted?  The draws of a chain depend on one another.
 
 def split_r_hat(traces):
     """Gelman & Rubin's R-hat of chains cut in halves: do the parts agree, given their own spread?
@@ -499,242 +633,358 @@ def effective_samples(traces):
     return ess, math.sqrt(float(total) / ess)
 
 
+# Now the sampler itself: several chains, mini-batches, groups of rows, diagnostics.
+
 @dataclass
-class LLC:
+class LLC(Result):
     mean: float = math.nan        # nbeta (E[L(w)] - L(w0)) - bias, over chains that did not diverge
     std: float = math.nan         # between the means of the chains
     mc_error: float = math.nan    # Monte Carlo standard error of mean
     r_hat: float = math.nan       # split R-hat: near 1 where chains and halves of chains agree
     ess: float = 0.0              # effective number of independent draws, all chains together
     bias: float = math.nan        # of mini-batches; mean + bias is the raw value
-    losses: Tensor = None         # (C, num_draws) mini-batch loss of each draw, all chains
-    baselines: Tensor = None      # (C, num_draws) loss at w0 of the same mini-batches
+    losses: Tensor = None         # (C, n) mini-batch loss of each draw, all chains
+    baselines: Tensor = None      # (C, n) loss at w0 of the same mini-batches
     diverged: Tensor = None       # (C,) bool: chains set aside
     num_diverged: int = 0
     init_loss: float = math.nan   # L(w0) over all of data
     nbeta: float = math.nan
     lr: float = math.nan
     localization: float = math.nan
+    stiffness: float = math.nan   # lr (nbeta lambda_max + localization) at w0
+    stiffness_after: float = math.nan   # the same at the last draw
+    eigenvector: Tensor = None    # (P,), of lambda_max: `start` of the next snapshot
+    half_lr: tuple = None         # mean and mc_error at lr / 2, where stiffness is above 2
+    noise_only: float = math.nan  # nbeta (E L(w0 + N / sqrt(localization)) - L(w0)): no sampling
+    noise_only_error: float = math.nan
+    lost_share: float = math.nan  # share of worst_loss - L(w0) that the draws lose again
+    sensitivity: float = math.nan       # d mean / d localization
     groups: Tensor = None         # (J,) distinct values of groups, in the order of what follows
     group_shares: Tensor = None   # (J,) share of the rows; sum_j share_j mean_j = mean
     group_means: Tensor = None    # (J,) LLC_j = nbeta (E[L_j(w)] - L_j(w0)) - bias_j
     group_mc_errors: Tensor = None      # (J,)
     group_biases: Tensor = None         # (J,)
+    group_noise_only: Tensor = None     # (J,)
+    usable: bool = True           # False where one of the warnings means that the value is wrong
+    warnings: list = field(default_factory=list)        # sentences on what is wrong
 
-    @property
-    def warnings(self):
-        """Sentences on what is wrong; empty if all is well."""
-        part = abs(self.bias) / max(abs(self.mean + self.bias), 1e-30)
-        draws = self.nbeta * (self.losses - self.baselines)[~self.diverged]     # (C, n)
-        half = draws.shape[1] // 2
+    def change_by_half(self):
+        """By which share of itself half of localization would change the mean."""
+        return -self.sensitivity * self.localization / 2 / max(abs(self.mean), 1e-30)
+
+    def judge(self):
+        """Fill `usable` and `warnings`."""
+        draws = llc_draws(self.losses, self.baselines, self.nbeta, 0)[~self.diverged]    # (C, n)
+        half, size = draws.shape[1] // 2, max(abs(self.mean), 1e-30)
         early, late = float(draws[:, :half].mean()), float(draws[:, -half:].mean())
-        drift = abs(early - late) > max(0.1 * abs(self.mean), 3 * self.mc_error)
-        doubts = [
-            (self.num_diverged > 0, f"{self.num_diverged} of {len(self.losses)} chains diverged"),
-            (self.mean < 0, "the value is negative: w0 is no minimum of this loss"),
-            (part > 0.05, f"the bias is {part:.0%} of the raw value: smaller lr or larger batches"),
-            (0 < self.ess < 100, f"only {self.ess:.0f} effective draws: more draws or larger lr"),
-            (drift, f"the halves of the chains disagree ({early:.4g}, {late:.4g}): more burn-in"),
-            (self.r_hat > 1.05, f"R-hat {self.r_hat:.2f}: the chains or their halves disagree"),
-        ]
-        return [sentence for condition, sentence in doubts if condition]
+        part = abs(self.bias) / max(abs(self.mean + self.bias), 1e-30)
+        halved = self.change_by_half()
+        other, error = self.half_lr or (self.mean, 0.0)
+        differs = abs(other - self.mean) > 3 * math.hypot(error, self.mc_error) + 0.02 * size
+        noise = abs(self.mean - self.noise_only) - 2 * math.hypot(self.mc_error,
+                                                                  self.noise_only_error)
+        more = "more burn-in and draws"
+        if self.stiffness < 0.5:
+            more = f"a larger lr (its stiffness is {self.stiffness:.2g})"
+        self.usable, self.warnings = True, []
+        for wrong, found, sentence in (
+                (True, self.num_diverged > 0,
+                 f"{self.num_diverged} of {len(self.losses)} chains diverged: smaller lr"),
+                (True, self.mean + 2 * self.mc_error < 0,
+                 "the value is negative: w0 is no minimum of this loss"),
+                (differs, self.stiffness > 2.001, f"the stiffness is {self.stiffness:.3g}, above "
+                 f"2: {self.mean:.4g}, but {other:.4g} at half of lr"),
+                (True, self.stiffness_after > 4,
+                 f"steeper away from w0: stiffness {self.stiffness_after:.3g}: smaller lr"),
+                (part > 0.5, part > 0.05, f"the bias of mini-batches is {part:.0%} of the raw "
+                 "value (uncertain at localization 0): smaller lr or larger batches"),
+                (True, abs(early - late) > max(0.1 * size, 5 * self.mc_error),
+                 f"not mixed, halves disagree ({early:.4g}, {late:.4g}): {more}"),
+                (True, self.r_hat > 1.1, f"not mixed, R-hat {self.r_hat:.2f}: {more}"),
+                (False, 0 < self.ess < 40, f"only {self.ess:.0f} effective draws: {more}"),
+                (True, self.ess > 1.5 * draws.numel(), f"{self.ess:.0f} effective draws of "
+                 f"{draws.numel()}: chains swing from side to side: smaller lr"),
+                (False, self.lost_share > 0.2, f"the draws lose {self.lost_share:.0%} of what "
+                 "training gained: larger localization"),
+                (False, noise < 0.02 * size, "no other than under noise alone "
+                 f"({self.noise_only:.4g})"),
+                (False, abs(halved) > 0.1 and part < 0.2, "half of localization "
+                 f"{self.localization:g} would change the value by {halved:+.0%}")):
+            if found:
+                self.warnings.append(sentence)
+                self.usable = self.usable and not wrong
+        return self
 
 
 class Sampler:
-    """SGLD chains, and what they share: a density, the make-up of a mini-batch, the losses at w0.
-        exp(-nbeta L(w) - localization/2 |w - w0|^2)        L = mean loss over data
-    A mini-batch has equally many rows of each group, which count by its share of data."""
+    """Chains, and what they share: a density, the rows, the losses at w0.
+        exp(-nbeta L(w) - localization/2 |w - w0|^2)        L = mean loss over data"""
 
-    def __init__(self, net, loss_fn, data, groups, batch_size, lr, nbeta, localization, autocast):
-        self.net, self.loss_fn, self.data, self.autocast = net, loss_fn, data, autocast
-        self.lr, self.nbeta, self.localization = lr, nbeta, localization
-        n = len(data[0])
-        labels = torch.zeros(n) if groups is None else torch.as_tensor(groups).cpu()     # (N,)
-        if labels.shape != (n,):
-            raise ValueError(f"llc: groups must be ({n},), got shape {tuple(labels.shape)}")
-        # rows of each group, and how many of them are in a mini-batch
-        self.groups = labels.unique()                           # (J,)
-        J = len(self.groups)
-        self.members = [(labels == group).nonzero().squeeze(1) for group in self.groups]
-        self.sizes = [min(len(rows), min(n, batch_size) // J) for rows in self.members]
-        if min(self.sizes) == 0:
-            raise ValueError(f"llc: batch_size {batch_size} leaves no row for each of {J} groups")
-        self.whole = sum(self.sizes) == n                       # every mini-batch is all of data
-        # mean loss of each group = averager @ losses; joint loss = weights . losses
-        like = next(p for p in net.parameters() if p.requires_grad)
-        self.share = torch.tensor([len(rows) / n for rows in self.members], dtype=torch.float64)
-        means = [torch.full((1, size), 1 / size, dtype=torch.float64) for size in self.sizes]
-        self.averager = torch.block_diag(*means).to(like.device)                # (J, B)
-        self.weights = (self.share.to(like.device) @ self.averager).to(like)    # (B,)
+    momentum = 0.5                    # kept from step to step: 2.6 times the effective draws of 0
+
+    def __init__(self, net, loss_fn, data, groups, batch_size, nbeta, localization):
+        self.net, self.loss_fn, self.data, n = net, loss_fn, data, len(data[0])
+        self.nbeta, self.localization, self.batch_size = nbeta, localization, min(batch_size, n)
+        groups = torch.as_tensor([0] * n if groups is None else groups, device="cpu")    # (N,)
+        if groups.shape != (n,):
+            raise ValueError(f"llc: groups must be ({n},), got shape {tuple(groups.shape)}")
+        self.groups, self.owner = groups.unique(return_inverse=True)        # (J,), (N,)
         with torch.no_grad():
-            self.at_w0 = torch.cat([self.losses(batch, autocast) for batch in _batches(data, 512)])
+            pieces = torch.arange(n, device="cpu").split(512)
+            self.at_w0 = torch.cat([self.losses(index) for index in pieces])
         _check_finite("llc: the loss at w0", self.at_w0)
+        self.member = F.one_hot(self.owner).double().to(self.at_w0.device)  # (N, J)
+        self.share = self.member.mean(0)                                    # (J,)
 
-    def losses(self, batch, autocast):
-        """Loss of each row, (B,), in the dtype of the weights."""
-        # The weights change in place: a cache of their bfloat16 copies would be out of date.
-        with torch.autocast(self.weights.device.type, autocast or torch.bfloat16,
-                            enabled=autocast is not None, cache_enabled=False):
-            return _losses("llc", self.loss_fn, self.net, batch).to(self.weights.dtype)
+    def losses(self, index):
+        """Loss of each of these rows, (B,)."""
+        return _losses("llc", self.loss_fn, self.net, [x[index.to(x.device)] for x in self.data])
+
+    def minibatch(self):
+        """Rows without replacement, (B,).  Each group has its share of them, to within one row:
+        every so-many-th of all rows, in the order of groups, shuffled within."""
+        n, options = len(self.owner), {"dtype": torch.float64, "device": "cpu"}
+        order = (self.owner + torch.rand(n, generator=self.picker, **options)).argsort()
+        places = torch.arange(self.batch_size, **options) + torch.rand(1, generator=self.picker,
+                                                                       **options)
+        return order[(places * (n / self.batch_size)).long().clamp(max=n - 1)]
+
+    def per_group(self, losses, index):
+        """Mean loss of each group, (J,), from a mini-batch: their sum over the number expected."""
+        member = self.member[index.to(losses.device)]                       # (B, J)
+        return losses.detach().double() @ member / (len(index) * self.share)
+
+    def baseline(self, index):
+        return self.per_group(self.at_w0[index.to(self.at_w0.device)], index)
 
     def chain(self, seed):
         """A copy with weights, mini-batches and noise of its own."""
         chain = copy.copy(self)
-        chain.net = copy.deepcopy(self.net)
-        # all weights become views of one vector, all gradients of another
-        params = [p for p in chain.net.parameters() if p.requires_grad]
-        chain.w = torch.cat([p.detach().reshape(-1) for p in params])           # (P,)
-        chain.w0, chain.gradient = chain.w.clone(), torch.zeros_like(chain.w)
-        vector_to_parameters(chain.w, params)
-        for p, g in zip(params, chain.gradient.split([p.numel() for p in params])):
-            p.grad = g.view_as(p)
-        chain.picker = Generator().manual_seed(seed)
+        chain.net = _copy("llc", self.net)
+        chain.params = [p for p in chain.net.parameters() if p.requires_grad]
+        chain.w = parameters_to_vector(chain.params).detach()               # (P,)
+        vector_to_parameters(chain.w, chain.params)             # the weights are views of w now
+        chain.w0, chain.picker = chain.w.clone(), Generator("cpu").manual_seed(seed)
         chain.gauss = _generator(chain.picker, chain.w.device)
+        chain.p, chain.records, chain.heats = chain.noise(), [], []
         return chain
 
     def noise(self):
         return torch.empty_like(self.w).normal_(generator=self.gauss)
 
-    def minibatch(self):
-        """A mini-batch without replacement, and the mean loss of each group in it at w0, (J,)."""
-        picked = self.members
-        if not self.whole:
-            picked = [rows[torch.randperm(len(rows), generator=self.picker)[:size]]
-                      for rows, size in zip(self.members, self.sizes)]
-        index = torch.cat(picked)                               # (B,), group by group
-        batch = tuple(t[index.to(t.device)] for t in self.data)
-        return batch, self.averager @ self.at_w0[index.to(self.w.device)].double()
+    def spread_out(self):
+        """A draw of the prior."""
+        torch.add(self.w0, self.noise(), alpha=self.localization ** -0.5, out=self.w)
 
-    def loss_and_gradient(self, batch):
-        """Mean loss of each group, (J,).  Leaves the joint loss's gradient in self.gradient."""
-        self.gradient.zero_()
-        with torch.enable_grad():
-            losses = self.losses(batch, self.autocast)
-            (losses * self.weights).sum().backward()
-        return self.averager @ losses.detach().double()
+    def loss_and_gradient(self, index):
+        """Mean loss of each group, (J,), and the gradient of the joint loss, (P,)."""
+        losses = self.losses(index)
+        return self.per_group(losses, index), _gradient(losses.mean(), self.params)
 
-    def heat(self, batch):
-        """Noise d of the mini-batch gradient, and the curvature c_j of group j's loss along it.
-            nbeta^2 |d|^2 (1, c_1, .., c_J)        c_j = nbeta d . H_j d / |d|^2"""
-        # the noise shows in the gradient of a second mini-batch
-        here, gradient = self.w.clone(), self.gradient.clone()
-        other, _ = self.minibatch()
-        self.loss_and_gradient(other)
-        d = (gradient - self.gradient) / math.sqrt(2)           # of two: twice the variance of one
-        size = d.norm()
-        # second difference of the losses along d, in full precision, which it needs
-        h = (0.01 * (self.w.norm() + (self.w - self.w0).norm())).clamp(min=1e-3)
-        losses = []
-        for shift in (h, 0, -h):
-            torch.add(here, d * (shift / size.clamp(min=1e-30)), out=self.w)
-            with torch.no_grad():
-                losses.append(self.averager @ self.losses(batch, None).double())
-        curvatures = (losses[0] - 2 * losses[1] + losses[2]) * self.nbeta / h ** 2
-        # back to where the chain was
+    def step(self, gradient):
+        """sgld_step with momentum p (BAOAB: Leimkuhler & Matthews 2013).  c = 0: mean of two.
+            p <- p - h drift                        w <- w + h/2 p        h^2 = lr
+            p <- c p + sqrt(1 - c^2) noise          w <- w + h/2 p        c = momentum"""
+        h, c = math.sqrt(self.lr), self.momentum
+        drift = torch.sub(self.w, self.w0).mul_(self.localization)
+        self.p.sub_(drift.add_(gradient, alpha=self.nbeta), alpha=h)
+        self.w.add_(self.p, alpha=h / 2)
+        self.p.mul_(c).add_(self.noise(), alpha=math.sqrt(1 - c * c))
+        self.w.add_(self.p, alpha=h / 2)
+
+    def advance(self, draws, keep=True):
+        """So many draws more.  A record: losses and losses at w0, (J,) each, and (w - w0) . g."""
+        for _ in range(draws):
+            index = self.minibatch()
+            losses, gradient = self.loss_and_gradient(index)
+            if keep:
+                virial = ((self.w - self.w0) @ gradient).double()[None]
+                self.records.append(torch.cat([losses, self.baseline(index), virial]))
+                if len(index) < len(self.owner) and len(self.records) % 40 == 1:
+                    self.heats.append(self.heat(index, gradient))
+            self.step(gradient)
+
+    def heat(self, index, gradient):
+        """The noise d of the mini-batch gradient, and how the losses curve along it.
+            nbeta^2 (|d|^2, d . s, |s|^2, c_1, .., c_J)      s = nbeta H d, c_j = nbeta d . H_j d"""
+        _, other = self.loss_and_gradient(self.minibatch())
+        d = (gradient - other) / math.sqrt(2)                   # of two: twice the variance of one
+        here, ends = self.w.clone(), []
+        h = (0.01 * (here.norm() + (here - self.w0).norm())).clamp(min=1e-3)
+        h = h / d.norm().clamp(min=1e-30)
+        for shift in (h, 0 * h, -h):
+            torch.add(here, d * shift, out=self.w)
+            ends.append(self.loss_and_gradient(index))
         self.w.copy_(here)
-        self.gradient.copy_(gradient)
-        return torch.cat([curvatures.new_ones(1), curvatures]) * (self.nbeta * size) ** 2
+        (up, g_up), (middle, _), (down, g_down) = ends
+        s = self.nbeta * (g_up - g_down) / (2 * h)
+        curved = self.nbeta * (up - 2 * middle + down) / h ** 2
+        return self.nbeta ** 2 * torch.cat([torch.stack([d @ d, d @ s, s @ s]).double(), curved])
 
-    def run(self, num_burnin_steps, num_draws):
-        """Losses and losses at w0, (burn-in + n, J) each, and heats, (any number, 1 + J)."""
-        total, J = num_burnin_steps + num_draws, len(self.sizes)
-        losses = self.averager.new_full((total, J), math.nan)   # nan stays where a chain breaks off
-        baselines, heats = losses.clone(), []
-        # begin where the localization alone would leave the weights
-        if self.localization > 0:
-            self.w.add_(self.noise(), alpha=self.localization ** -0.5)
-        before = self.noise()
-        for draw in range(total):
-            batch, baselines[draw] = self.minibatch()
-            losses[draw] = self.loss_and_gradient(batch)
-            # looked at rarely, because a GPU waits
-            if draw % 16 == 15 and not torch.isfinite(losses[draw]).all():
-                break
-            kept = draw - num_burnin_steps
-            if not self.whole and kept >= 0 and kept % 20 == 0:
-                heats.append(self.heat(batch))
-            noise = self.noise()
-            sgld_step(self.w, self.w0, self.gradient, (before + noise) / 2, self.lr, self.nbeta,
-                      self.localization)
-            before = noise
-        if not heats:                                           # all of data: no gradient noise
-            heats = [losses.new_zeros(1 + J)]
-        return losses.cpu(), baselines.cpu(), torch.stack(heats).cpu()
+    @torch.no_grad()
+    def noise_only(self, draws=8):
+        """nbeta times the excess loss of each group at draws of the prior, (draws, J)."""
+        if self.localization == 0:
+            return torch.full_like(self.share, math.nan)[None]
+        found = []
+        for index in [self.minibatch() for _ in range(draws)]:
+            self.spread_out()
+            found.append(self.per_group(self.losses(index), index) - self.baseline(index))
+        return self.nbeta * torch.stack(found)
 
 
-def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 30.0, lr: float = 1e-3,
-        localization: float = 300.0, num_chains: int = 4, num_draws: int = 100,
-        num_burnin_steps: int = 20, batch_size: int | None = None,
-        generator: Generator | None = None, groups: Tensor | None = None,
-        autocast: torch.dtype | None = None) -> LLC:
+def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
+        lr: float | None = None, localization: float = 1e4, init: str = "prior",
+        start: Tensor | None = None, num_chains: int = 2, num_draws: int = 100,
+        num_burnin_steps: int = 20, mc_error: float | None = None, batch_size: int | None = None,
+        generator: Generator | None = None, groups: Tensor | None = None, only=None,
+        callback: Callable | None = None, worst_loss: float | None = None) -> LLC:
     """Local learning coefficient: how fast the loss grows around w0, in effective parameters / 2.
         LLC = nbeta (E[L(w)] - L(w0)) - bias        w ~ exp(-nbeta L - localization/2 |w - w0|^2)
-        bias = lr/8 nbeta^2 E|d|^2 s / (s + localization)
-        d: noise of a mini-batch's gradient        s: nbeta times the curvature along d
-    With localization 0 it is k/2 for a quadratic loss of k weights, and 1/4 for w^4.
+    With localization 0 it is k/2 for a quadratic loss of k weights, and 1/4 for w^4.  Else it is
+    that of its nbeta and localization, not the asymptotic lambda: see .sensitivity.
     nbeta: n / log n, n the size of the training set, NOT the rows of `data`.
-    lr, localization: SGLD's eps and gamma; the prior's deviation is gamma^-1/2 per weight.
+    lr: SGLD's eps.  None: the largest whose stiffness, lr (nbeta lambda_max + localization), is 2.
+      start: (P,), or (m, P) a vector near that of lambda_max, such as LLC.eigenvector.
+    localization: gamma.  The prior's standard deviation is gamma^-1/2 per weight.
+    init: chains begin at a draw of the prior, where flat directions also end, or at "w0".
     num_draws: kept of each chain, after num_burnin_steps that are not.
-    batch_size: rows per draw, None: 256; at most all of data.
+    mc_error: stop when the Monte Carlo error is this share of the mean; num_draws is the most.
+    batch_size: rows per draw, None: 256; at most all of data.  L(w0) is over the rows of L(w).
     groups: (N,) integers, such as the task of each row.  The chains yield an LLC_j for each group.
-    autocast: such as torch.bfloat16, for all losses but those of the curvature.
-    Raises ValueError on NaN in a parameter or a loss at w0 (named), or an argument out of range.
+    only: names of parameters, or their first parts ("blocks.0"): the others stay at w0.
+    callback: called with the LLC so far, after every 50 draws.
+    worst_loss: that of guessing, for .lost_share.
+    A chain diverged if a loss is not finite, or above what draws of the prior lose.
     Source: Lau et al. 2023 (arXiv 2308.12108).
-    Differs from the paper: its nbeta, lr, localization and number of draws are not public.
-    Differs from the paper: chains begin spread out by the localization; noise is averaged."""
-    net, params, data, _ = _prepare("llc", model, data)
+    Differs from the paper: its nbeta, lr, localization and number of draws are not public; chains
+      begin spread out; steps have momentum, and no error in quadratics; with groups, one set of
+      chains on the joint loss, not one per task: a group holds the weights with its share only.
+    devinterp's test cases, L = prod_i w_i^(2 k_i), at localization 0: LLC = 1 / (2 max k).
+    >>> def crossing(model, batch):                             # (w1^0 w2^2)^2, 400 times
+    ...     return (model["w"] ** torch.tensor([0, 2])).prod(1).square().sum().expand(1)
+    >>> found = llc(torch.nn.ParameterDict({"w": torch.zeros(400, 2)}), crossing, torch.zeros(1),
+    ...             145, lr=1e-3, localization=0, init="w0", num_draws=800, num_burnin_steps=400)
+    >>> abs(found.mean / 400 - 1 / 4) < 0.02
+    True"""
     batch_size = 256 if batch_size is None else batch_size
     for key, value, low in (("nbeta", nbeta, 0), ("lr", lr, 0), ("num_chains", num_chains, 0),
-                            ("num_draws", num_draws, 3), ("num_burnin_steps", num_burnin_steps, -1),
+                            ("localization", localization, -1e-300), ("num_draws", num_draws, 3),
+                            ("num_burnin_steps", num_burnin_steps, -1), ("mc_error", mc_error, 0),
                             ("batch_size", batch_size, 0)):
-        if not low < value < math.inf:
+        if value is not None and not low < value < math.inf:
             raise ValueError(f"llc: {key} must be finite and above {low}, got {value}")
-    if not localization >= 0:
-        raise ValueError(f"llc: localization must not be negative, got {localization}")
-    sampler = Sampler(net, loss_fn, data, groups, batch_size, lr, nbeta, localization, autocast)
+    if init not in ("prior", "w0"):
+        raise ValueError(f"llc: init must be 'prior' or 'w0', got {init!r}")
+    seeds = _generator(generator)
+    with _prepare("llc", model, loss_fn, data, only) as (net, loss_fn, params, data, n):
+        sampler = Sampler(net, loss_fn, data, groups, batch_size, nbeta, localization)
+        # the step, from the curvature on as many rows as are cheap
+        few = torch.randperm(n, generator=seeds, device="cpu")[:max(batch_size, 512)]
+        few = [x[few.to(x.device)] for x in data]
+        top = _top(net, loss_fn, params, few, 0.05, 30, start, seeds)
+        steepest = nbeta * max(top.largest * (1 + top.residual_largest), 0) + localization
+        if lr is None and steepest == 0:
+            raise ValueError("llc: lr must be given: the loss is flat at w0, and localization is 0")
+        sampler.lr = 2 / steepest if lr is None else lr
+        sampler.prior = sampler.chain(1).noise_only()           # (8, J)
+        picks = torch.randint(2**62, (num_chains,), generator=seeds, device="cpu").tolist()
+        options = picks, init, num_burnin_steps, num_draws, mc_error
+        result, chains = _sample(sampler, *options, callback)
+        result.stiffness, result.eigenvector = sampler.lr * steepest, top.vectors[1]
+        if worst_loss is not None and worst_loss > result.init_loss:
+            result.lost_share = result.mean / nbeta / (worst_loss - result.init_loss)
+        # a step too large shows at half of it; a loss that is steeper elsewhere, at the last draw
+        if result.stiffness > 2.001:
+            sampler.lr = sampler.lr / 2
+            half, _ = _sample(sampler, *options)
+            result.half_lr = half.mean, half.mc_error
+        for chain in [chain for chain, bad in zip(chains, result.diverged) if not bad][:1]:
+            matvec = hessian_matvec(chain.net, loss_fn, few, chain.params)
+            found = power_iteration(matvec, result.eigenvector, 0.0, 3).eigenvalue
+            result.stiffness_after = result.lr * (nbeta * found + localization)
+    return result.judge()
 
-    def trace(seed):
-        return sampler.chain(seed).run(num_burnin_steps, num_draws)
-    seeds = torch.randint(2**62, (num_chains,), generator=_generator(generator)).tolist()
-    return _summary(sampler, on_cores(trace, seeds, params[0].device), num_burnin_steps)
+
+def _sample(sampler, seeds, init, num_burnin_steps, num_draws, mc_error, callback=None):
+    """Chains, and an LLC from their draws: num_draws of each, or until the error is small."""
+    chains, done = [sampler.chain(seed) for seed in seeds], 0
+    for chain in chains if init == "prior" and sampler.localization > 0 else []:
+        chain.spread_out()
+    advance_all(chains, num_burnin_steps, keep=False)
+    at_once = num_draws if mc_error is None and callback is None else 50
+    while True:
+        advance_all(chains, min(at_once, num_draws - done))
+        done = len(chains[0].records)
+        result = _summary(sampler, chains)
+        if callback is not None:
+            callback(result.judge())
+        precise = mc_error is not None and result.mc_error <= mc_error * abs(result.mean)
+        if precise or done == num_draws:
+            return result, chains
 
 
-def _summary(sampler, traces, num_burnin_steps):
-    """From the traces of all chains to an LLC."""
-    share, lr = sampler.share, sampler.lr
-    losses, baselines, heats = zip(*traces)
-    losses, baselines = torch.stack(losses), torch.stack(baselines)     # (C, burn-in + n, J)
-    result = LLC(losses=losses[:, num_burnin_steps:] @ share,
-                 baselines=baselines[:, num_burnin_steps:] @ share,
-                 init_loss=float(sampler.at_w0.double().cpu().mean()), nbeta=sampler.nbeta, lr=lr,
-                 localization=sampler.localization, groups=sampler.groups, group_shares=share)
-    # chains that diverged are set aside
-    half = result.losses.shape[1] // 2
-    excess = (result.losses - result.baselines).abs()
-    calm = excess[:, -half:].mean(1) <= 30 * excess[:, :half].mean(1)
-    sound = calm & torch.isfinite(losses).flatten(1).all(1)
-    result.diverged, result.num_diverged = ~sound, int((~sound).sum())
+def _summary(sampler, chains):
+    """From the records of all chains to an LLC."""
+    share, nbeta, gamma = sampler.share.cpu(), sampler.nbeta, sampler.localization
+    records = torch.stack([torch.stack(chain.records).cpu() for chain in chains])
+    # the joint loss stands behind those of the groups
+    J = len(share)
+    eye = torch.eye(J, dtype=share.dtype, device="cpu")
+    columns = torch.cat([eye, share[:, None]], 1)               # (J, J + 1)
+    losses, baselines = records[:, :, :J] @ columns, records[:, :, J:2 * J] @ columns
+    draws, prior = llc_draws(losses, baselines, nbeta, 0), sampler.prior.cpu() @ columns
+    result = LLC(losses=losses[:, :, J], baselines=baselines[:, :, J], nbeta=nbeta, lr=sampler.lr,
+                 init_loss=float(sampler.at_w0.double().mean()), localization=gamma,
+                 groups=sampler.groups, group_shares=share, group_noise_only=prior.mean(0)[:J],
+                 noise_only=float(prior[:, J].mean()),
+                 noise_only_error=float(prior[:, J].std(correction=0)) / math.sqrt(len(prior)))
+    # a chain that loses more than the prior's own draws has diverged
+    most = 1.5 * float(prior[:, J].abs().max()) + 1e-3 * nbeta * abs(result.init_loss) + 1e-12
+    late = draws[:, draws.shape[1] // 2:, J].mean(1)            # (C,)
+    result.diverged = ~torch.isfinite(draws).flatten(1).all(1) | (late > most)
+    result.num_diverged, sound = int(result.diverged.sum()), ~result.diverged
     if not sound.any():
         return result
-    # the bias of each group, from the mean heat
-    heat = torch.cat([heat for heat, good in zip(heats, sound) if good]).mean(0)
-    power, curved = heat[0].clamp(min=1e-300), heat[1:]         # nbeta^2 E|d|^2; times each c_j
-    stiffness = sampler.localization + float(share @ curved / power)
-    biases = lr / 8 * curved / stiffness / (1 - min(lr * stiffness, 2) / 4)
-    if not stiffness > 0:
-        biases = torch.zeros_like(curved)                       # (J,)
-    # the value of each group, and its error
-    draws = llc_draws(losses[sound], baselines[sound], sampler.nbeta, num_burnin_steps)
-    errors = [effective_samples(draws[:, :, j])[1] for j in range(len(share))]
-    result.group_biases, result.group_means = biases, draws.mean((0, 1)) - biases
-    result.group_mc_errors = torch.tensor(errors, dtype=torch.float64)
-    # the same of the joint loss
-    result.bias = float(share @ biases)
-    value = draws @ share - result.bias                                 # (C, n)
-    result.mean, result.r_hat = float(value.mean()), split_r_hat(value)
-    result.ess, result.mc_error = effective_samples(value)
+    heats = [heat for chain, good in zip(chains, sound) if good for heat in chain.heats]
+    biases, doubt = _bias(sampler, heats)
+    biases = biases @ columns                                   # (J + 1,)
+    values = draws[sound] - biases                              # (C, n, J + 1)
+    errors = biases.new_tensor([effective_samples(each)[1] for each in values.unbind(2)])
+    means, errors, value = values.mean((0, 1)), torch.hypot(errors, doubt * biases), values[..., J]
+    result.group_means, result.group_mc_errors = means[:J], errors[:J]
+    result.group_biases, result.bias = biases[:J], float(biases[J])
+    result.mean, result.mc_error = float(means[J]), float(errors[J])
+    result.r_hat, result.ess = split_r_hat(value), effective_samples(value)[0]
     result.std = float(value.mean(1).std()) if len(value) > 1 else math.nan
+    # d/dgamma = -nbeta/2 Cov(L, |w - w0|^2); in many flat directions that is mostly noise.  By
+    # parts, gamma Cov(L, |w - w0|^2) = E u - nbeta Cov(L, u) with u = (w - w0) . gradient
+    if gamma > 0:
+        u = records[sound][:, :, -1]
+        covariance = float(((value - value.mean()) * (u - u.mean())).mean())    # times nbeta
+        result.sensitivity = nbeta / 2 / gamma * (covariance - float(u.mean()))
     return result
+
+
+def _bias(sampler, heats):
+    """What the noise d of mini-batches adds to each group's value, (J,), and its relative error.
+        lr/8 (1 + c) / (1 - c) E[d . f(nbeta H) d]        f(s) = s / (s + gamma) / (1 - z / 4)
+    z = lr (s + gamma).  Exact for noise in flat directions and in others of one curvature s."""
+    c, gamma, share = sampler.momentum, sampler.localization, sampler.share.cpu()
+    if not heats:                                               # all of data: no gradient noise
+        return torch.zeros_like(share), 0.0
+    heats = torch.stack(heats).cpu()
+    power, first, second = heats[:, :3].mean(0).tolist()
+    curved = heats[:, 3:].mean(0)                               # (J,)
+    if first <= 0 or second <= 0 or not float(share @ curved) > 0:
+        return torch.zeros_like(curved), 0.0
+    s, stiff = second / first, first ** 2 / second              # noise in curved directions
+    joint = stiff * s / (s + gamma) / (1 - min(sampler.lr * (s + gamma), 3.96) / 4)
+    if gamma == 0:
+        joint += max(power - stiff, 0)
+    joint *= sampler.lr / 8 * (1 + c) / (1 - c)
+    doubt = float(heats[:, 0].std(correction=0)) / power / math.sqrt(len(heats))
+    return joint * curved / (share @ curved), doubt
 
 
 # ----------------------------------------------------------------------------- 5  linear probe
@@ -747,26 +997,24 @@ def linear_probe(features: Tensor, labels: Tensor, generator: Generator | None =
     integers.  inputs: (N,) integers, equal where the input is; None: no two rows have one input.
     `generator` chooses a quarter of the inputs, whose rows are held out: a probe that only
     remembers its inputs scores at chance.  The other rows standardise X.
-    Raises ValueError for wrong shapes or types, NaN, fewer than 8 inputs, or one class only.
+    Read it beside the same probe on shuffled labels (chance) and on the untrained model.
     Source: Alain & Bengio 2016.  Differs from the paper: its probe's details are not public."""
     x = features.detach().double()
     if x.dim() != 2 or not torch.isfinite(x).all():
         raise ValueError(f"linear_probe: needs finite features (N, D), got {tuple(x.shape)}")
-    n = len(x)
-    inputs = torch.arange(n, device="cpu") if inputs is None else inputs
+    inputs = torch.arange(len(x), device="cpu") if inputs is None else inputs
     for name, column in (("labels", labels), ("inputs", inputs)):
-        if column.shape != (n,) or column.is_floating_point():
-            raise ValueError(f"linear_probe: {name} must be integers, ({n},), got "
+        if column.shape != x.shape[:1] or column.is_floating_point():
+            raise ValueError(f"linear_probe: {name} must be integers (N,), got "
                              f"{tuple(column.shape)} and {column.dtype}")
     classes, y = labels.to(x.device).unique(return_inverse=True)
     different, owner = inputs.to(x.device).unique(return_inverse=True)
-    count = len(different)
-    if count < 8 or len(classes) < 2:
-        raise ValueError("linear_probe: needs 8 different inputs and 2 classes, got "
-                         f"{count} and {len(classes)}")
+    if len(different) < 8 or len(classes) < 2:
+        raise ValueError(f"linear_probe: needs 8 different inputs and 2 classes, got "
+                         f"{len(different)} and {len(classes)}")
     # hold out the rows of a quarter of the inputs
-    order = torch.randperm(count, generator=_generator(generator), device="cpu")
-    test = torch.isin(owner, order[:count // 4].to(x.device))   # (N,) bool
+    order = torch.randperm(len(different), generator=_generator(generator), device="cpu")
+    test = torch.isin(owner, order[:len(order) // 4].to(x.device))          # (N,) bool
     # standardise; a constant feature becomes 0; append a 1 for the bias
     x = x / x.abs().max().clamp(min=1e-300)
     spread, mean = torch.std_mean(x[~test], 0)
@@ -823,40 +1071,63 @@ def per_example_gradients_vmap(net, loss_fn, data):
     def loss(point, *row):
         return functional_call(wrapper, point, tuple(t[None] for t in row)).squeeze(0)
     in_dims = (None,) + (0,) * len(data)                        # one set of weights, many rows
-    columns = vmap(grad(loss), in_dims)(point, *data)
+    with sdpa_kernel(SDPBackend.MATH):                          # vmap has no rule for the fused one
+        columns = vmap(grad(loss), in_dims)(point, *data)
     return [columns[name] for name in point]
 
 
-def gradient_blocks(net, loss_fn, data, chunk, small=2**26):
-    """The same, one parameter after another: where not all gradients fit, in several passes."""
+def gradient_blocks(net, loss_fn, data, chunk, small=2**28):
+    """The same, for as many parameters at a time as fit: the backward pass of each block of them
+    stops early.  small: numbers that always fit."""
     params = [p for p in net.parameters() if p.requires_grad]
-    n, total = len(data[0]), sum(p.numel() for p in params)
-    rows = min(n, max(chunk, small // total))                   # examples at a time
-    most = max(2 * chunk * total, 4 * small)                    # numbers held for one block
-    blocks, held = [[]], 0
-    for p in params:
-        held += n * p.numel()
-        if blocks[-1] and held > most:
-            blocks.append([])
-            held = n * p.numel()
-        blocks[-1].append(p)
-
-    for block in blocks:
-        for p in params:                                        # the backward pass stops early
-            p.requires_grad_(any(p is q for q in block))
-        pieces = []
-        for batch in _batches(data, rows):
-            try:
-                pieces.append(per_example_gradients_vmap(net, loss_fn, batch))
-            except RuntimeError:                                # .item(), or a branch on the data
-                pieces.append(per_example_gradients(net, loss_fn, batch))
-        for column in zip(*pieces):
-            yield column[0] if len(column) == 1 else torch.cat(column)
+    sizes = torch.tensor([p.numel() for p in params], device="cpu")
+    most = max(2 * chunk * int(sizes.sum()), small)             # numbers held at a time
+    blocks = len(data[0]) * sizes.cumsum(0) // most             # the block of each parameter
+    for block in blocks.unique():
+        for p, own in zip(params, blocks):
+            p.requires_grad_(bool(own == block))
+        try:
+            columns = per_example_gradients_vmap(net, loss_fn, data)
+        except (RuntimeError, ValueError):                      # .item(), or a branch on the data
+            columns = per_example_gradients(net, loss_fn, data)
+        yield from columns
 
 
-def on_cores(job, inputs, device):
-    """[job(x) for x in inputs], on a CPU each on a core of its own: small matrices share badly."""
-    workers = min(len(inputs), torch.get_num_threads()) if device.type == "cpu" else 1
+def advance_all(chains, draws, keep=True):
+    """Advance the chains, on a CPU each on a core of its own: small matrices share badly."""
+    workers = min(len(chains), torch.get_num_threads()) if chains[0].w.device.type == "cpu" else 1
     # set_num_threads holds for the worker thread that calls it
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(job, inputs))
+        for done in [pool.submit(chain.advance, draws, keep) for chain in chains]:
+            done.result()
+
+
+# -------------------------------------------------------------------------- models of one's own
+
+@contextmanager
+def collect_states(model: Module, *names: str):
+    """What modules of a model return while this is open: {name: [one tensor for each call]}.
+    names: as in model.named_modules(), such as "transformer.h.0".  Of a tuple, as blocks return it
+    with a cache, the first.  The states are detached; the hooks are gone afterwards, and measures
+    never call them.  Raises ValueError for an unknown name, and for a module that never ran.
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh())
+    >>> with collect_states(model, "1") as states:
+    ...     _ = model(torch.eye(3)), model(-torch.eye(3))
+    >>> torch.cat(states["1"]).shape
+    torch.Size([6, 8])"""
+    modules, states = dict(model.named_modules()), {name: [] for name in names}
+    unknown = [name for name in names if name not in modules]
+    if unknown:
+        raise ValueError(f"collect_states: no module {unknown}; there are {list(modules)[1:]}")
+
+    def keep(name, module, args, output):
+        states[name].append((output[0] if isinstance(output, tuple) else output).detach())
+    hooks = [modules[name].register_forward_hook(functools.partial(keep, name)) for name in names]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+    silent = [name for name in names if not states[name]]
+    if silent:
+        raise ValueError(f"collect_states: {silent} did not run (compiled, or used in parts?)")

@@ -6,11 +6,12 @@ checkpoints along training: steps 0, 1, 2, 4 ... 512, 1000, 2000 ... 143000.  Ea
 C9: the global patterns replicate (the representation collapses, then recovers), but no task's
 geometry announces when that task emerges.
 
-A branch may hold the weights of another step: 86 of the 154 of the 2.8B model are reported to
-(issues 195, 205 and 206 of Pythia's repository).  So this chapter goes:
+Other suites have other names for their checkpoints: a pattern such as "checkpoint-{step}", of
+branches, tags, titles of commits, or folders on the disk.  Any of them may hold the weights of
+another step: 86 of the 154 of Pythia's 2.8B are reported to (its issues 195, 205 and 206).  So:
 
-    manifest -> audit -> plan -> snapshots -> sweep.record(ProbeMeasure) -> compare -> a verdict
-                                (download, verify, load, delete)
+    manifest -> audit -> plan -> snapshots -> sweep.record(ProbeMeasure) -> examine -> compare
+                                (download, verify, load, delete)   (the audit by content)
 
 The library transformers loads the models, so GPT-2, OLMo and Llama can be read as well.  This file
 trains, draws and prints nothing, and writes no run directory.  It needs the extra `pythia`.
@@ -21,7 +22,7 @@ In small: `main` and the last two steps serve one file.  One step must be wrong,
 'model.safetensors is also that of main and 1 more'
 
 Letters for shapes:  B rows, T tokens, D width, L blocks, V vocabulary, C columns that are read,
-N items of a probe set, O completions of an item, A tokens of a completion.
+N items of a probe set, O completions of an item, A tokens of a completion, S steps, W weights.
 """
 import contextlib
 import errno
@@ -33,6 +34,7 @@ import os
 import re
 import shutil
 import time
+import warnings
 from collections import namedtuple
 from fnmatch import fnmatch
 from itertools import product
@@ -80,87 +82,207 @@ def explained(what):
 
 
 # ------------------------------------------------------------------------------------------------
-# The hub: which files there are, and which steps hold weights of their own
+# A suite: where its models lie, and what their checkpoints are called
+
+def matches(pattern, text):
+    """The parts of a text that fits a pattern; None where it does not fit.
+    {step} and {seed} are whole numbers, other braces any word; "|" stands between alternatives.
+    >>> matches("step{step}|stage1-step{step}-tokens{tokens}B", "stage1-step1000-tokens3B")
+    {'step': '1000', 'tokens': '3'}"""
+    for alternative in pattern.split("|"):
+        expression = ""
+        for i, part in enumerate(re.split(r"\{(\w+)\}", alternative)):
+            kind = r"\d+" if part in ("step", "seed") else r"[\w.-]+?"
+            expression += f"(?P<{part}>{kind})" if i % 2 else re.escape(part)
+        found = re.fullmatch(expression, text)
+        if found:
+            return found.groupdict()
+
+
+def repository(model) -> str:
+    """"160m" or "pythia-160m" -> "EleutherAI/pythia-160m"; a key of MODELS -> what stands there.
+    A folder, and "owner/name", stay what they are."""
+    if "/" in model or Path(model).is_dir():
+        return model
+    return MODELS.get(model, f"EleutherAI/pythia-{model.removeprefix('pythia-')}")
+
+
+def suite_of(model):
+    """-> (the pattern of its revisions, size, seed).  What names do not tell: "checkpoint-{step}"
+    in a folder, else "step{step}"; the last part of the name; None."""
+    name = Path(model).resolve().name if Path(model).is_dir() else repository(model)
+    for models, revisions in SUITES.items():
+        found = matches(models, name)
+        if found is not None:
+            return revisions, found.get("size", name.rpartition("/")[2]), found.get("seed")
+    revisions = "checkpoint-{step}" if Path(model).is_dir() else "step{step}"
+    name = name.rpartition("/")[2]
+    seeds = "{size}-seed{seed}|{size}-s{seed}|{size}_seed{seed}|{size}_s{seed}"
+    found = matches(seeds, name) or {"size": name}
+    return revisions, found["size"], found.get("seed")
+
+
+def revisions_of(model) -> dict:
+    """{name: commit}: the branches and tags of a model on the hub; the subfolders of a folder, with
+    the folder itself as "main"."""
+    if Path(model).is_dir():
+        folders = sorted(path.name for path in Path(model).iterdir() if path.is_dir())
+        return {name: name for name in folders} | {"main": "."}
+    with explained(f"{model}: the list of branches"):
+        refs = extra("huggingface_hub").HfApi().list_repo_refs(repository(model))
+    return {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
+
+
+def commits_of(model, revisions) -> dict:
+    """{title: commit} over all branches.  A title that comes twice: the latest."""
+    found = {}
+    with explained(f"{model}: the list of commits"):
+        hub = extra("huggingface_hub").HfApi()
+        for commit in revisions.values():
+            for entry in hub.list_repo_commits(repository(model), revision=commit):
+                found.setdefault(entry.title, entry.commit_id)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------
+# Which files there are, and which steps hold weights of their own
 
 # What weight files are called, in order of preference: one or several, safetensors or bin.
-LAYOUTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+LAYOUTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin",
+           "pytorch_model-*-of-*.bin")
 
-# size: bytes.  sha256: of the content; "git:..." where the hub states none.
+LINKED = "linked"                 # a folder in the cache, for shards that lack an index
+
+# size: bytes.  sha256: of the content; "git:..." where the hub states none.  commit: or a folder.
 WeightFile = namedtuple("WeightFile", "file size sha256 commit", defaults=(0, "", ""))
 Audit = namedtuple("Audit", "own left_out groups")
 
 
-def repository(model) -> str:
-    """"160m" or "pythia-160m" -> "EleutherAI/pythia-160m".  "owner/name" stays what it is."""
-    return model if "/" in model else f"EleutherAI/pythia-{model.removeprefix('pythia-')}"
-
-
-def manifest(model, progress=None) -> dict:
-    """Which weight files each branch serves, from metadata alone: {step: (WeightFile, ...)}.
-    "main" is the last one.  progress: called with (branches read, all branches).
-    Raises ValueError for an unknown model, Failed if the hub does not answer."""
-    with explained(f"{model}: the list of branches"):
-        hub = extra("huggingface_hub").HfApi()
-        refs = hub.list_repo_refs(repository(model)).branches
-    commits = {ref.name: ref.target_commit for ref in refs}
-    steps = sorted(int(name[4:]) for name in commits if re.fullmatch(r"step\d+", name))
-    branches = {step: commits[f"step{step}"] for step in steps} | {"main": commits["main"]}
+def manifest(model, progress=None, revisions=None) -> dict:
+    """Which weight files each checkpoint has: {step: (WeightFile, ...)}, their index among them.
+    "main" is the last one.  On the hub from metadata alone.  revisions: a pattern, see `matches`;
+    default: that of the suite.  progress: called with completed=..., total=... checkpoints.
+    Raises ValueError for an unknown model, or no such revisions; Failed if the hub is silent."""
+    revisions = revisions or suite_of(model)[0]
+    if "{step}" not in revisions:
+        raise ValueError(f"revisions {revisions!r}: expected a pattern such as step{{step}}")
+    there = revisions_of(model)
+    commits = there
+    if not any(matches(revisions, name) for name in there) and not Path(model).is_dir():
+        commits = commits_of(model, there)
+    steps = {}
+    for name in commits:
+        found = matches(revisions, name)
+        if found:
+            other = steps.setdefault(int(found["step"]), name)
+            if other != name:
+                raise ValueError(f"{model}: {other} and {name} are both step {found['step']}: give "
+                                 "--revisions a narrower pattern")
+    if not steps:
+        few = ", ".join(list(there)[:8])
+        raise ValueError(f"{model} has no revisions like {revisions}: give --revisions a pattern "
+                         f"that fits; there are {few}")
+    branches = {step: commits[steps[step]] for step in sorted(steps)}
+    if "main" in there:
+        branches["main"] = there["main"]
     listing = {}
     for step, commit in branches.items():
-        with explained(f"{model}: the files of step {step}"):
-            entries = list(hub.list_repo_tree(repository(model), revision=commit))
-        files = []
-        for entry in entries:
-            if any(fnmatch(entry.path, layout) for layout in LAYOUTS):
-                sha256 = entry.lfs.sha256 if entry.lfs else "git:" + entry.blob_id
-                files.append(WeightFile(entry.path, entry.size, sha256, commit))
-        listing[step] = tuple(files)
+        listing[step] = files_of(model, step, commit)
         if progress:
-            progress(len(listing), len(branches))
+            progress(completed=len(listing), total=len(branches))
+    if Path(model).is_dir() and not listing["main"]:
+        del listing["main"]
     return listing
 
 
+def files_of(model, step, commit) -> tuple:
+    """The weight files of one checkpoint, and their indices.  On the disk all are read through."""
+    wanted = (*LAYOUTS, "*.safetensors.index.json", "*.bin.index.json")
+    with explained(f"{model}: the files of step {step}"):
+        if Path(model).is_dir():
+            files = []
+            for path in sorted((Path(model) / commit).iterdir()):
+                if any(fnmatch(path.name, layout) for layout in wanted):
+                    files.append(WeightFile(path.name, path.stat().st_size, sha256(path), commit))
+            return tuple(files)
+        files, hub = [], extra("huggingface_hub").HfApi()
+        for entry in hub.list_repo_tree(repository(model), revision=commit):
+            if any(fnmatch(entry.path, layout) for layout in wanted):
+                known = entry.lfs.sha256 if entry.lfs else "git:" + entry.blob_id
+                files.append(WeightFile(entry.path, entry.size, known, commit))
+        return tuple(files)
+
+
+def sha256(path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def files_to_read(files) -> list:
-    """Of a branch's WeightFiles those of the first layout that it has."""
+    """Of a checkpoint's WeightFiles those of the first layout that it has.
+    Shards "...-00001-of-00003...": sets that are whole.  Of several, the index will decide."""
     for layout in LAYOUTS:
         found = [f for f in files if fnmatch(f.file, layout)]
+        if "*" in layout:
+            sets = {}
+            for f in found:
+                sets.setdefault(re.search(r"-of-(\d+)", f.file)[1], []).append(f)
+            found = [f for of, some in sets.items() if len(some) == int(of) for f in some]
         if found:
             return found
     return []
 
 
 def audit(manifest) -> Audit:
-    """Which steps of a model really hold weights of their own.
+    """Which steps of a model really hold weights of their own, as far as metadata tell.
     manifest: {step: files, "main": files}; a file is a WeightFile or (file, size, sha256).
     -> Audit(steps that do; {step: why not}; (file, sha256, branches) of what several serve).
     A step is left out if one of its files, a shard included, is also that of `main` or of another
     step.  Two pairs may share, if nobody else does: steps 0 and 1 (the first step of the warm-up
     has learning rate 0), and the last step and `main`."""
     steps = sorted(step for step in manifest if step != "main")
+    served = {step: files_to_read([WeightFile(*f) for f in files])
+              for step, files in manifest.items()}
     holders = {}                                                # {sha256: {branch: file name}}
     for step in ("main", *steps):
-        for file, _, sha256, *_ in manifest.get(step, ()):
-            holders.setdefault(sha256, {})[step] = file
-    groups = [(list(names.values())[-1], sha256, tuple(names))
-              for sha256, names in holders.items() if len(names) > 1]
+        for f in served.get(step, ()):
+            holders.setdefault(f.sha256, {})[step] = f.file
+    groups = [(list(names.values())[-1], sha, tuple(names))
+              for sha, names in holders.items() if len(names) > 1]
     groups.sort(key=lambda group: len(group[2]), reverse=True)
     rightly = ((0, 1), ("main", *steps[-1:]))
-    shared = {sha256 for _, sha256, branches in groups if branches not in rightly}
+    shared = {sha for _, sha, branches in groups if branches not in rightly}
     left_out = {}
     for step in steps:
-        files = [sha256 for _, _, sha256, *_ in manifest[step]]
-        wrong = [sha256 for sha256 in files if sha256 in shared]
-        if not files:
-            left_out[step] = "no weight file"
+        wrong = [f.sha256 for f in served[step] if f.sha256 in shared]
+        if not served[step]:
+            left_out[step] = "its shards are not all there" if manifest[step] else "no weight file"
         elif wrong:
             names = holders[wrong[0]]
             first, *others = [branch for branch in names if branch != step]
             left_out[step] = f"{names[step]} is also that of {first}"
             if others:
                 left_out[step] += f" and {len(others)} more"
-            if len(files) > 1:
-                left_out[step] += f" ({len(wrong)} of {len(files)} files)"
+            if len(served[step]) > 1:
+                left_out[step] += f" ({len(wrong)} of {len(served[step])} files)"
     return Audit(tuple(s for s in steps if s not in left_out), left_out, tuple(groups))
+
+
+def audit_table(model, manifest, left_out) -> str:
+    """What an audit found, in Markdown, for an issue of the suite.  left_out: {step: why}."""
+    steps = [step for step in manifest if step != "main"]
+    lines = [f"`{repository(model)}`: of {len(steps)} checkpoints {len(left_out)} are not shown to "
+             f"hold the weights of their step.", "", "| step | commit | file | sha256 | found |",
+             "|---|---|---|---|---|"]
+    for step in sorted(left_out):
+        files = files_to_read([WeightFile(*f) for f in manifest.get(step, ())]) or [WeightFile("")]
+        f, more = files[0], f" and {len(files) - 1} more" if len(files) > 1 else ""
+        why = left_out[step].replace("|", "/")
+        lines.append(f"| {step} | {f.commit[:12]} | {f.file}{more} | {f.sha256[:12]} | {why} |")
+    return "\n".join(lines)
 
 
 def parse_steps(text, available) -> tuple:
@@ -184,15 +306,32 @@ def parse_steps(text, available) -> tuple:
 
 
 def fetch(model, file, cache_dir, revision="main") -> Path:
-    """Download one file of one revision into a folder of our own -> its path."""
-    extra("huggingface_hub.utils").disable_progress_bars()
+    """Download one file of one revision into a folder of our own -> its path.  Of a model that is a
+    folder: the path of what lies there."""
     with explained(f"{model}: {file} of revision {revision[:12]}"):
+        if Path(model).is_dir():
+            path = Path(model) / revision.replace("main", ".") / file
+            path.stat()                                         # it is there, or an OSError
+            return path
+        extra("huggingface_hub.utils").disable_progress_bars()
         return Path(extra("huggingface_hub").HfApi().hf_hub_download(
             repository(model), file, revision=revision, cache_dir=cache_dir))
 
 
+def fetch_any(model, file, cache_dir, revisions) -> Path:
+    """`fetch` from the first of some revisions that has the file."""
+    *before, last = revisions
+    for revision in before:
+        with contextlib.suppress(ValueError):
+            return fetch(model, file, cache_dir, revision)
+    return fetch(model, file, cache_dir, last)
+
+
 def delete_cached(model, cache_dir):
     """Delete what cache_dir holds of a model: what was loaded, and what a kill left behind."""
+    shutil.rmtree(Path(cache_dir) / LINKED, ignore_errors=True)
+    if Path(model).is_dir():
+        return
     user = extra("huggingface_hub.constants").HF_HUB_CACHE
     if Path(cache_dir).resolve() == Path(user).resolve():
         raise ValueError(f"{cache_dir} is the hub's own cache: give another folder")
@@ -223,9 +362,7 @@ class LanguageModel(nn.Module):
         def keep(module, inputs, output):
             last_block.append(output[0] if isinstance(output, tuple) else output)
 
-        # The blocks are the longest list of modules, whatever its name.
-        blocks = max((m for m in self.model.modules() if isinstance(m, nn.ModuleList)), key=len)
-        hook = blocks[-1].register_forward_hook(keep)
+        hook = self.blocks()[-1].register_forward_hook(keep)
         try:
             found = self.model(input_ids=tokens, use_cache=False, output_hidden_states=True,
                                logits_to_keep=columns)
@@ -234,25 +371,62 @@ class LanguageModel(nn.Module):
         *before, final_norm = found.hidden_states
         return [*before, *last_block, final_norm], found.logits
 
+    def blocks(self):
+        """The first list of as many modules as there are blocks, whatever its name."""
+        count = self.model.config.num_hidden_layers
+        for module in self.model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return module
+        raise ValueError(f"{type(self.model).__name__} has no list of {count} blocks")
+
+
+def read_config(folder):
+    transformers = extra("transformers")
+    with explained(folder):
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True,
+                                                       trust_remote_code=False)
+
+
+def start_and_longest(folder):
+    """-> (the id with which texts begin, else the one with which they end; the most tokens)."""
+    config = read_config(folder)
+    ids = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
+    start = next((i for i in ids if isinstance(i, int) and 0 <= i < config.vocab_size), 0)
+    return start, getattr(config, "max_position_embeddings", math.inf)
+
+
+def new_model(config, dtype=torch.float32):
+    """With random weights."""
+    return LanguageModel(extra("transformers").AutoModelForCausalLM.from_config(
+        config, dtype=dtype, attn_implementation="eager", trust_remote_code=False))
+
+
+# Other frameworks put "model." before each name.
+PREFIXED = {r"^model\.(?=model\.|transformer\.|gpt_neox\.|lm_head\.|embed_out\.)": ""}
+
 
 def load_model(folder, dtype=torch.float32, device="cpu") -> LanguageModel:
     """The model in `folder`.  No code from there is run.
-    Raises ValueError if it cannot be read, or a tensor is missing, left over or misshapen."""
+    Raises ValueError if it cannot be read, if a tensor is missing, left over or misshapen, or if a
+    number is not finite."""
     transformers = extra("transformers")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()            # what is wrong is raised below
     with explained("the weights"):                              # "eager" has second derivatives
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", local_files_only=True,
-            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
+            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
+            key_mapping=PREFIXED)
     # transformers fills gaps with random numbers, and goes on.  GPT-2's old files have a constant.
     left_over = [name for name in found["unexpected_keys"] if not name.endswith(".masked_bias")]
     misshapen = [name for name, *_ in found["mismatched_keys"]]
     wrong = [*found["missing_keys"], *left_over, *misshapen]
     if wrong:
         raise ValueError(f"the weights: {wrong[0]} is missing, left over or misshapen")
-    for parameter in model.parameters():                        # their files are mapped, not read:
+    for name, parameter in model.named_parameters():            # their files are mapped, not read:
         parameter.data = parameter.data.clone()                 # a copy outlives its file
+        if not parameter.isfinite().all():
+            raise ValueError(f"the weights: {name} is not finite")
     return LanguageModel(model.to(device)).eval()
 
 
@@ -266,49 +440,102 @@ def fingerprint(model) -> str:
     return digest.hexdigest()
 
 
-def download_and_load(model, files, cache_dir, dtype, device):
-    """One checkpoint.  ValueError: missing, damaged, refused, or not as the manifest says."""
-    files = files_to_read(files)
-    if not files:
-        raise ValueError("the hub has no weight file")
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    need, free = sum(f.size for f in files), shutil.disk_usage(cache_dir).free
-    if free < 1.02 * need:
-        raise Failed(f"the disk is too full: {need / 1e9:.2f} GB needed, {free / 1e9:.2f} free")
-    folder = fetch(model, "config.json", cache_dir, files[0].commit).parent
-    if "-of-" in files[0].file:                                 # which shard holds what
-        index = re.sub(r"-\d+-of-\d+", "", files[0].file) + ".index.json"
-        fetch(model, index, cache_dir, files[0].commit)
-    for f in files:
-        with open(fetch(model, f.file, cache_dir, f.commit), "rb") as file:
-            found = extra("huggingface_hub.utils.sha").sha_fileobj(file).hex()
-        if found != f.sha256 and not f.sha256.startswith("git:"):
+def sketch(model, size=1024) -> list:
+    """Some `size` of the weights, from all matrices alike, and always the same ones.
+    They tell how far apart two checkpoints are, to a few percent, when both are gone."""
+    matrices = [p.detach().flatten() for p in model.parameters() if p.dim() > 1]
+    each, generator, some = math.ceil(size / len(matrices)), torch.Generator(), []
+    for flat in matrices:
+        generator.manual_seed(0)
+        some.append(flat[torch.randint(len(flat), (each,), generator=generator).to(flat.device)])
+    return torch.cat(some).float().tolist()
+
+
+@torch.no_grad()
+def guess(model) -> float:
+    """Mean loss on 256 random tokens / log V: near 1 if the model is untrained, for then it
+    guesses.  A trained one bets on likely tokens, and loses."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.model.config.vocab_size, (8, 33), generator=generator)
+    logits = model(tokens.to(model.model.device))[:, :-1].flatten(0, 1).float().cpu()
+    loss = nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+    return float(loss) / math.log(logits.shape[-1])
+
+
+def download(model, files, cache_dir) -> Path:
+    """One checkpoint -> its folder.  ValueError: it is not there, or not as the manifest says."""
+    local, wanted = Path(model).is_dir(), files_to_read(files)
+    if not wanted:
+        raise ValueError("no weight file, or not all shards")
+    if not local:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        need, free = sum(f.size for f in wanted), shutil.disk_usage(cache_dir).free
+        if free < 1.02 * need:
+            raise Failed(f"the disk is too full: {need / 1e9:.2f} GB needed, {free / 1e9:.2f} free")
+    folder = fetch(model, "config.json", cache_dir, wanted[0].commit).parent
+    sharded, index = "-of-" in wanted[0].file, None
+    if sharded:                                                 # the index says which, and what
+        name = re.sub(r"-\d+-of-\d+", "", wanted[0].file) + ".index.json"
+        for f in files:
+            if f.file == name:
+                index = fetch(model, name, cache_dir, f.commit)
+    if index:
+        with explained(name):
+            named = set(json.loads(index.read_text("utf-8-sig"))["weight_map"].values())
+        wanted = [f for f in files if f.file in named]
+    for f in wanted:
+        path = fetch(model, f.file, cache_dir, f.commit)
+        found = f.sha256 if local or f.sha256.startswith("git:") else sha256(path)
+        if found != f.sha256:
             raise ValueError(f"{f.file} has sha256 {found[:12]}, the hub says {f.sha256[:12]}")
-    return load_model(folder, dtype, device)
+    if sharded and not index:
+        folder = with_index(folder, [f.file for f in wanted], Path(cache_dir) / LINKED)
+    return folder
+
+
+def with_index(folder, shards, linked) -> Path:
+    """A new folder, `linked`, with links to these shards, and the index that they lack."""
+    linked.mkdir(parents=True)
+    where = {}
+    with explained("the shards without an index"):
+        for name in ("config.json", *shards):
+            (linked / name).symlink_to((folder / name).resolve())
+        for name in shards:
+            with extra("safetensors").safe_open(folder / name, "pt") as file:
+                where |= dict.fromkeys(file.keys(), name)
+    index = json.dumps({"metadata": {}, "weight_map": where})
+    (linked / "model.safetensors.index.json").write_text(index)
+    return linked
 
 
 def snapshots(model, steps, manifest, cache_dir, dtype=torch.float32, device="cpu", state=None):
     """One checkpoint after another as a Snapshot: download, check, load, delete, yield.
     state: what state() of the last Snapshot returned: {"done": steps to skip, "fingerprint"}.
     A model is emptied when the next one is asked for: one is in memory, and none on the disk.
-    Raises Failed at once if the disk is full or the hub does not answer.  What is missing, damaged
-    or refused is passed over, and raises Failed in the end."""
+    What arrived as it should, but is no model, is a Snapshot with the model None, and state() says
+    in "left_out" why.  Raises Failed at once if the disk is full or the hub does not answer, and
+    in the end if something did not arrive."""
     done, failed = list(state["done"]) if state else [], []
     for step in steps:
         if step in done:
             continue
         delete_cached(model, cache_dir)
+        now, net, folder = {"done": [*done, step]}, None, None
         try:
-            net = download_and_load(model, manifest.get(step, ()), cache_dir, dtype, device)
+            folder = download(model, manifest.get(step, ()), cache_dir)
+            net = load_model(folder, dtype, device)
+            now["fingerprint"] = fingerprint(net)
         except ValueError as error:
-            failed.append(f"step {step} of {model}: {error}")
-            continue
+            if folder is None:
+                failed.append(f"step {step} of {model}: {error}")
+                continue
+            now["left_out"] = str(error)
         finally:
             delete_cached(model, cache_dir)
         done.append(step)
-        now = {"done": list(done), "fingerprint": fingerprint(net)}
         yield Snapshot(step, net, None, now.copy)               # state() is a copy of `now`
-        net.to("meta")                                          # whoever holds it holds no memory
+        if net:
+            net.to("meta")                                      # whoever holds it holds no memory
     if failed:
         raise Failed(f"{len(failed)} of {len(steps)} checkpoints failed: {'; '.join(failed)}")
 
@@ -323,30 +550,50 @@ Item = namedtuple("Item", "prompt right wrong")
 ProbeSet = namedtuple("ProbeSet", "prompts options chance")
 
 
-def read_probes(path) -> list:
-    """A file of items -> list of Items.  Raises ValueError naming the file and the item.
+def read_probes(path, tell=warnings.warn) -> list:
+    """A file of items -> list of Items.  One that is none is left out, and `tell` is told.
     Three layouts are known by their fields: {"prompt", "right", "wrong"}, ours (.jsonl), "wrong" a
-    string or a list; and those of `bbh_item` (.json) and `blimp_item` (.jsonl)."""
-    items = []
+    string or a list; and those of `bbh_item` (.json) and `blimp_item` (.jsonl).
+    Raises ValueError for a file that cannot be read, or without any item."""
     try:
-        content = Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_text(encoding="utf-8-sig")
         if Path(path).suffix == ".json":
-            entries = json.loads(content)["examples"]
+            entries = list(json.loads(content)["examples"])
         else:
-            entries = [json.loads(line) for line in content.splitlines() if line.strip()]
-        targets = sorted({entry["target"] for entry in entries if "target" in entry})
-        for entry in entries:
-            if "input" in entry:
-                items.append(bbh_item(entry, targets))
-            elif "sentence_good" in entry:
-                items.append(blimp_item(entry))
-            else:
-                wrong = entry["wrong"]
-                wrong = [wrong] if isinstance(wrong, str) else wrong
-                items.append(Item(entry["prompt"], entry["right"], tuple(wrong)))
+            entries = [line for line in content.splitlines() if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no probes, at item {len(items) + 1}: {error!r}") from None
+        raise ValueError(f"{path}: no probes: {error!r}") from None
+    targets = [entry.get("target") for entry in entries if isinstance(entry, dict)]
+    targets = sorted({target for target in targets if isinstance(target, str)})
+    items, wrong = [], []
+    for number, entry in enumerate(entries, 1):
+        try:
+            entry = json.loads(entry) if isinstance(entry, str) else entry
+            items.append(probe_item(entry, targets))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            wrong.append(f"item {number} ({error!r})")
+    if not items:
+        raise ValueError(f"{path}: no probes: {'; '.join(wrong[:3])}")
+    if wrong:
+        tell(f"{path}: {len(wrong)} of {len(entries)} items left out: {'; '.join(wrong[:5])}")
     return items
+
+
+def probe_item(entry, targets):
+    """One entry of a file -> Item.  ValueError, KeyError or TypeError: it is none."""
+    if "input" in entry:
+        item = bbh_item(entry, targets)
+    elif "sentence_good" in entry:
+        item = blimp_item(entry)
+    else:
+        wrong = entry["wrong"]
+        wrong = [wrong] if isinstance(wrong, str) else wrong
+        item = Item(entry["prompt"], entry["right"], tuple(wrong))
+    if not item.wrong or not all(isinstance(text, str) for text in (*item[:2], *item.wrong)):
+        raise TypeError("expected texts")
+    if not all((item.right, *item.wrong)) or item.right in item.wrong:
+        raise ValueError("the right completion must differ from the wrong ones, none empty")
+    return item
 
 
 def bbh_item(entry, targets):
@@ -371,32 +618,50 @@ def blimp_item(entry):
 
 
 def tokenizer(path):
-    """A tokenizer.json -> the function text -> list of ids."""
+    """A tokenizer.json -> the function text -> list of ids.  It may say to cut texts, or to fill
+    them up, which was right for what it was saved for: switched off."""
     with explained(path):
         encoder = extra("tokenizers").Tokenizer.from_file(str(path))
+    encoder.no_padding()
+    encoder.no_truncation()
     return lambda text: encoder.encode(text, add_special_tokens=False).ids
 
 
-def encode(sets, tokenizer, n=None) -> dict:
+def continued(tokenizer, prompt, text):
+    """The ids of a completion after its prompt.  By itself " a" may begin with an id of its own."""
+    before, whole = tokenizer(prompt), tokenizer(prompt + text)
+    together = whole[:len(before)] == before
+    return whole[len(before):] if together else tokenizer(text)
+
+
+def encode(sets, tokenizer, n=None, start=0, longest=math.inf, tell=warnings.warn) -> dict:
     """{name: list of Items} -> {name: ProbeSet}, each of n items spread evenly over the list.
     n: one for all sets, for RankMe cannot exceed it; default, as many as the smallest one has.
-    tokenizer: text -> list of ids.  An empty prompt becomes <|endoftext|> (id 0).
-    Raises ValueError if a set has fewer than n items, or an item an empty completion."""
-    if n is None:
-        n = min(len(items) for items in sets.values())
-    probes = {}
+    tokenizer: text -> list of ids.  start: the id that stands for an empty prompt.
+    longest: items of more tokens are left out, as are those with an empty completion.
+    Raises ValueError if a set has fewer than n items left, or fewer than two."""
+    encoded = {}
     for name, items in sets.items():
-        if not 1 < n <= len(items):
-            raise ValueError(f"probe set {name} has {len(items)} items where {n} are asked for")
-        prompts, options = [], []
-        for i in range(n):
-            item = items[i * len(items) // n]
-            prompts.append(tokenizer(item.prompt) or [0])
-            options.append(tuple(tokenizer(text) for text in (item.right, *item.wrong)))
-        if not all(len(some) > 1 and all(some) for some in options):
-            raise ValueError(f"probe set {name}: give a right and a wrong completion, not empty")
-        chance = sum(1 / len(some) for some in options) / n
-        probes[name] = ProbeSet(tuple(prompts), tuple(options), chance)
+        lines = []
+        for item in items:
+            options = tuple(continued(tokenizer, item.prompt, text)
+                            for text in (item.right, *item.wrong))
+            prompt = tokenizer(item.prompt) or [start]
+            if all(options) and len(prompt) + max(map(len, options)) <= longest:
+                lines.append((prompt, options))
+        if len(lines) < len(items):
+            tell(f"probe set {name}: {len(items) - len(lines)} of {len(items)} items left out: a "
+                 f"completion without tokens, or more than {longest} of them in all")
+        encoded[name] = lines
+    if n is None:
+        n = min(map(len, encoded.values()))
+    probes = {}
+    for name, lines in encoded.items():
+        if not 1 < n <= len(lines):
+            raise ValueError(f"probe set {name} has {len(lines)} items where {max(n, 2)} are "
+                             "asked for")
+        prompts, options = zip(*[lines[i * len(lines) // n] for i in range(n)])
+        probes[name] = ProbeSet(prompts, options, sum(1 / len(some) for some in options) / n)
     return probes
 
 
@@ -482,7 +747,8 @@ EXTRAS = {"gradient_rank": {}, "hessian_top": {},
 
 def probe_row(model, probe, extras=()) -> dict:
     """All that is measured on one probe set at one checkpoint.  extras: names in EXTRAS.
-    margin: log p(right) - log p(best wrong one).  log_prob: of a completion.  loss: of a token.
+    margin: log p(right) - log p(best wrong one).  log_prob: of the right completion among its
+      options, against that of a guess, chance_log_prob.  loss: of a token of it.
     rankme, rankme_squared_centred: {position: [embedding, each block, final norm]}.
     rankme_interval: {position: of the last block}.  distinct: prompts, the most for "first".
     bfloat16 lifts a collapsed rank (by some 8%): use one dtype for a series."""
@@ -490,10 +756,11 @@ def probe_row(model, probe, extras=()) -> dict:
     generator = torch.Generator().manual_seed(0)
     margin = (log_probs[:, 0] - log_probs[:, 1:].amax(1)).double()                  # (N,)
     lengths = torch.tensor([len(options[0]) for options in probe.options])
-    row = {"n": len(margin), "chance": probe.chance,
+    guesses = torch.tensor([len(options) for options in probe.options]).double().log()
+    row = {"n": len(margin), "chance": probe.chance, "chance_log_prob": -float(guesses.mean()),
            "distinct": len({tuple(prompt) for prompt in probe.prompts}),
            "accuracy": float((margin > 0).double().mean()),
-           "log_prob": float(log_probs[:, 0].mean()),
+           "log_prob": float((log_probs[:, 0] - log_probs.logsumexp(1)).mean()),
            "loss": float((-log_probs[:, 0] / lengths).mean()),
            "margin": float(margin.mean()),
            "margin_stderr": float(margin.std() / len(margin) ** 0.5),
@@ -514,64 +781,62 @@ def probe_row(model, probe, extras=()) -> dict:
 
 class ProbeMeasure:
     """What sweep.record calls at every checkpoint: measure(snapshot) -> columns of its row.
-    {"fingerprint", "levels"}; with "twin_of" where an earlier step has the same weights, whose
-    numbers are repeated; with "left_out", which says why, where there is nothing to be used.
+    {"fingerprint", "sketch", "guess", "levels"}; with "twin_of" where an earlier step has the same
+    weights, whose numbers are repeated; with "left_out", which says why nothing can be used.
+    Without probes: for the audit alone.
     state: {fingerprint: columns of a twin's row}, for the run's checkpoint."""
 
     def __init__(self, probes, extras=()):
         self.probes, self.extras, self.state = probes, extras, {}
 
     def __call__(self, snapshot) -> dict:
+        if snapshot.model is None:
+            return {"left_out": snapshot.state()["left_out"], "levels": {}}
         row = {"fingerprint": snapshot.state()["fingerprint"]}
         if row["fingerprint"] in self.state:
             return row | self.state[row["fingerprint"]]
+        row |= {"sketch": sketch(snapshot.model), "guess": guess(snapshot.model)}
         try:
             levels = {name: probe_row(snapshot.model, probe, self.extras)
                       for name, probe in self.probes.items()}
-            # An untrained network guesses: its loss is near log V, 10.8 for Pythia.
-            loss = sum(level["loss"] for level in levels.values()) / len(levels)
-            guess = math.log(snapshot.model.model.config.vocab_size)
-            if snapshot.step == 0 and abs(loss / guess - 1) > 0.1:
-                raise ValueError(f"step 0 has loss {loss:.2f}: weights of another step")
-        except ValueError as error:                             # also: weights that are not finite
+        except ValueError as error:                             # states that are not finite
             return row | {"left_out": str(error), "levels": {}}
         self.state[row["fingerprint"]] = {"twin_of": snapshot.step, "levels": levels}
         return row | {"levels": levels}
 
 
-def run_config(model, dtype, device, extras, probes) -> dict:
-    """What decides the numbers of a measurement.  dtype, device: their names."""
+def run_config(model, folder, dtype, device, extras, probes, revisions=None) -> dict:
+    """What decides the numbers of a measurement, and what analysis wants to know of a model.
+    folder: where its config.json lies.  dtype, device: their names.  The learning rate's warm-up is
+    not known: every checkpoint counts."""
+    config, (pattern, size, seed) = read_config(folder), suite_of(model)
+    with torch.device("meta"):                                  # shapes alone
+        parameters = sum(p.numel() for p in new_model(config).parameters())
     digests = {name: hashlib.sha256(repr(tuple(probe)).encode()).hexdigest()[:16]
                for name, probe in probes.items()}
-    return {"model": repository(model), "dtype": dtype, "device": device,
-            "threads": torch.get_num_threads(), "measures": list(extras), "probes": digests}
+    return {"model": repository(model), "revisions": revisions or pattern, "size": size,
+            "seed": int(seed or 0), "parameters": parameters, "width": config.hidden_size,
+            "warmup": 0, "dtype": dtype, "device": device, "threads": torch.get_num_threads(),
+            "measures": list(extras), "probes": digests}
 
 
-def plan(path, manifest, steps, probes, dtype=torch.float32, device="cpu") -> Plan:
-    """What measuring these steps with these probes takes.  path: of the model's config.json.
+def plan(folder, manifest, steps, probes, dtype=torch.float32, device="cpu") -> Plan:
+    """What measuring these steps with these probes takes.  folder: of the model's config.json.
     -> Plan(steps; bytes to download; bytes on disk at a time; bytes of memory: weights as in the
     file and as converted, and .5 GB; seconds: forward passes, and 2 s a GB to hash and read).
-    Not counted: the download; RankMe (a tenth of the time, at 14M a third); EXTRAS.
-    Raises ValueError for an item that is too long for the model."""
-    transformers = extra("transformers")
-    with explained(path):
-        config = transformers.AutoConfig.from_pretrained(
-            Path(path).parent, local_files_only=True, trust_remote_code=False)
-    longest = max(len(prompt) + max(map(len, options)) for probe in probes.values()
-                  for prompt, options in zip(probe.prompts, probe.options))
-    if longest > getattr(config, "max_position_embeddings", math.inf):
-        raise ValueError(f"an item has {longest} tokens, which is more than the model reads")
+    Not counted: the download; RankMe (a tenth of the time, at 14M a third); EXTRAS."""
     # Models with one block and with three show what a block costs.  Their weights are random.
-    deeper, costs = (config.num_hidden_layers - 1) / 2, []
+    config, costs = read_config(folder), []
+    deeper = (config.num_hidden_layers - 1) / 2
     for blocks in (1, 1, 3):                                    # the first pays what is paid once
         config.num_hidden_layers = blocks
         with torch.device(device):
-            model = LanguageModel(transformers.AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation="eager", trust_remote_code=False))
-        start = time.perf_counter()
+            model = new_model(config, dtype)
+        seconds = 0.0
         for probe in probes.values():                           # four items of each set
+            start = time.perf_counter()
             read_probe(model, probe._replace(prompts=probe.prompts[:4], options=probe.options[:4]))
-        seconds = (time.perf_counter() - start) * max(1, len(probe.prompts) / 4)
+            seconds += (time.perf_counter() - start) * max(1, len(probe.prompts) / 4)
         costs.append((seconds, dtype.itemsize * sum(p.numel() for p in model.parameters())))
     _, one, three = costs
     seconds, weights = (a + deeper * (b - a) for a, b in zip(one, three))
@@ -580,57 +845,112 @@ def plan(path, manifest, steps, probes, dtype=torch.float32, device="cpu") -> Pl
                 len(steps) * seconds + 2e-9 * sum(sizes))
 
 
+def prepare(model, manifest, audited, steps, names, files, n, tokens, dtype, device, cache, tell):
+    """What a measurement needs to know before it downloads weights -> (steps, probe sets, folder of
+    the config.json, what it costs in words).
+    steps: see parse_steps; those without weights of their own are left out.  names: of our own
+    sets.  files: of items.  n: see `encode`.  tokens: a tokenizer.json; None: the model's."""
+    asked = parse_steps(steps, tuple(step for step in manifest if step != "main"))
+    kept = [step for step in asked if step in audited.own]
+    if len(kept) < len(asked):
+        tell(f"the audit leaves out {len(asked) - len(kept)} of {len(asked)} steps (see `python "
+             f"run.py pythia audit {model}`)")
+    if not kept:
+        raise ValueError(f"--steps {steps}: none of them holds weights of its own")
+    sets = {name: items for name, items in own_probes().items() if name in names}
+    sets |= {Path(path).stem: read_probes(path, tell) for path in files}
+    last = manifest[kept[-1]][0].commit
+    folder = fetch(model, "config.json", cache, last).parent
+    if sets:
+        tokens = tokens or fetch_any(model, "tokenizer.json", cache, (last, "main"))
+        sets = encode(sets, tokenizer(tokens), n, *start_and_longest(folder), tell)
+    cost = plan(folder, manifest, kept, sets, getattr(torch, dtype), device)
+    return kept, sets, folder, (
+        f"{model}: {len(kept)} checkpoints ({kept[0]} ... {kept[-1]}); "
+        f"{cost.download / 1e9:.2f} GB to download, at most {cost.disk / 1e9:.2f} GB on disk at "
+        f"a time; {cost.memory / 1e9:.1f} GB of memory; about {math.ceil(cost.seconds / 60)} "
+        f"minutes ({device}, {dtype})")
+
+
 # ------------------------------------------------------------------------------------------------
 # The published evaluations: behaviour alone, at 27 steps, from the Pythia repository
 
 EvalRow = namedtuple("EvalRow", "model step task metric value stderr")
-EvalEvent = namedtuple("EvalEvent", "model task chance emergence best best_step last stderr")
+EvalEvent = namedtuple("EvalEvent", "model task chance emergence late best best_step last stderr")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([mb])")                     # 160m, 2.8b
 
 
-def read_evals(folder) -> list:
+def read_evals(folder, tell=warnings.warn) -> list:
     """The lm-evaluation-harness JSON below `folder`, a file for each model and step -> EvalRows.
-    The file is called ..._step<N>.json.  The model is a folder "pythia-<size>" above it, or else
-    what precedes "_step".  Raises ValueError for a folder without such files, a file that is none,
-    or two that give different values for one thing (zero-shot beside five-shot, say)."""
-    found = {}
+    Model and step: by the file's name, "..._step<N>.json", below a folder "pythia-<size>" or after
+    that size; else by its own config, if that names a revision, or a folder, with a step.
+    Folders above `folder` say nothing.  A filter stays in the metric's name, but for "none".
+    A file that cannot be read is left out, and `tell` is told.  Raises ValueError for a folder with
+    none, and for two values of one thing (zero-shot beside five-shot, say)."""
+    found, wrong = {}, []
     for path in sorted(Path(folder).rglob("*.json")):
-        name = re.fullmatch(r"(.*?)[_-]?step(\d+)", path.stem)
-        if name is None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            model, step = evaluated(path.relative_to(folder), content, Path(folder).resolve().name)
+            if step is None:
+                continue
+            results = evaluation_results(content)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            wrong.append(f"{path}: not a result file of lm-evaluation-harness: {error!r}")
             continue
-        step, above = int(name[2]), [p.name for p in path.resolve().parents]
-        named = [parent for parent in above if re.fullmatch(r"pythia-\d[\w.-]*", parent)]
-        size = f"pythia-{name[1]}" if SIZE.fullmatch(name[1]) else name[1]
-        model = named[0] if named else size or above[0]
-        for task, values in evaluation_results(path).items():
-            for metric, value in values.items():
-                if metric.endswith("_stderr"):
-                    continue
-                stderr = values.get(metric + "_stderr")
-                row = EvalRow(model, step, task, metric, float(value), stderr)
+        for task, metrics in results.items():
+            for metric, (value, stderr) in metrics.items():
+                row = EvalRow(model, step, task, metric, value, stderr)
                 if found.setdefault(row[:4], row) != row:
                     raise ValueError(f"{path}: two values for {task} ({metric}) at step {step}")
     if not found:
-        raise ValueError(f"{folder}: no files named ..._step<N>.json of lm-evaluation-harness")
+        raise ValueError(f"{folder}: no results of lm-evaluation-harness that name a step: files "
+                         f"..._step<N>.json, or with a revision in their config; {wrong[:1]}")
+    if wrong:
+        tell(f"{len(wrong)} files left out: {'; '.join(wrong[:5])}")
     return [found[key] for key in sorted(found)]
 
 
-def evaluation_results(path):
-    """{task: {metric: value}} of one result file, what is no number ("N/A") left out.
+def evaluated(path, content, folder):
+    """-> (model, step) of a result file; the step None where nothing names one."""
+    name = re.fullmatch(r"(.*?)[_-]?step(\d+)", path.stem)
+    if name:
+        named = [part for part in path.parts[-2::-1] if re.fullmatch(r"pythia-\d[\w.-]*", part)]
+        size = f"pythia-{name[1]}" if SIZE.fullmatch(name[1]) else name[1]
+        above = path.parts[-2] if len(path.parts) > 1 else folder
+        return (named[0] if named else size or above), int(name[2])
+    about = content.get("config") or {}
+    arguments = about.get("model_args") or {}
+    if isinstance(arguments, str):
+        arguments = dict(pair.split("=", 1) for pair in arguments.split(",") if "=" in pair)
+    model = str(arguments.get("pretrained") or content.get("model_name") or "").rstrip("/")
+    above, _, last = model.rpartition("/")
+    revision = str(arguments.get("revision") or about.get("model_revision") or "")
+    for pattern in (*SUITES.values(), "{name}-{step}", "{name}_{step}", "{name}step{step}"):
+        for text, named in ((revision, last), (last, above.rpartition("/")[2])):
+            found = matches(pattern, text)                      # a local model: a step's folder
+            if found and named:
+                return named, int(found["step"])
+    return None, None
+
+
+def evaluation_results(content):
+    """{task: {metric: (value, stderr)}} of a result file; what is no number ("N/A") is left out.
     Where all 57 subjects of MMLU are there (hendrycksTest-*), mmlu_mean57 is their mean."""
-    try:
-        results = {}
-        for task, values in json.loads(path.read_text())["results"].items():
-            # Newer versions write "acc,none" for "acc".
-            results[task] = {metric.partition(",")[0]: v for metric, v in values.items()
-                             if isinstance(v, (int, float))}
-        subjects = [v for task, v in results.items() if task.startswith("hendrycksTest-")]
-        if len(subjects) == 57:
-            variance = sum(v["acc_stderr"] ** 2 for v in subjects)
-            results["mmlu_mean57"] = {"acc": sum(v["acc"] for v in subjects) / 57,
-                                      "acc_stderr": variance ** 0.5 / 57}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a result file of lm-evaluation-harness: {error!r}") from None
+    results = {}
+    for task, values in content["results"].items():
+        mine = results.setdefault(task, {})
+        for metric, value in values.items():
+            kind, _, chosen = metric.partition(",")             # newer versions: "acc,none"
+            if isinstance(value, (int, float)) and not kind.endswith("_stderr"):
+                stderr = values.get(f"{kind}_stderr,{chosen}" if chosen else f"{kind}_stderr")
+                name = metric if chosen not in ("", "none") else kind
+                mine[name] = float(value), stderr if isinstance(stderr, (int, float)) else None
+    subjects = [mine["acc"] for task, mine in results.items() if task.startswith("hendrycksTest-")]
+    if len(subjects) == 57:
+        variance = sum(stderr ** 2 for _, stderr in subjects)
+        results["mmlu_mean57"] = {"acc": (sum(value for value, _ in subjects) / 57,
+                                          variance ** 0.5 / 57)}
     return results
 
 
@@ -647,80 +967,252 @@ def model_size(model):
     return float(size[1]) * {"m": 1, "b": 1000}[size[2]] if size else 0, model
 
 
+def chance_of(task):
+    """What a guess scores, by CHANCE, where names may end in "*"; None where it is not known."""
+    for name, chance in CHANCE.items():
+        if fnmatch(task, name):
+            return chance
+
+
 def evals_emergence(rows, metric="acc", threshold=0.05, persistence=3, chance=None) -> list:
     """When each task emerges in each model, from published accuracies -> EvalEvents, by task, size.
-    Emerged: `persistence` checkpoints in a row with
+    Emerged, by the rule of emergence.py (which says how long it must last):
         (accuracy - chance) / (1 - chance) >= threshold    and    accuracy >= chance + 3 stderr
-    emergence: (after the one checkpoint, by the next), None for never.  stderr: of `last`.
-    chance: {task: accuracy}, default CHANCE; or what the untrained network scores, if that is more
-    (PIQA: .535).  The threshold is low because most of these tasks end below .3."""
-    events = []
-    for task, guess in (CHANCE if chance is None else chance).items():
+    emergence: (after the one checkpoint, by the next), None for never.  late: likewise, of what is
+    there at the end, but was not watched for long enough.  stderr: of `last`.
+    chance: {task: accuracy}, default by CHANCE, and tasks that are not there are left out; or what
+    the untrained network scores, if that is more (PIQA: .535).  The threshold is low because most
+    of these tasks end below .3."""
+    events, tasks = [], dict.fromkeys(row.task for row in rows)
+    for task in CHANCE if chance is None else chance:
+        tasks[task] = tasks.pop(task, None)                     # in the order of that table
+    for task in tasks:
+        guess = chance_of(task) if chance is None else chance.get(task)
         mine = [row for row in rows if (row.task, row.metric) == (task, metric)]
-        for model in sorted({row.model for row in mine}, key=model_size):
+        models = {row.model for row in mine} if guess is not None else ()
+        for model in sorted(models, key=model_size):
             curve = [row for row in mine if row.model == model]
             steps, values = [row.step for row in curve], [row.value for row in curve]
             base = max(guess, values[0] if steps[0] == 0 else 0)
             clear = [row.value if row.value - base >= 3 * (row.stderr or 0) else base
                      for row in curve]                          # accuracy where clearly above base
-            emerged = emergence.emergence_step(steps, clear, base, threshold, persistence)
+            dates = [emergence.emergence_step(steps, clear, base, threshold, persistence, lasting)
+                     for lasting in (claims.Specification.lasting, 1)]
+            emerged, late = [between(steps, date) for date in dates]
             best = values.index(max(values))
-            events.append(EvalEvent(model, task, base, between(steps, emerged), values[best],
-                                    steps[best], values[-1], curve[-1].stderr))
+            events.append(EvalEvent(model, task, base, emerged, None if emerged else late,
+                                    values[best], steps[best], values[-1], curve[-1].stderr))
     return events
+
+
+def apart(steps) -> str:
+    """How many steps lie between neighbouring checkpoints, which bounds what can be dated.
+    >>> apart([0, 1, 512, 1000, 3000, 13000, 23000])
+    '7 checkpoints, 1 to 10,000 steps apart (median 1,256)'"""
+    steps = sorted(set(steps))
+    gaps = sorted(b - a for a, b in zip(steps, steps[1:])) or [0]
+    middle = (gaps[(len(gaps) - 1) // 2] + gaps[len(gaps) // 2]) / 2
+    return (f"{len(steps)} checkpoints, {gaps[0]:,} to {gaps[-1]:,} steps apart "
+            f"(median {middle:,.0f})")
+
+
+def eval_notes(rows, events) -> list:
+    """In words: which tasks are not dated, and how far apart each model's checkpoints are."""
+    dated = {event.task for event in events}
+    others = {row.task for row in rows if not row.task.startswith("hendrycksTest-")} - dated
+    few = ", ".join(sorted(others)[:8]) + (" ..." if len(others) > 8 else "")
+    found = [f"{model}: {apart(row.step for row in rows if row.model == model)}"
+             for model in sorted({row.model for row in rows}, key=model_size)]
+    if others:
+        found.append(f"{len(others)} tasks are not dated, for what a guess scores, or acc, is not "
+                     f"known: {few}")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------
+# The audit by content: does each checkpoint lie on the path of the others?
+
+def out_of_place(sketches) -> dict:
+    """Checkpoints that do not lie where their steps say -> {step: why}.
+    Training is a path through the weights.  Is it much shorter if two checkpoints are exchanged, or
+    one is moved?  (By a fifth of the distances to their neighbours; noise around a point gains
+    nothing.)  Or are there strangers?  A checkpoint, or several in a row, w_i to w_j, if
+        |w_(i-1) - w_(j+1)|  <  (|w_(i-1) - w_i| + |w_j - w_(j+1)|) / 4
+    (on a random walk it is .7 of that sum), or if the cosines of these two pairs are both less than
+    half that of w_(i-1) and w_(j+1), which is above .5; at an end of the path, if its weights have
+    no more to do with their neighbour's than chance has (a cosine below .1, the next one above .5).
+    Whatever saves most is set right, or taken out, and the rest looked at again.
+    sketches: {step: (W,) weights}.  Twins must have been left out."""
+    steps, why = sorted(sketches), {}
+    x = torch.tensor([sketches[step] for step in steps], dtype=torch.float64)       # (S, W)
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
+    unit = x / x.norm(dim=1, keepdim=True)
+    cosine, path = (unit @ unit.T).tolist(), list(range(len(steps)))
+    while len(path) > 3:
+        saved, moved, better = shorter_path(path, distance)
+        gain, lone = strangers(path, distance, cosine)
+        if moved and saved > 0.7 * gain:
+            if len(moved) == 2:
+                first, second = (steps[k] for k in moved)
+                why[first] = f"exchanged with step {second}, by its weights"
+                why[second] = f"exchanged with step {first}, by its weights"
+                path = better
+                continue
+            place = better.index(moved[0])
+            beside = [str(steps[k]) for k in better[max(place - 1, 0):place + 2] if k != moved[0]]
+            why[steps[moved[0]]] = f"its weights lie beside those of step {' and '.join(beside)}"
+        elif lone:
+            moved = lone
+            far = "its weights lie far from the others, as another run's do"
+            why |= dict.fromkeys((steps[k] for k in lone), far)
+        else:
+            break
+        path = [k for k in path if k not in moved]
+    return why
+
+
+def path_length(path, distance):
+    """Of a path through the checkpoints; the ends count twice, for they have one neighbour."""
+    steps = [distance[a][b] for a, b in zip(path, path[1:])]
+    return sum(steps) + steps[0] + steps[-1]
+
+
+def shorter_path(path, distance):
+    """(what is saved, [the two to exchange, or the one to move], the path then); (0, [], path)."""
+    best, found, length = 0, ([], path), path_length(path, distance)
+    around = [distance[path[max(i - 1, 0)]][k] + distance[k][path[min(i + 1, len(path) - 1)]]
+              for i, k in enumerate(path)]
+    for i, j in product(range(len(path)), repeat=2):
+        exchanged, moved = path.copy(), path.copy()
+        exchanged[i], exchanged[j] = path[j], path[i]
+        moved.insert(j, moved.pop(i))
+        for which, other in (((i, j), exchanged), ((i,), moved)):
+            saved = length - path_length(other, distance)
+            if saved > max(best, 0.2 * sum(around[k] for k in which)):
+                best, found = saved, ([path[k] for k in which], other)
+    return best, *found
+
+
+def strangers(path, distance, cosine):
+    """(what is saved, the fewest in a row that lie far from the others' path); (0, []) for none."""
+    for size in range(1, len(path) // 2):
+        found = []
+        for i in range(len(path) - size + 1):
+            block, before, after = path[i:i + size], path[:i], path[i + size:]
+            if before and after:
+                a, b = before[-1], after[0]
+                own = distance[a][block[0]] + distance[block[-1]][b]
+                alike = max(cosine[a][block[0]], cosine[block[-1]][b])
+                apart = 4 * distance[a][b] < own or alike < cosine[a][b] / 2 > 0.25
+                own -= distance[a][b]
+            else:                                               # an end of the path
+                inner, near, far = [*block, *after][size - 1:size + 2] if after else \
+                    [*before, *block][-size:-size - 3:-1]
+                own = distance[inner][near]
+                apart = cosine[inner][near] < 0.1 and cosine[near][far] > 0.5
+            if apart:
+                found.append((own, block))
+        if found:
+            return max(found)
+    return 0, []
+
+
+def examine(rows, audited=None):
+    """Which rows of a measurement can be used -> (these, by step; {step left out: why}).
+    rows: of metrics.jsonl.  audited: an Audit of the metadata.  Left out are what that says, what
+    could not be loaded or measured, twins (one has a wrong name), what is out of place, and a first
+    step, 0 or 1, that does not guess as an untrained model does."""
+    left_out, by_step = {}, {row["step"]: row for row in rows}
+    for step in (0, 1):
+        guessed = by_step.get(step, {}).get("guess", 1)
+        if abs(guessed - 1) > 0.1:
+            left_out[step] = (f"its loss on random tokens is {guessed:.2f} log V, where an "
+                              "untrained model has 1: weights of another step")
+    for step, row in sorted(by_step.items()):
+        twin = row.get("twin_of")
+        why = (audited.left_out if audited else {}).get(step, row.get("left_out"))
+        if why:
+            left_out[step] = why
+        if twin is not None and twin not in left_out:           # else that one has the wrong name
+            left_out.setdefault(step, f"same weights as step {twin}")
+            if (twin, step) != (0, 1):                          # which are rightly the same
+                left_out[twin] = f"same weights as step {step}"
+    sketches = {step: row["sketch"] for step, row in by_step.items()
+                if "sketch" in row and step not in left_out}
+    lengths = [len(weights) for weights in sketches.values()]
+    for step, weights in list(sketches.items()):
+        if len(weights) != max(set(lengths), key=lengths.count):
+            left_out[step] = "it has another number of matrices than most"
+            del sketches[step]
+    if len(sketches) > 3:
+        left_out |= out_of_place(sketches)
+    return [by_step[step] for step in sorted(by_step) if step not in left_out], left_out
 
 
 # ------------------------------------------------------------------------------------------------
 # Geometry against behaviour, and the verdict on C9
 
-Order = namedtuple("Order", "task onset emergence lead verdict collapse recovery compression")
-Comparison = namedtuple("Comparison", "orders steps left_out z information verdict")
+Order = namedtuple("Order", "run task onset emergence lead verdict collapse recovery compression")
+Comparison = namedtuple("Comparison", "run rows orders steps left_out")
 
 
-def compare(rows, audited=None, specification=None) -> Comparison:
-    """Does each task's geometry move before its behaviour?
-    rows: of metrics.jsonl.  audited: an Audit.  specification: default claims.Specification().
-    -> Comparison(an Order for each task; the steps used; {step left out: why}; the risk-set test's
-    z and information; a verdict).  Raises ValueError where fewer than 4 checkpoints remain."""
-    specification = specification or claims.Specification()
-    by_audit, left_out = audited.left_out if audited else {}, {}
-    rows = sorted(rows, key=lambda row: row["step"])
-    for row in rows:
-        step, twin = row["step"], row.get("twin_of")
-        why = by_audit.get(step, row.get("left_out"))
-        if why:
-            left_out[step] = why
-        if twin is not None:                                    # one of the two has a wrong name
-            left_out.setdefault(step, f"same weights as step {twin}")
-            if (twin, step) != (0, 1):                          # which are rightly the same
-                left_out.setdefault(twin, f"same weights as step {step}")
-    rows = [row for row in rows if row["step"] not in left_out]
+def compare(name, config, rows, audited=None, specification=None) -> Comparison:
+    """One run's checkpoints: does each task's geometry move before its behaviour?
+    name, config, rows: of the run.  audited: an Audit.  specification: default that of claims.py.
+    -> Comparison(an emergence.Run; the rows used; an Order for each task; the steps used; {step
+    left out: why}).  Raises ValueError where fewer than 4 checkpoints remain."""
+    rows, left_out = examine(rows, audited)
     steps = [row["step"] for row in rows]
-    if len(steps) < 4:
-        raise ValueError(f"{len(steps)} checkpoints can be used, and at least 4 are needed")
-    orders = [task_order(rows, steps, task, specification) for task in rows[0]["levels"]]
-    onsets = [order.onset and order.onset[1] for order in orders]
-    emergences = [order.emergence and order.emergence[1] for order in orders]
-    z, information = emergence.risk_set_test(onsets, emergences)
-    verdict = c9_verdict(orders, steps, z, information)
-    return Comparison(tuple(orders), tuple(steps), left_out, z, information, verdict)
+    if len(steps) < 4 or not rows[0]["levels"]:
+        raise ValueError(f"{name}: {len(steps)} checkpoints with probes can be used, and at least "
+                         "4 are needed")
+    levels = rows[0]["levels"]
+    about = {"levels": list(levels), "examples": {}, "chance": {}, "chance_log_prob": {}}
+    for task, first in levels.items():
+        about["examples"][task] = first["n"]
+        about["chance"][task] = first["chance"]
+        about["chance_log_prob"][task] = first.get("chance_log_prob")
+    table = [cell for row in rows for cell in table_rows(name, row)]
+    [run] = emergence.from_table(table, {name: {**config, **about}})
+    events = emergence.event_table([run], **vars(specification or claims.Specification()))
+    orders = [task_order(name, rows, steps, task, *dates) for task, *dates in
+              zip(events.levels, events.onset[0].tolist(), events.emergence[0].tolist())]
+    return Comparison(run, rows, orders, steps, left_out)
 
 
-def task_order(rows, steps, task, specification) -> Order:
+def notes(comparison) -> list:
+    """In words: which checkpoints were left out, and how far apart the others are."""
+    name = comparison.run.name
+    return [*[f"{name}, step {step} left out: {why}"
+              for step, why in sorted(comparison.left_out.items())],
+            f"{name}: {apart(comparison.steps)}"]
+
+
+def table_rows(name, row):
+    """(run, level, step, quantity, value) of one row of metrics.jsonl.  Layers get their names."""
+    for level, columns in row["levels"].items():
+        for quantity in ("accuracy", "log_prob", "loss", "distinct", "gradient_rank"):
+            yield name, level, row["step"], quantity, columns.get(quantity)
+        for quantity, number in (("hessian_top", "eigenvalue"), ("llc", "mean")):
+            yield name, level, row["step"], quantity, columns.get(quantity, {}).get(number)
+        for position, layers in columns["rankme"].items():
+            blocks = [f"block {i}" for i in range(1, len(layers) - 1)]
+            for layer, value in zip(("embedding", *blocks, "final_norm"), layers):
+                yield name, level, row["step"], f"rankme.{position}.{layer}", value
+
+
+def task_order(name, rows, steps, task, began, emerged) -> Order:
     """When one probe set's geometry and behaviour move, and which of them first.
     onset, where RankMe begins to recover from its floor, and emergence: (after, by) or None.
     lead: (low, high) steps, ends excluded, positive if geometry is first.
     verdict: leads, lags, unresolved (0 lies in the interval), never (one did not happen).
     Beyond the bootstrap intervals, collapse: the floor is below the start; recovery: a later peak
     is above the floor; compression: the end is below that peak."""
-    s, levels = specification, [row["levels"][task] for row in rows]
-    rank = [level["rankme"][s.position][s.layer] for level in levels]
-    spread = [level["rankme_interval"][s.position] for level in levels]             # [low, high]
-    accuracy, first = [level["accuracy"] for level in levels], levels[0]
-    began = emergence.collapse(steps, rank, s.smoothing, s.rise, s.persistence).onset_step
-    emerged = emergence.emergence_step(steps, accuracy, first["chance"], s.threshold, s.persistence,
-                                       examples=first["n"])
-    began, emerged = between(steps, began), between(steps, emerged)
+    levels = [row["levels"][task] for row in rows]
+    rank = [level["rankme"]["first"][-2] for level in levels]
+    spread = [level["rankme_interval"]["first"] for level in levels]                # [low, high]
+    began, emerged = (between(steps, int(date)) if math.isfinite(date) else None
+                      for date in (began, emerged))
     lead, verdict = None, "never"
     if began and emerged:
         lead = emerged[0] - began[1], emerged[1] - began[0]
@@ -729,30 +1221,30 @@ def task_order(rows, steps, task, specification) -> Order:
             verdict = "lags"
     floor = rank.index(min(rank))
     peak = rank.index(max(rank[floor:]), floor)
-    return Order(task, began, emerged, lead, verdict,
+    return Order(name, task, began, emerged, lead, verdict,
                  collapse=spread[floor][1] < spread[0][0],
                  recovery=spread[peak][0] > spread[floor][1],
                  compression=spread[-1][1] < spread[peak][0])
 
 
-def c9_verdict(orders, steps, z, information) -> str:
+def c9_verdict(comparisons, findings) -> str:
     """C9 in two sentences: are there global patterns, and precursors of single tasks?
-    The second needs the risk-set test of emergence.py: an onset that all tasks share precedes
-    whatever emerges later.  An information below 5 decides nothing."""
+    findings: of claims.study, of the same runs.  The second is its verdict on C4: whole tasks are
+    exchanged, and what comes first must also beat behaviour at a tenth of its way."""
+    orders = [order for comparison in comparisons for order in comparison.orders]
     count = {name: sum(getattr(order, name) for order in orders)
              for name in ("collapse", "recovery", "compression")}
-    if steps[0] > 1:
-        first = f"cannot tell, for the first checkpoint with weights of its own is step {steps[0]}"
+    start = max(comparison.steps[0] for comparison in comparisons)
+    if start > 1:
+        first = f"cannot tell, for the first checkpoint with weights of its own is step {start}"
     elif min(count["collapse"], count["recovery"]) > len(orders) / 2:
         first = "replicate, as C9 says"
     else:
         first = "do not replicate, against C9"
-    if not information >= 5:
-        second = f"cannot tell, the information is {information:.1f} where 5 are needed"
-    elif z > 1.96:
-        second = f"found, against C9 (z = {z:.1f})"
-    else:
-        second = f"not found, as C9 says (z = {z:.1f})"
+    [c4] = [row for row in findings["claims"] if row["claim"] == "C4"]
+    second = c4["verdict"]
+    if "cannot tell" not in second:
+        second += ", against C9" if second.startswith("holds") else ", as C9 says"
     seen = ", ".join(f"{name} in {k} of {len(orders)}" for name, k in count.items())
     verdicts = [order.verdict for order in orders]
     kinds = ", ".join(f"{kind} in {verdicts.count(kind)}"
@@ -762,12 +1254,37 @@ def c9_verdict(orders, steps, z, information) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# Data: what a guess scores, and our own probe sets
+# Data: what a guess scores, the suites that have names here, and our own probe sets
 
 # Accuracy of the best answer that ignores the question.  A few questions of ARC have three or five
 # options.  66 of Winograd's 104 (wsc) have the same answer.
 CHANCE = {"lambada_openai": 0.0, "sciq": 0.25, "arc_easy": 0.25, "arc_challenge": 0.25,
-          "logiqa": 0.25, "piqa": 0.5, "winogrande": 0.5, "wsc": 66 / 104, "mmlu_mean57": 0.25}
+          "logiqa": 0.25, "piqa": 0.5, "winogrande": 0.5, "wsc": 66 / 104, "mmlu_mean57": 0.25,
+          "lambada_standard": 0.0, "hellaswag": 0.25, "mmlu": 0.25, "mmlu_*": 0.25, "copa": 0.5,
+          "openbookqa": 0.25, "blimp": 0.5, "blimp_*": 0.5, "race": 0.25}
+
+# Suites: model on the hub -> its checkpoints.  Not on the hub's pages when we looked: pico-decoder,
+# whose code writes such titles of commits, and which needs code of its own to be loaded.
+SUITES = {
+    "EleutherAI/pythia-{size}-seed{seed}": "step{step}",        # PolyPythias
+    "EleutherAI/pythia-{size}": "step{step}",
+    "allenai/OLMo-2-{size}": "stage1-step{step}-tokens{tokens}B|step{step}-tokens{tokens}B",
+    "HuggingFaceTB/SmolLM3-{size}-checkpoints": "stage1-step-{step}",
+    "pico-lm/pico-decoder-{size}": "Saving HF Model -- Step {step}",
+    "stanford-crfm/{name}-gpt2-{size}-x{seed}": "checkpoint-{step}",            # CRFM Mistral
+    "LLM360/Amber": "ckpt_{step}"}
+
+MODELS = {
+    "olmo2-1b": "allenai/OLMo-2-0425-1B", "olmo2-7b": "allenai/OLMo-2-1124-7B",
+    "olmo2-13b": "allenai/OLMo-2-1124-13B", "olmo2-32b": "allenai/OLMo-2-0325-32B",
+    "smollm3": "HuggingFaceTB/SmolLM3-3B-checkpoints", "amber": "LLM360/Amber",
+    "pico-tiny": "pico-lm/pico-decoder-tiny", "pico-small": "pico-lm/pico-decoder-small",
+    "pico-medium": "pico-lm/pico-decoder-medium", "pico-large": "pico-lm/pico-decoder-large",
+    "mistral-x21": "stanford-crfm/alias-gpt2-small-x21",
+    "mistral-x49": "stanford-crfm/battlestar-gpt2-small-x49",
+    "mistral-x81": "stanford-crfm/caprica-gpt2-small-x81",
+    "mistral-x343": "stanford-crfm/darkmatter-gpt2-small-x343",
+    "mistral-x777": "stanford-crfm/expanse-gpt2-small-x777"}
 
 
 def own_probes() -> dict:

@@ -15,10 +15,12 @@ import contextlib
 import csv
 import io
 import itertools
+import json
 import math
 import os
 import sys
 import textwrap
+import warnings
 from operator import itemgetter
 
 import jinja2
@@ -57,6 +59,100 @@ sweep_style = style.context(["default", {
 
 
 # ------------------------------------------------------------------------------------------------
+# Tables that other programs wrote
+
+NOTHING = ("", "None", "nan", "NaN", "null", "NA", "N/A", "<NA>", "-")      # not measured
+
+
+def read_runs(path, text=""):
+    """A file that read_table takes -> (runs, what is to be said of it).
+
+    text: "ours=theirs,...", the columns of long_rows; a name without = is ours and theirs."""
+    named = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    columns = {ours: theirs if equals else ours for ours, equals, theirs in named}
+    if not all((*columns, *columns.values())):
+        raise ValueError("--columns: expected OURS=THEIRS, several separated by commas, got "
+                         f"{text!r}")
+    unit = columns.get("step", "step")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        runs = emergence.from_table(read_table(path, columns),
+                                    unit="step" if "step" in unit.lower() else unit)
+    return runs, [str(note.message) for note in notes]
+
+
+def read_table(path, columns=None):
+    """A .csv, .tsv, .json or .jsonl file -> rows for emergence.from_table: see long_rows.
+
+    ValueError names the file, and what is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":
+            rows = json.loads("[" + ",".join(filter(str.strip, text.splitlines())) + "]")
+        elif path.suffix == ".json":
+            rows = json.loads(text)
+        elif path.suffix in (".csv", ".tsv"):
+            mark = max(",;\t", key=text.partition("\n")[0].count)
+            rows = list(csv.DictReader(io.StringIO(text), delimiter=mark))
+        else:
+            raise ValueError("expected a sweep's directory, or a .csv, .tsv, .json or .jsonl file")
+        if not (rows and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+            raise ValueError("expected rows, each with the names of its columns")
+        return list(long_rows(rows, columns or {}))
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        raise ValueError(f"{path}: {str(error)[:300]}") from None
+
+
+def long_rows(rows, columns):
+    """Dicts with any columns -> dicts with the columns of emergence.COLUMNS, and numbers in them.
+
+    A table without the column quantity has a column for each: all that begin neither with _ nor
+    with wall, nor end with W&B's __MIN and __MAX.  W&B's "a - b" is quantity b of run a.
+    columns: {ours: theirs} of columns, and of quantities: if there are any, others are not read.
+      One level's quantity may be called "add-1/accuracy".
+    ValueError for a missing column or quantity, and for what is no number."""
+    ours, settings = {theirs: name for name, theirs in columns.items()}, emergence.SETTINGS
+    named, met = [name for name in columns if name not in emergence.COLUMNS], {}
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise ValueError(f"row {number} has more cells than the header")
+        row = {ours.get(name, name.lower() if str(name).lower() in emergence.COLUMNS else name): x
+               for name, x in row.items()}
+        needed = {"step", *columns.keys() - named, *(["quantity"] if "value" in row else [])}
+        for name in sorted(needed - row.keys()):
+            raise ValueError(f"row {number} has no {columns.get(name, name)!r}, only "
+                             f"{', '.join(map(str, row))}; --columns OURS=THEIRS says what is what")
+        place = {name: row.pop(name, "") for name in ("run", "level", "step")}
+        place["step"] = number_in(place["step"], f"row {number}: step")
+        if "quantity" in row:
+            cells = {row.pop("quantity"): row.pop("value")}
+            cells |= {name: row[name] for name in settings if name in row}
+        else:
+            cells = {name: x for name, x in row.items()
+                     if not name.startswith(("_", "wall", "Wall"))
+                     and not name.endswith(("__MIN", "__MAX"))}
+        for name, cell in cells.items():
+            run, _, quantity = name.rpartition(" - ") if place["run"] == "" else ("", "", name)
+            quantity = met.setdefault(quantity, ours.get(quantity, quantity))
+            if not named or quantity in (*named, *settings):
+                renamed = columns.get(quantity, quantity) != quantity
+                level, _, last = quantity.rpartition("/") if renamed else ("", "", quantity)
+                yield {"run": place["run"] or run or "run", "level": place["level"] or level,
+                       "step": place["step"], "quantity": last, "value":
+                       cell if name == "size" else number_in(cell, f"row {number}: {name}")}
+    for name in set(named) - set(met.values()):
+        raise ValueError(f"there is no {columns[name]!r}, only {', '.join(map(str, met))}")
+
+
+def number_in(cell, place):
+    try:
+        return math.nan if str(cell).strip() in NOTHING else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{place} is {cell!r:.60}, no number; --columns says what is "
+                         "read") from None
+
+
+# ------------------------------------------------------------------------------------------------
 # What the figures share
 
 def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **gaps):
@@ -71,6 +167,7 @@ def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **
         size, level = medians["size"], medians["level"]
         if several:
             name, row, title = f"{kind}-{size}", emergence.split_level(level)[0], level
+            name = name.removesuffix("-")                   # runs of a table may have no size
         else:
             name, row, title = kind, size, f"{size}   {level}".strip()
         if not medians["control"]:
@@ -90,12 +187,15 @@ def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **
                              for j, panel in enumerate(row)]
 
 
-def steps_axis(ax, last):
+def steps_axis(ax, steps):
     """Logarithmic, and yet step 0 has a place and the first steps have room."""
-    ax.set_xscale("symlog", linthresh=10, linscale=0.6)
-    ax.set_xlim(0, last)
-    ticks = [0] + [10 ** k for k in range(1, 7) if 10 ** k <= last]
-    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    last, least = steps[-1], min((step for step in steps if step > 0), default=1)
+    linear = max(least, min(10, last / 10))                 # 10, but for epochs, or tokens
+    ax.set_xscale("symlog", linthresh=linear, linscale=0.6)
+    ax.set_xlim(0, last or 1)
+    powers = range(math.ceil(math.log10(linear)), math.floor(math.log10(max(last, 1e-9))) + 1)
+    ticks = [0] + [10.0 ** k for k in powers]
+    ax.set_xticks(ticks, [f"{tick:,.0f}" if 1 <= tick < 1e6 else f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.tick_params(labelsize=7)
 
@@ -111,29 +211,50 @@ def rank_axis(ax, top):
 
 
 def on_common_steps(runs, curves):
-    """The steps that all runs have, (S,), and their curves there, (R, S) or (R, layers, S)."""
-    steps = sorted(set.intersection(*[set(run.steps) for run in runs]))
-    values = [curve[..., np.isin(run.steps, steps)] for run, curve in zip(runs, curves)]
-    return steps, np.array(values)
+    """The steps of all runs, (S,), and their curves there, (R, S) or (R, layers, S).
+
+    Between two snapshots a curve is a line; NaN before its first and after its last."""
+    steps = np.unique(np.concatenate([run.steps for run in runs]))
+
+    def on_all(curve, own):
+        known = ~np.isnan(curve)
+        if not known.any():
+            return np.full(len(steps), math.nan)
+        return np.interp(steps, own[known], curve[known], left=math.nan, right=math.nan)
+    return steps, np.array([np.apply_along_axis(on_all, -1, curve, run.steps)
+                            for run, curve in zip(runs, curves)])
 
 
 def band(ax, runs, curves, colour, linestyle="-"):
     """Several seeds: median as a line, range as a band.  curves: (S,) of each run."""
     steps, values = on_common_steps(runs, curves)
+    there = ~np.isnan(values).all(axis=0)
+    steps, values = steps[there], values[:, there]
     if len(values) > 1:
-        low, high = values.min(axis=0), values.max(axis=0)
+        low, high = np.fmin.reduce(values), np.fmax.reduce(values)
         ax.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
     linewidth = 0.7 if colour == CONTROL else 1.3
-    ax.plot(steps, np.median(values, axis=0), linestyle, color=colour, linewidth=linewidth)
+    ax.plot(steps, np.nanmedian(values, axis=0), linestyle, color=colour, linewidth=linewidth)
+
+
+def training_unit(events):
+    return f"training {events.runs[0].config['unit']}"
 
 
 # ------------------------------------------------------------------------------------------------
 # The figures of a sweep
 
 @sweep_style
-def figure_curves(events):
-    """Accuracy and RankMe against steps, a panel for each task-level: {name: Figure}."""
-    held_back = any(run.config["train_fraction"] < 1 for run in events.runs)
+def figure_curves(events, accuracy=None, rankme=None):
+    """Accuracy and RankMe against steps, a panel for each task-level: {name: Figure}.
+
+    events: an EventTable; or steps, with accuracy and perhaps RankMe as two more lists."""
+    if accuracy is not None:
+        curves = {"accuracy": accuracy, "rankme": [] if rankme is None else rankme}
+        events = emergence.event_table(emergence.from_table(
+            ("", "", step, name, value) for name, curve in curves.items()
+            for step, value in zip(events, curve)))
+    held_back = any(run.held_back for run in events.runs)
     accuracy = "accuracy on unseen operands" if held_back else "accuracy"
     entries = [
         (True, f"{accuracy}; emergence", ACCURACY, "-"),
@@ -155,7 +276,7 @@ def figure_curves(events):
                 upper.set_ylabel("accuracy", fontsize=7)
                 lower.set_ylabel("RankMe", fontsize=7)
             if cell.is_last_row():
-                lower.set_xlabel("training step", fontsize=8)
+                lower.set_xlabel(training_unit(events), fontsize=8)
         figure.legend(handles=key, loc="upper center", ncols=len(key), fontsize=8)
         figures[name] = figure
     return figures
@@ -181,24 +302,39 @@ def curves_panel(upper, lower, events, panel):
             for ax in (upper, lower):
                 ax.axvline(step, color=colour, linestyle=linestyle, linewidth=0.9, alpha=0.9)
 
-    steps_axis(lower, max(run.steps[-1] for run in runs))
+    steps_axis(lower, np.unique(np.concatenate([run.steps for run in runs])))
     upper.set_title(panel["title"])
     upper.tick_params(labelsize=7, labelbottom=False)
     upper.set_ylim(-0.03, 1.03)
     upper.set_yticks([0, 1])
 
 
+def names_of_layers(run):
+    """The layers of run.rankme_layers("first"), from the embedding to the final norm."""
+    found = {quantity: layers for quantity, layers in run.layer_names.items()
+             if quantity.partition(".")[0] == "rankme"}
+    names = found.get("rankme.first") or next(iter(found.values()))
+    if names[0] == "0":                                     # places in a list of hidden states
+        names = ["embedding", *names[1:-1], "final norm"]
+    return [name.replace("_", " ") for name in names]
+
+
 @sweep_style
 def figure_layers(events):
     """RankMe of every layer (upwards) at the first answer token, median over seeds."""
     figures = {}
+    if any((~np.isnan(run.rankme_layers("first")).all((0, 2))).sum() < 2 for run in events.runs):
+        return {}
     for name, figure, cells in sheets("layers", events, 2.3, 1.15, top=0.25, left=0.75, right=0.75,
                                       wspace=0.1, hspace=0.5):
         for cell, panel in cells:
-            runs = panel["runs"]
+            names = names_of_layers(panel["runs"][0])       # of runs that have the same
+            runs = [run for run in panel["runs"] if names_of_layers(run) == names]
             layers = [run.rankme_layers("first")[panel["k"]] for run in runs]       # (layers, S)
             steps, values = on_common_steps(runs, layers)                   # (R, layers, S)
-            values = np.median(values, axis=0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)             # layers of NaN
+                values = np.nanmedian(values, axis=0)
 
             # pcolormesh wants the edges of the rectangles, one more than there are rectangles
             ax = figure.add_subplot(cell)
@@ -209,15 +345,15 @@ def figure_layers(events):
                 ax.axvline(panel["emergence"]["median"], color="white", linewidth=1)
 
             # both ends have a label, and about four of the blocks
-            steps_axis(ax, steps[-1])
+            steps_axis(ax, steps)
             last = len(values) - 1
-            blocks = range(1, last, max(1, (last - 1) // 4))
-            names = ["embedding", *blocks, "final norm"] if cell.is_first_col() else []
-            ax.set_yticks([0, *blocks, last], names, fontsize=6)
+            shown = [0, *range(1, last, max(1, (last - 1) // 4)), last]
+            labels = [names[k] for k in shown] if cell.is_first_col() else []
+            ax.set_yticks(shown, labels, fontsize=6)
             ax.set_title(panel["title"])
             ax.spines[:].set_visible(True)
             if cell.is_last_row():
-                ax.set_xlabel("training step", fontsize=8)
+                ax.set_xlabel(training_unit(events), fontsize=8)
 
         # one colour bar for all panels, on their right
         grid = figure.subplotpars
@@ -234,8 +370,8 @@ def figure_layers(events):
 def figure_floors(events):
     """The floor of RankMe against the number of parameters; bars are the range over seeds."""
     medians = claims.medians(events)
-    if not all(row["floor"] for row in medians):            # RankMe was not measured
-        return {}
+    if not all(row["floor"] and row["parameters"] > 0 for row in medians):
+        return {}                                           # RankMe, or a size, is not known
     real = events.only(shams=False)
     tasks = list(dict.fromkeys(real.tasks))
     many = len(real.levels)
@@ -268,9 +404,12 @@ def figure_floors(events):
 
 
 def aligned_curves(events):
-    """x, log10 of step / step of emergence; {name: (curves, points)}, each scaled to 0 ... 1."""
-    x, found, by = np.linspace(-2, 1, 61), {}, events.dated_by
-    for run, emergences in zip(events.runs, events.emergence):
+    """x, log10 of step / step of emergence; {name: (curves, points)}, each scaled to 0 ... 1.
+
+    Where nothing emerges, the last step takes its place."""
+    x, found, by, never = np.linspace(-2, 1, 61), {}, events.dated_by, np.isinf(events.emergence)
+    last = np.array([[run.steps[-1]] for run in events.runs])               # (R, 1)
+    for run, emergences in zip(events.runs, np.where(never.all(), last, events.emergence)):
         tables = {"accuracy": run.accuracy, "rankme": run.rankme_at(by["position"], by["layer"])}
         tables |= {name: run.table(name) for name in run.measures}
         for name, table in tables.items():
@@ -309,8 +448,23 @@ def figure_measures(events):
         ax.set_xticks([0.01, 0.1, 1, 10], [".01", ".1", "1", "10"], fontsize=7)
         ax.set_yticks([0, 1], ["lowest", "highest"], fontsize=7)
         ax.set_title(f"{name.replace('_', ' ')} ({len(curves)} curves)")
-    figure.supxlabel("training step / step of emergence", fontsize=8)
+    what = "that of emergence" if np.isfinite(events.only().emergence).any() else "the last one"
+    figure.supxlabel(f"{training_unit(events)} / {what}", fontsize=8)
     return {"measures": figure}
+
+
+@sweep_style
+def figure_traces(draws, mean, noise_only):
+    """The chains of an LLC, draw by draw: (C, n) in nats times nbeta."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    ax = figure.subplots()
+    for trace in draws:
+        ax.plot(trace, color=RANKME, linewidth=0.7, alpha=0.7)
+    ax.axhline(mean, color=ACCURACY, linewidth=1.3, label="mean, less the bias")
+    ax.axhline(noise_only, color=CONTROL, linestyle="--", label="noise alone")
+    ax.set(xlabel="draw", ylabel="nbeta (L(w) - L(w0))")
+    ax.legend(fontsize=7, frameon=False)
+    return {"traces": figure}
 
 
 @sweep_style
@@ -352,6 +506,91 @@ def figure_choices(events, findings, universe):
     right.tick_params(length=0)
     right.spines[:].set_visible(True)
     return {"choices": figure}
+
+
+# ------------------------------------------------------------------------------------------------
+# The figures of a sweep with arms
+
+def task_panels(tasks, width, height):
+    """A panel for each task, four to a row, and room for a key above: (Figure, {task: axes})."""
+    columns, rows = min(4, len(tasks)), math.ceil(len(tasks) / 4)
+    figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.6), layout="constrained")
+    return figure, {task: figure.add_subplot(rows, columns, i, title=task)
+                    for i, task in enumerate(tasks, 1)}
+
+
+def arm_colours(names):
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+
+
+@sweep_style
+def figure_arms(experiments):
+    """RankMe of each task in every arm, with emergence of its levels on the curve.
+
+    experiments: [{name of an arm: its EventTable without shams}]."""
+    figures = {}
+    for number, arms in enumerate(experiments, 1):
+        first, colours = next(iter(arms.values())), arm_colours(arms)
+        figure, axes = task_panels(dict.fromkeys(first.tasks), 2.4, 1.9)
+        for (name, events), (task, ax) in itertools.product(arms.items(), axes.items()):
+            own = [k for k, other in enumerate(events.tasks) if other == task]
+            by, rows = events.dated_by, [events.rows[k] for k in own]
+            steps, rankme = on_common_steps(events.runs, [
+                run.rankme_at(by["position"], by["layer"])[rows] for run in events.runs])
+            curve = np.exp(np.log(rankme).mean(axis=(0, 1)))                # (S,)
+            ax.plot(steps, curve, color=colours[name], linewidth=1)
+            for marker, emergence_steps in zip(MARKERS, events.emergence[:, own].T):
+                step = np.median(emergence_steps)
+                if np.isfinite(step):
+                    ax.plot(step, np.interp(step, steps, curve), marker, color=colours[name],
+                            markersize=5, markeredgecolor="white", markeredgewidth=0.5)
+            steps_axis(ax, steps)
+            rank_axis(ax, ax.dataLim.ymax)
+        key = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+        key += [Line2D([], [], color="0.4", marker=marker, linestyle="", label=f"level {level}")
+                for level, marker in enumerate(MARKERS, 1)]
+        figure.legend(handles=key, loc="outside upper center", ncols=5, fontsize=7)
+        figure.supylabel("RankMe, geometric mean", fontsize=8)
+        figure.supxlabel("training step", fontsize=8)
+        figures["arms" if len(experiments) == 1 else f"arms-{number}"] = figure
+    return figures
+
+
+@sweep_style
+def figure_shifts(effects):
+    """A number line for each task: by which factor emergence moves, with its interval.
+
+    effects: of claims.study_arms.  A line for each arm and level that emerges in one arm at least;
+    without an interval, a dot."""
+    names = [contrast(row) for row in effects]
+    tasks = dict.fromkeys(emergence.split_level(one["level"])[0]
+                          for row in effects for one in row["levels"])
+    figure, axes = task_panels(tasks, 2.4, 0.6 + 0.22 * len(names))
+    colours = arm_colours(names)
+    for (place, (name, row)), (task, ax) in itertools.product(
+            enumerate(zip(names, effects)), axes.items()):
+        levels = [one for one in row["levels"] if emergence.split_level(one["level"])[0] == task]
+        for number, one in enumerate(levels):
+            y, x = place + 0.22 * (number - (len(levels) - 1) / 2), math.exp(one["shift"])
+            if any(one["emerged"]):
+                ax.plot(x, y, MARKERS[number % 3], color=colours[name], markersize=3.5)
+            if any(one["emerged"]) and not missing(one["low"]):
+                ends = [math.exp(max(-5, min(5, one[end]))) for end in ("low", "high")]
+                ax.plot(ends, [y, y], color=colours[name], linewidth=0.8)
+        ax.set_yticks(range(len(names)), names, fontsize=6)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+    for i, ax in enumerate(axes.values()):
+        ax.axvspan(1 / 1.1, 1.1, color=CONTROL, alpha=0.3, linewidth=0)     # "no effect"
+        ax.set_xscale("log", base=2)
+        ax.set_xlim(1 / 8, 8)
+        ax.set_xticks([1 / 4, 1, 4], ["1/4", "1", "4"], fontsize=7)
+        ax.tick_params(labelleft=i % 4 == 0)
+    figure.supxlabel("step of emergence, treated / control; 95% interval over seeds", fontsize=8)
+    return {"shifts": figure}
+
+
+def contrast(row):
+    return f"{row['treated']} / {row['control']}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -450,7 +689,17 @@ def try_to_draw(kinds, *arguments):
 def draw(runs, keywords):
     """The figures that need nothing but the runs, as another process may draw them."""
     events = emergence.event_table(runs, **keywords)
-    return try_to_draw([kind for kind in FIGURES if kind != "choices"], events)
+    apart = ("choices", "arms", "shifts")
+    return try_to_draw([kind for kind in FIGURES if kind not in apart], events)
+
+
+def draw_arms(runs, effects, keywords):
+    """The figures of arms, which need the runs of several sweeps."""
+    experiments = [{str(arm): emergence.event_table(among, **keywords).only()
+                    for arm, among in arms.items()} for arms in claims.experiments(runs)]
+    images, wrong = try_to_draw(["arms"], experiments)
+    others, complaints = try_to_draw(["shifts"], effects)
+    return images | others, wrong + complaints
 
 
 # ------------------------------------------------------------------------------------------------
@@ -482,20 +731,30 @@ def median_cells(row):
     return {"task-level": row["level"], "floor": spread_text(row["floor"], decimals=1),
             "onset": spread_text(row["onset"]),
             "emergence": spread_text(row["emergence"]) if row["emerged"] else "never",
-            "lead": f"{row['lead']['median']:.0f}" if row["lead"] else "-",
+            "lead": step_text(row["lead"]["median"]) if row["lead"] else "-",
             "first": f"{row['rankme_first']}/{row['emerged']}/{row['seeds']}"}
 
 
-def spread_text(spread, decimals=0):
-    """Median, and the range over seeds where there is one.
+def spread_text(spread, decimals=None):
+    """Median, and the range over seeds where there is one; of steps, if decimals is None.
 
     >>> spread_text({"median": 30, "low": 20, "high": 50}), spread_text(None)
     ('30 (20..50)', '-')
     """
     if not spread:
         return "-"
-    median, low, high = (f"{spread[key]:.{decimals}f}" for key in ("median", "low", "high"))
+    numbers = [spread[key] for key in ("median", "low", "high")]
+    median, low, high = (step_text(x) if decimals is None else f"{x:.{decimals}f}" for x in numbers)
     return median if low == high else f"{median} ({low}..{high})"
+
+
+def step_text(x):
+    """Steps may be fractions of epochs, or billions of tokens.
+
+    >>> [step_text(x) for x in (30, 1234.5, 0.25, 2.5e9)]
+    ['30', '1234', '0.25', '2.5e+09']
+    """
+    return f"{x:.0f}" if abs(x) < 1e7 and (abs(x) >= 100 or x == round(x)) else f"{x:.3g}"
 
 
 def claim_cells(row):
@@ -540,7 +799,7 @@ def side_by_side(found):
         precursor = next(row for row in findings["claims"] if row["claim"] == "C4")
         # one test in each sweep: its p needs no adjusting for other tests
         cells = claim_cells(precursor | {"p_holm": precursor["p"]})
-        table.add_row(Text(name), f"{lead['warmup']:g}", f"{lead['median_onset']:.0f}",
+        table.add_row(Text(name), f"{lead['warmup']:g}", step_text(lead["median_onset"]),
                       f"{lead['onsets_in_warmup']:.0%}", cells["here"], cells["chance"], cells["p"])
     return Group(table, Text("onset: its median step over task-levels and runs."))
 
@@ -579,15 +838,72 @@ def evidence(cells):
     return "; ".join(part.replace(" ", NO_BREAK) for part in parts)
 
 
+def shift_cells(one):
+    """One level of an effect as text: {column: cell}."""
+    low, middle, high = (one[key] if missing(one[key]) else math.exp(one[key])
+                         for key in ("low", "shift", "high"))
+    span = "" if missing(low) else f" ({low:.2g}..{high:.2g})"
+    return {"task-level": one["level"], "emerged": " > ".join(map(str, one["emerged"])),
+            "factor": f"{middle:.2g}{span}", "p": p_text(one["p"]),
+            "model": "-" if missing(one["model"]) else f"{math.exp(one['model']):.2g}",
+            "need": "-" if one["needed"] is None else str(one["needed"]),
+            "verdict": one["verdict"]}
+
+
+def effect_tables(effects):
+    """For a terminal: a table for each arm and its control, a line for each task-level."""
+    tables = []
+    for row in effects:
+        title = f"{contrast(row)}: {len(row['pairs'])} pairs, up to step {row['end']:,.0f}"
+        table = plain_table(*shift_cells(row["mean"]), title=Text(title), title_justify="left")
+        for one in (row["mean"], *row["levels"]):
+            table.add_row(*[Text(cell) for cell in shift_cells(one).values()])
+        tables += [table, Text()]
+    return tables
+
+
+def arm_lines(arms):
+    """Effects and claims on arms for a terminal; nothing where there are none."""
+    if not arms["effects"]:
+        return []
+    claimed = [Text(line) for text in arm_claim_lines(arms["claims"]) for line in indented(text)]
+    return [*effect_tables(arms["effects"]), Text(EFFECT_LEGEND), Text(), *claimed, Text()]
+
+
+def arm_claim_lines(rows):
+    """Claims on arms as lines: what is claimed, how it could fail, what is found for each arm."""
+    lines = []
+    for key, group in itertools.groupby(rows, itemgetter("claim")):
+        group = list(group)
+        lines.append(f"{key}: {group[0]['text']}. It could fail: {'; or '.join(group[0]['fails'])}")
+        for row in group:
+            found = arm_value(row)
+            if "centred" in row:
+                found += f"; of centred states {arm_value(row['centred'])}"
+            lines.append(f"{key}, {contrast(row)}, {row['pairs']} pairs: {found}")
+    return lines
+
+
+def arm_value(row):
+    if missing(row["mean"]):
+        return row["verdict"]
+    half = "" if missing(row["half"]) else f" +- {row['half']:.2f}"
+    return f"{row['mean']:.2f}{half}, {row['verdict']}"
+
+
 def sentences(findings):
     """What belongs beside the table of claims: a list of strings, from the texts in SENTENCES."""
     check, lines = findings["lead_check"], []
     z = f"z = {check['z']:.2f}" if check["information"] else "no z"
-    onset = SENTENCES["onset" if math.isfinite(check["median_onset"]) else "no onset"]
+    unit, onset = findings.get("unit", "step"), SENTENCES["no onset"]
+    if math.isfinite(check["median_onset"]):
+        onset = SENTENCES["onset"].format(unit=unit, step=step_text(check["median_onset"]))
     rule = SENTENCES.get(f"rule {check['onset_rule']}", SENTENCES["rule"])
     lines += [rule.format(**check),
-              SENTENCES["risk set"].format(z_text=z, onset=onset.format(**check), **check),
+              SENTENCES["risk set"].format(z_text=z, onset=onset, **check),
               SENTENCES["shams" if check["shams"] else "no shams"].format(**check)]
+    if not any(row["floor"] for row in findings["levels"]):
+        lines.insert(0, SENTENCES["no rankme"])
     if not missing(findings["floor_ratio_of_shares"]):
         lines.append(SENTENCES["ceilings"].format(**findings))
     for row in findings["claims"]:
@@ -596,7 +912,7 @@ def sentences(findings):
             lines.append(SENTENCES["without"].format(worst=worst, excess=excess, p=p_text(p)))
     lines += [SENTENCES["class"].format(span=span_text(row), p_text=p_text(row["p"]), **row)
               for row in findings["classes"]]
-    lines += [lead_sentence(row, findings["leads"]) for row in findings["leads"]
+    lines += [lead_sentence(row, findings["leads"], unit) for row in findings["leads"]
               if row["quantity"] == row["measure"]]
     for row in findings["forecasts"]:
         lines.append(SENTENCES["forecast"].format(
@@ -609,14 +925,15 @@ def span_text(row):
     return "" if missing(row["low"]) else " ({low:.0%} to {high:.0%} over {over})".format(**row)
 
 
-def lead_sentence(row, rows):
+def lead_sentence(row, rows, unit="step"):
     """One measure, and what stands beside it on the same snapshots."""
+    unit = "steps" if unit == "step" else unit
     beside = [f"{other['quantity'].replace('_', ' ')} {other['rate']:.0%} (chance "
               f"{other['null']:.0%})" for other in rows if other["measure"] == row["measure"]]
     return SENTENCES["lead"].format(
         beside=", ".join(beside[1:]), p_text=p_text(row["p"]), span=span_text(row),
         verdict="It leads." if row["leads"] else "It is not shown to lead.",
-        lead_text="" if row["lead"] is None else f", median lead {row['lead']:.0f} steps",
+        lead_text="" if row["lead"] is None else f", median lead {step_text(row['lead'])} {unit}",
         room=f"; {row['without_room']} more have no room" if row["without_room"] else "", **row)
 
 
@@ -641,15 +958,19 @@ def events_csv(events):
     return text.getvalue()
 
 
-def write(folder, events, findings, universe, save, drawing=None):
+def write(folder, events, findings, universe, save, drawing=None, together=()):
     """Everything derived of a sweep into its folder: numbers, then figures, then report.html.
 
     findings: of claims.study, with choices, runs, missing (sentences) and levels (the medians).
     save(path, content): writes a text, bytes or (.json) a dict; all of it, or nothing.
     drawing: a future of `draw`, begun in another process.  Without it all is drawn here.
+    together: the runs of all sweeps that findings["arms"], of claims.study_arms, is about.
     Returns what to print: tables and lines of rich."""
-    save(folder / "findings.json", findings)
+    arms = findings.get("arms") or {"effects": [], "claims": []}
+    save(folder / "findings.json", {key: x for key, x in findings.items() if key != "arms"})
     save(folder / "events.csv", events_csv(events))
+    if arms["effects"]:
+        save(folder / "effects.json", arms)
 
     images, complaints = try_to_draw(["choices"], events, findings, universe)
     try:
@@ -658,6 +979,9 @@ def write(folder, events, findings, universe, save, drawing=None):
         complaints += wrong
     except Exception as error:                              # the other process was killed
         complaints.append(f"Most figures could not be drawn ({type(error).__name__}: {error}).")
+    if arms["effects"]:
+        drawn, wrong = draw_arms(together, arms["effects"], events.dated_by)
+        images, complaints = drawn | images, complaints + wrong
 
     (folder / "figures").mkdir(exist_ok=True)
     for name, image in images.items():
@@ -669,7 +993,7 @@ def write(folder, events, findings, universe, save, drawing=None):
              f"{len(images)} figures in {folder}/figures"]
     return [*median_tables(findings["levels"]), Text(MEDIAN_LEGEND), Text(),
             *claim_lines(findings["claims"]), Text(CLAIM_LEGEND.format(**findings)), Text(),
-            *[Text(line) for line in lines]]
+            *arm_lines(arms), *[Text(line) for line in lines]]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -680,6 +1004,12 @@ FIGURES = {
         "How far the claims depend on choices of analysis. Left: the precursor rate (C4) under "
         "each combination of choices, above what exchanged tasks give. Right: an unequal pair of "
         "cells is a choice that decides.")),
+    "arms": (figure_arms, (
+        "Arms side by side: RankMe of each task, mean over its levels and seeds. Markers: median "
+        "emergence of a level.")),
+    "shifts": (figure_shifts, (
+        "By which factor the step of emergence moves, for each task-level and arm, with a 95% "
+        "interval over pairs of one seed. Grey: less than 10%.")),
     "measures": (figure_measures, (
         "Every measure with emergence at 1, each curve scaled to its own range. Median and middle "
         "half.")),
@@ -692,8 +1022,8 @@ FIGURES = {
 }
 
 MEDIAN_LEGEND = (
-    "Median (low..high) over seeds. floor: lowest RankMe. onset: step at which RankMe recovers. "
-    "lead: emergence - onset, in steps. first: seeds whose RankMe recovered before emergence / "
+    "Median (low..high) over seeds. floor: lowest RankMe. onset: where RankMe recovers. "
+    "lead: emergence - onset. first: seeds whose RankMe recovered before emergence / "
     "that emerged / all.")
 
 CLAIM_LEGEND = (
@@ -702,6 +1032,13 @@ CLAIM_LEGEND = (
     "together. p: how often such data are as far out, after Holm's correction over the claims "
     "that are tests. choices: the share of {specifications} combinations of reasonable choices "
     "under which the claim holds, and how often exchanged data reach that share.")
+
+EFFECT_LEGEND = (
+    "factor: of min(T, step of emergence), T the last step, geometric mean over pairs of one "
+    "seed, with its 95% interval. emerged: runs, control > treated. p: of the mean by exact sign "
+    "flips, of a level by Student's t with Holm's correction. model: the factor if log steps are "
+    "normal and censored. need: so many pairs show a shift of 10% with power .8. no effect: the "
+    "90% interval is within 10%.")
 
 GAINS = {True: "adds", False: "is not shown to add", None: "may add, p not asked for,"}
 SENTENCES = {
@@ -712,10 +1049,15 @@ SENTENCES = {
         "Risk-set test by its formula: {z_text} on an information of {information:.1f} (below 5 it "
         "cannot tell).  {onset}  {onsets_in_warmup:.0%} of all onsets lie within the learning "
         "rate's warm-up."),
-    "onset": "The median onset is at step {median_onset:.0f}.",
+    "onset": "The median onset is at {unit} {step}.",
     "no onset": "Most task-levels show no onset.",
     "shams": "Of {shams} sham controls {sham_emergences} emerged, {sham_onsets} show an onset.",
-    "no shams": "Without sham controls no measure but RankMe can be dated.",
+    "no rankme": (
+        "RankMe was not measured: capabilities are dated, but nothing can be said of what comes "
+        "before them."),
+    "no shams": (
+        "Without sham controls a measure is dated where it has moved, from its first value, by a "
+        "fifth of its range."),
     "ceilings": "As shares of their ceilings, floors have a ratio of {floor_ratio_of_shares:.2f}.",
     "without": (
         "With any one run or task left out, the mean excess over all choices is at least "
@@ -758,7 +1100,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px }
 <h1>When a capability emerges, what changed first?</h1>
 <p>Sweep {{ title }}: {{ findings.runs | length }} runs (
 {%- for size, rows in by_size(findings.levels) -%}
-{{ ", " if not loop.first }}{{ size }} x {{ rows[0].seeds }}
+{{ ", " if not loop.first }}{{ size or "all" }} x {{ rows[0].seeds }}
 {%- endfor %}), {{ run.levels | length }} task-levels in each,
 {{ "{:,}".format(run.steps[-1]) }} steps, {{ run.steps | length }} snapshots. The effective rank
 of the hidden states (RankMe) is followed from its collapse to a floor, through the onset of its
@@ -782,6 +1124,25 @@ v1, v3, v4: versions of arXiv 2602.15997.</small></p>
 <li>{{ line }}</li>
 {% endfor %}
 </ul>
+{% if findings.arms and findings.arms.effects %}
+<h2>Arms: what another training does to emergence</h2>
+<ul>
+{% for line in arm_claim_lines(findings.arms.claims) %}
+<li>{{ line }}</li>
+{% endfor %}
+</ul>
+{% for row in findings.arms.effects %}
+<h3>{{ contrast(row) }}: {{ row.pairs | length }} pairs</h3>
+<table>
+<thead><tr>{% for name in shift_cells(row.mean) %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for one in [row.mean] + row.levels %}
+<tr>{% for cell in shift_cells(one).values() %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+{% endfor %}
+<p><small>{{ EFFECT_LEGEND }}</small></p>
+{% endif %}
 <h2>Figures</h2>
 {% for name, image in images.items() %}
 {% set kind, _, size = name.partition("-") %}

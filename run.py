@@ -390,81 +390,123 @@ def show_progress(plan, when_one_is_done=None):
                         tenths[job] = tenth
                         out.print(f"{job.folder.name}  {10 * tenth}%  {note}")
     thread = threading.Thread(target=watch)
-    thread.start()
     try:
+        thread.start()
         yield
     except KeyboardInterrupt:
         raise Stopped("stopped; the same command goes on from the last checkpoint") from None
     finally:
         stop.set()
-        thread.join()
+        if thread.ident is not None:                            # stopped before it had begun
+            thread.join()
 
 
 # --------------------------------------------------------------------------------------------------
 # analyse
 
-def analyse_one(folder, planned=(), forecast_null=0):
-    """Everything derived, on disk and screen.
+def select(folder, seeds=None, sizes=None):
+    """The finished runs of a sweep that have one of these seeds and sizes, None: any.
 
-    planned: the names of the runs that there should be.  forecast_null: see claims.study."""
-    import claims
+    Returns (runs, what is missing in words)."""
     import emergence
-    import numpy as np
-    import report
     import sweep
-    begin = time.monotonic()
     rows, configs, missing = sweep.load(folder)
+    kept = {name: config for name, config in configs.items()
+            if (seeds is None or config.get("seed") in seeds)
+            and (sizes is None or config.get("size") in sizes)}
+    if not kept:
+        raise ValueError(f"{folder} holds no finished run with these seeds and sizes; it holds "
+                         f"{', '.join(configs)}")
+    return emergence.from_table((row for row in rows if row[0] in kept), kept), missing
+
+
+def analyse_one(folder, planned=(), **options):
+    """analyse_runs of a sweep's folder.  planned: the names of the runs that there should be."""
+    runs, missing = select(folder)
     missing += [f"{name} was not started" for name in planned
                 if not (folder / name / "config.json").exists()]
-    runs, specification = emergence.from_table(rows, configs), claims.Specification()
-    if all(np.isnan(run.rankme_at(specification.position, -2)).all() for run in runs):
-        out.print("RankMe was not measured: capabilities are dated, but nothing can be said of "
-                  "what comes before them")
+    return analyse_runs(folder, runs, missing, **options)
+
+
+def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None):
+    """Everything derived of emergence's Runs, wherever they come from, on disk and screen.
+
+    missing: what is not among them, in words.  forecast_null: see claims.study.
+    others: {sweep: runs}, which may be arms of one experiment with these."""
+    import claims
+    import emergence
+    import report
+    import sweep
+    begin, specification = time.monotonic(), claims.Specification()
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn) if large else contextlib.nullcontext() as pool:
         events = emergence.event_table(runs, **dataclasses.asdict(specification))
         drawing = pool and pool.submit(report.draw, runs, dataclasses.asdict(specification))
-        choices = claims.specifications()
+        choices = claims.specifications(runs=runs)
         out.print(f"analysing {len(runs)} runs under {len(choices)} combinations of choices")
         with bar("{task.description}") as progress:
             each = functools.partial(progress.track, description="choices")
             universe = claims.multiverse(runs, choices, each=each)
         with out.status("intervals, leads and forecasts"):
             found = claims.study(runs, specification, universe, forecast_null)
+            together = sum((others or {}).values(), runs)
+            found["arms"] = claims.study_arms(together, specification) | {
+                "sweeps": [folder.resolve().name, *(others or ())]}
         findings = {"choices": dataclasses.asdict(specification),
-                    "runs": [run.name for run in runs], "missing": missing, **found,
+                    "runs": [run.name for run in runs], "missing": list(missing), **found,
                     "levels": claims.medians(events)}
+        if runs[0].config["unit"] != "step":
+            findings["unit"] = runs[0].config["unit"]
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
-                                 drawing)
+                                 drawing, together)
         for line in lines:
             out.print(line)
     wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
             if sweep.is_done(one)]
-    training, measuring = (minutes(sum(one[f"wall_{what}_s"] for one in wall))
-                           for what in ("train", "measure"))
-    out.print(f"training {training}, measuring {measuring}, analysing and drawing "
-              f"{minutes(time.monotonic() - begin)}")
+    spent = [f"{word} {minutes(sum(one[f'wall_{what}_s'] for one in wall))}, " if wall else ""
+             for word, what in (("training", "train"), ("measuring", "measure"))]
+    out.print(f"{''.join(spent)}analysing and drawing {minutes(time.monotonic() - begin)}")
     return findings
 
 
 @app.command("analyse")
-def run_analyse(folders: list[Path] = typer.Argument(..., metavar="DIR...", help="directories of "
-                                                     "sweeps, such as runs/modadd"),
+def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", help="sweeps, such "
+                                                   "as runs/modadd; or tables of your own: .csv, "
+                                                   ".tsv, .json, .jsonl"),
+                columns: str = typer.Option("", metavar="OURS=THEIRS,...", help="of a table that "
+                                            "names them otherwise: step=_step,accuracy=val/acc"),
                 forecast_null: int = typer.Option(0, min=0, help="exchanges of tasks that give the "
-                                                  "forecast its p, such as 200: a minute")):
+                                                  "forecast its p, such as 200: a minute"),
+                seeds: range = typer.Option(None, metavar="N|A-B", parser=parse_seeds,
+                                            help="only runs with these seeds"),
+                sizes: str = typer.Option(None, help="only runs of these sizes, with commas")):
     """Findings and figures again, from the recorded rows alone.
 
-    Several sweeps are also set side by side."""
+    Several are also set side by side.  Where sweeps are arms of one experiment (the same tasks and
+    training, but for intervene, strength, until or filler), the report of the first says what that
+    did to emergence; their runs are paired by size and seed.  Of curves.csv, what is derived goes
+    to curves/; of some of the runs alone, to a folder that says which."""
+    import models
     import report
     import sweep
-    found = {}
-    for folder in folders:
+    sizes = sizes and pick("--sizes", sizes, tuple(models.SIZES))
+    places = []                                                 # (folder, runs, what is missing)
+    for path in paths:
+        if path.is_file():
+            runs, notes = report.read_runs(path, columns)
+            places.append((path.with_suffix(""), runs, []))
+            out.print(*notes, sep="\n", end="", markup=False)
+            continue
+        which = [*(sizes or ()), *(["seeds", str(seeds[0]), str(seeds[-1])] if seeds else ())]
+        places.append((path / "-".join(which), *select(path, seeds, sizes)))
+    found, others = {}, {path.resolve().name: runs for path, runs, _ in places[1:]}
+    for number, (folder, runs, missing) in enumerate(places):
+        folder.mkdir(exist_ok=True)
         with sweep.locked(folder, wait=True):
-            findings = analyse_one(folder, forecast_null=forecast_null)
-        if findings:
-            found[folder.resolve().name] = findings
+            found[folder.resolve().name] = analyse_runs(folder, runs, missing, forecast_null,
+                                                        None if number else others)
     if len(found) > 1:
         out.print(report.side_by_side(found))
 
@@ -534,11 +576,32 @@ def diagnostics(name, columns):
     found = columns[name]
     if name == "rankme":
         return {name: found["first"]}
-    if name == "llc":
+    if name.startswith("llc"):
         rise = None if found["mean"] is None else found["mean"] / found["nbeta"]
-        return {"LLC": found["mean"], "error": found.get("mc_error"), "bias": found.get("bias"),
-                "rise": rise}
+        return {"LLC": found["mean"], "error": found["mc_error"], "bias": found["bias"],
+                "noise only": found["noise_only"], "rise": rise}
     return found if isinstance(found, dict) else columns
+
+
+def show_chains(found, path):
+    """What an LLC's chains say of themselves; their traces as a figure."""
+    import measures
+    import report
+    out.print(f"joint: LLC {shown(found.mean)} +- {shown(found.mc_error)}, "
+              f"{shown(found.noise_only)} by noise alone; "
+              f"{'usable' if found.usable else 'not usable'}")
+    out.print(f"step: lr {shown(found.lr)}, stiffness {shown(found.stiffness)} here and "
+              f"{shown(found.stiffness_after)} at the last draw")
+    out.print(f"mixing: R-hat {shown(found.r_hat)}, {shown(found.ess)} effective draws, "
+              f"{found.num_diverged} chains diverged")
+    out.print(f"regime: nbeta {shown(found.nbeta)}, localization {shown(found.localization)}: half "
+              f"of it would change the LLC by {found.change_by_half():+.0%}; the draws lose "
+              f"{found.lost_share:.0%} of what training gained")
+    for warning in found.warnings:
+        out.print(f"Warning: {warning}.")
+    draws = measures.llc_draws(found.losses, found.baselines, found.nbeta, 0)
+    report.figure_traces(draws.tolist(), found.mean, found.noise_only)["traces"].savefig(path)
+    out.print(f"traces: {path}")
 
 
 @app.command("measure")
@@ -573,12 +636,8 @@ def run_measure(
     for key, values in found.items():
         table.add_row(key, *(shown(values[heading]) for heading in headings))
     out.print(table)
-    if name == "llc":                                           # what all levels share, once
-        shared = next(iter(columns.values()))["llc"]
-        keys = ("joint", "nbeta", "r_hat", "ess", "num_diverged")
-        out.print(", ".join(f"{key} {shown(shared[key])}" for key in keys))
-        for warning in shared["warnings"]:
-            out.print(f"Warning: {warning}.")
+    if name.startswith("llc"):                                  # what all levels share, once
+        show_chains(evals.chains, folder / f"{name}-{step:06d}.png")
     out.print(sweep.MEASURES[name].about)
 
 
@@ -697,7 +756,10 @@ def run_grade(
 # --------------------------------------------------------------------------------------------------
 # The public checkpoints: pythia.py does the work
 
-MODEL = typer.Argument(..., help="160m, 410m, 2.8b ..., or owner/name on the hub")
+MODEL = typer.Argument(..., help="160m, 14m-seed3, olmo2-1b, smollm3 ..., owner/name on the hub, "
+                                 "or a folder")
+REVISIONS = typer.Option(None, help="what the checkpoints are called, such as step{step} or, in a "
+                                    "folder, checkpoint-{step}; default: as the suite has it")
 STEPS = typer.Option("all", help="all, or numbers and ranges first:last:stride with commas, such "
                                  "as 0,64,512,1000:143000:9000")
 PROBES = typer.Option("all", help="of our own sets; or none")
@@ -707,93 +769,81 @@ TOKENIZER = typer.Option(None, help="a tokenizer.json; default: the model's")
 DTYPE = typer.Option("float32", help="of weights and forward passes")
 
 
-def audited(model):
+def audited(model, revisions):
     """-> (manifest, Audit) of a model."""
     import pythia
     with bar("reading the branches") as progress:
-        line = progress.add_task("", total=None)
-        listing = pythia.manifest(model, lambda done, total: progress.update(line, completed=done,
-                                                                             total=total))
+        tell = functools.partial(progress.update, progress.add_task("", total=None))
+        listing = pythia.manifest(model, tell, revisions)
     return listing, pythia.audit(listing)
 
 
-def prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device, cache):
-    """What plan and measure have in common -> (manifest, steps, probe sets); prints the plan."""
+def say(sentence):
+    out.print(escape(str(sentence)))
+
+
+def prepare(model, revisions, steps, probes, *options):
+    """What plan and measure have in common -> (manifest, steps, probe sets, config's folder)."""
     import pythia
-    import torch
-    listing, audit = audited(model)
-    asked = pythia.parse_steps(steps, tuple(step for step in listing if step != "main"))
-    kept = [step for step in asked if step in audit.own]
-    if len(kept) < len(asked):
-        out.print(f"the audit leaves out {len(asked) - len(kept)} of {len(asked)} steps (see "
-                  f"`python run.py pythia audit {model}`)")
-    if not kept:
-        raise ValueError(f"--steps {steps}: none of them holds weights of its own")
-    own = pythia.own_probes()
-    names = () if probes == "none" else pick("--probes", probes, tuple(own))
-    sets = {name: own[name] for name in names}
-    sets |= {path.stem: pythia.read_probes(path) for path in probe_file}
-    if not sets:
-        raise ValueError("--probes none: give at least one --probe-file")
-    encoder = pythia.tokenizer(tokenizer or pythia.fetch(model, "tokenizer.json", cache))
-    sets = pythia.encode(sets, encoder, items)
-    config = pythia.fetch(model, "config.json", cache)
-    cost = pythia.plan(config, listing, kept, sets, getattr(torch, dtype.value), device)
-    out.print(f"{model}: {len(kept)} checkpoints ({kept[0]} ... {kept[-1]}); "
-              f"{cost.download / 1e9:.2f} GB to download, at most {cost.disk / 1e9:.2f} GB on disk "
-              f"at a time; {cost.memory / 1e9:.1f} GB of memory; about {minutes(cost.seconds)} on "
-              f"this machine ({device}, {dtype.value}), and the download")
-    return listing, kept, sets
+    names = () if probes == "none" else pick("--probes", probes, tuple(pythia.own_probes()))
+    listing, audit = audited(model, revisions)
+    kept, sets, about, sentence = pythia.prepare(model, listing, audit, steps, names, *options, say)
+    say(f"{sentence}, at this machine's speed, and the download")
+    return listing, kept, sets, about
 
 
 @checkpoints.command("audit")
-def pythia_audit(model: str = MODEL):
-    """Which steps hold weights of their own, from metadata alone."""
-    listing, audit = audited(model)
-    out.print(f"{len(listing) - ('main' in listing)} step branches; {len(audit.own)} hold weights "
-              f"of their own: {', '.join(map(str, audit.own))}")
-    for step, why in audit.left_out.items():
-        out.print(escape(f"step {step} left out: {why}"))
-    for name, sha, branches in audit.groups:
-        out.print(f"{name} {sha[:12]} is served by {len(branches)} branches: "
-                  f"{', '.join(map(str, branches))}")
+def pythia_audit(model: str = MODEL, revisions: str = REVISIONS,
+                 run: Path = typer.Option(None, help="directory of a `pythia measure` of this "
+                                          "model: an audit by content too")):
+    """Which steps hold weights of their own: a table for an issue of the suite."""
+    import pythia
+    if run:
+        listing, _, rows, audit = measured(run)
+        rows, found = pythia.examine(rows, audit)
+        own, left_out = [row["step"] for row in rows], audit.left_out | found
+    else:
+        listing, audit = audited(model, revisions)
+        own, left_out = audit.own, audit.left_out
+    out.print(f"{len(listing) - ('main' in listing)} checkpoints; {len(own)} hold weights of their "
+              f"own{' and were loaded' if run else ''}: {', '.join(map(str, own))}")
+    for name, sha, those in audit.groups:
+        say(f"{name} {sha[:12]} is served by {len(those)} branches: {', '.join(map(str, those))}")
+    typer.echo(pythia.audit_table(model, listing, left_out))
 
 
 @checkpoints.command("plan")
-def pythia_plan(model: str = MODEL, steps: str = STEPS, probes: str = PROBES,
-                probe_file: list[Path] = PROBE_FILES, items: int = ITEMS,
+def pythia_plan(model: str = MODEL, revisions: str = REVISIONS, steps: str = STEPS,
+                probes: str = PROBES, probe_file: list[Path] = PROBE_FILES, items: int = ITEMS,
                 tokenizer: Path = TOKENIZER, dtype: Dtype = DTYPE, device: Device = DEVICE):
     """What a measurement would download, and how long it takes."""
     import tempfile
     with tempfile.TemporaryDirectory() as cache:
-        prepare(model, steps, probes, probe_file, items, tokenizer, dtype,
+        prepare(model, revisions, steps, probes, probe_file, items, tokenizer, dtype.value,
                 pick_device(device.value), cache)
 
 
 @checkpoints.command("measure")
 def pythia_measure(
-        model: str = MODEL, steps: str = STEPS, probes: str = PROBES,
+        model: str = MODEL, revisions: str = REVISIONS, steps: str = STEPS, probes: str = PROBES,
         probe_file: list[Path] = PROBE_FILES, items: int = ITEMS, tokenizer: Path = TOKENIZER,
         dtype: Dtype = DTYPE, device: Device = DEVICE,
         measures: str = typer.Option("none", help="gradient_rank, hessian_top, llc: far slower"),
         folder: Path = typer.Option(None, "--out", help="default: runs/pythia-MODEL"),
         yes: bool = typer.Option(False, "--yes", help="download without asking")):
-    """Download, verify, measure, delete: one checkpoint at a time.
-
-    The same command again goes on."""
+    """Download, verify, measure, delete, one checkpoint at a time.  Killed: the same command."""
     import pythia
     import sweep
     import torch
     if folder is None:
-        name = pythia.repository(model).replace("/", "-").removeprefix("EleutherAI-")
-        folder = Path("runs") / name
+        folder = Path("runs") / pythia.repository(model).rstrip("/").rpartition("/")[2]
     extras = () if measures == "none" else pick("--measures", measures, tuple(pythia.EXTRAS))
     device, kind = pick_device(device.value), getattr(torch, dtype.value)
     folder.mkdir(parents=True, exist_ok=True)
     cache = folder / "cache"
-    listing, kept, sets = prepare(model, steps, probes, probe_file, items, tokenizer, dtype, device,
-                                  cache)
-    config = pythia.run_config(model, dtype.value, device, extras, sets)
+    listing, kept, sets, about = prepare(model, revisions, steps, probes, probe_file, items,
+                                         tokenizer, dtype.value, device, cache)
+    config = pythia.run_config(model, about, dtype.value, device, extras, sets, revisions)
     done = {row["step"] for row in sweep.read_rows(folder / "metrics.jsonl")}
     waiting = [step for step in kept if step not in done]
     if waiting and not yes:
@@ -824,52 +874,69 @@ def pythia_evals(
         threshold: float = typer.Option(0.05, help="share of the way from chance to perfect"),
         persistence: int = typer.Option(3, min=1),
         figure: Path = typer.Option("runs/pythia-evals.png", help="where to draw the curves")):
-    """When each task emerges in the published evaluations, by size."""
+    """When each task emerges in evaluations, by model."""
     import pythia
     import report
-    rows = pythia.read_evals(folder)
+    rows = pythia.read_evals(folder, say)
     events = pythia.evals_emergence(rows, threshold=threshold, persistence=persistence)
     table = plain_table("task", "model", "chance", "emerges", "best", "at step", "last")
     for e in events:
         last = f"{e.last:.3f}" + ("" if e.stderr is None else f" ± {e.stderr:.3f}")
-        table.add_row(e.task, e.model, f"{e.chance:.3f}", span(e.emergence), f"{e.best:.3f}",
+        when = span(e.emergence, f"{span(e.late)}, too late to tell" if e.late else "never")
+        table.add_row(e.task, e.model, f"{e.chance:.3f}", when, f"{e.best:.3f}",
                       f"{e.best_step:,}", last)
     out.print(table)
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    report.figure_evals(rows, events, pythia.CHANCE).savefig(figure, dpi=160)
+    say("\n".join(pythia.eval_notes(rows, events)))
+    if events:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        report.figure_evals(rows, events, pythia.CHANCE).savefig(figure, dpi=160)
     out.print(f"emerges: after one checkpoint and by the next: {threshold:g} of the way from "
               f"chance to 1, and 3 standard errors, {persistence} checkpoints in a row. "
-              f"{len(rows)} results; figure: {figure}")
+              f"{len(rows)} results; figure: {figure if events else 'none'}")
 
 
-@checkpoints.command("compare")
-def pythia_compare(folder: Path = typer.Argument(..., metavar="DIR", help="of `pythia measure`")):
-    """Geometry against behaviour, and the verdict on C9."""
+def measured(folder):
+    """A directory of `pythia measure` -> (manifest, config, rows, Audit)."""
     import pythia
-    import report
     import sweep
     rows = sweep.read_rows(folder / "metrics.jsonl")
     if not rows:
         raise ValueError(f"{folder} holds no rows; expected the directory of a `python run.py "
                          "pythia measure`")
-    listing = sweep.read_json(folder / "manifest.json")
-    listing = {step if step == "main" else int(step): files for step, files in listing.items()}
-    result = pythia.compare(rows, pythia.audit(listing))
-    table = plain_table("probe set", "onset", "emergence", "lead", "verdict", "collapse",
+    listing = {step if step == "main" else int(step): files
+               for step, files in sweep.read_json(folder / "manifest.json").items()}
+    return listing, sweep.read_json(folder / "config.json"), rows, pythia.audit(listing)
+
+
+@checkpoints.command("compare")
+def pythia_compare(
+        folders: list[Path] = typer.Argument(..., metavar="DIR...", help="of `pythia measure`: the "
+                                             "seeds, and the sizes, of a suite"),
+        target: Path = typer.Option(None, "--out", help="default: DIR, or runs/compare")):
+    """Geometry against behaviour, by the same rules as a sweep, and the verdict on C9."""
+    import pythia
+    import report
+    import sweep
+    target = target or (Path("runs/compare") if folders[1:] else folders[0])
+    found = [pythia.compare(folder.resolve().name, *measured(folder)[1:]) for folder in folders]
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    notes = [note for one in found for note in pythia.notes(one)]
+    findings = analyse_runs(target, [one.run for one in found], notes)
+    table = plain_table("run", "probe set", "onset", "emergence", "lead", "verdict", "collapse",
                         "recovery", "compression")
-    for o in result.orders:
+    orders = [order for one in found for order in one.orders]
+    for o in orders:
         patterns = ["yes" if seen else "no" for seen in (o.collapse, o.recovery, o.compression)]
-        table.add_row(o.task, span(o.onset), span(o.emergence), span(o.lead, "-"), o.verdict,
+        table.add_row(o.run, o.task, span(o.onset), span(o.emergence), span(o.lead, "-"), o.verdict,
                       *patterns)
     out.print(table)
-    for step, why in result.left_out.items():
-        out.print(escape(f"step {step} left out: {why}"))
-    findings = result._asdict() | {"orders": [o._asdict() for o in result.orders]}
-    sweep.write_atomically(folder / "findings.json", findings)
-    (folder / "figures").mkdir(exist_ok=True)
-    report.figure_compare(rows, result).savefig(folder / "figures" / "compare.png", dpi=160)
-    out.print(escape(f"{len(result.steps)} checkpoints. {result.verdict}\n{folder}/findings.json, "
-                     "figures/compare.png"))
+    verdict = pythia.c9_verdict(found, findings)
+    sweep.write_atomically(target / "c9.json", {"verdict": verdict, "notes": notes,
+                                                "orders": [o._asdict() for o in orders]})
+    for one in found:
+        figure = report.figure_compare(one.rows, one)
+        figure.savefig(target / "figures" / f"compare-{one.run.name}.png", dpi=160)
+    say("\n".join([*notes, verdict, f"{target}/c9.json, figures/compare-*.png"]))
 
 
 # --------------------------------------------------------------------------------------------------

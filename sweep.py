@@ -5,8 +5,10 @@
                                       (measure)
 
 `record` is the only loop that measures and writes.  It takes any function state -> Snapshots, so
-your own training loop can feed it too.  A new measure is one function, one row of MEASURES.  This
-file decides nothing about emergence, draws nothing, and prints warnings alone.  A run is a folder:
+your own training loop can feed it too: tests/own_run.py is one, from the model to the report, and
+tests/own_callbacks.py has callbacks for Lightning and for Hugging Face's Trainer.  A new measure is
+one function, one row of MEASURES.  This file decides nothing about emergence, draws nothing, and
+prints warnings alone.  A run is a folder:
 
     runs/<sweep>/<size>-s<seed>/
         config.json       every field, chance levels, command line, versions
@@ -79,19 +81,19 @@ class MeasureConfig:
     measures: tuple = ("rankme",)     # names in MEASURES
     eval_examples: int = 200          # of each task-level: its whole space, if that is no larger,
                                       # else so many draws
-    hessian_snapshots: int = 21       # how often the ranks and the Hessian are taken: evenly spread
-    llc_snapshots: int = 11           # how often the LLC and the linear probe are
+    hessian_snapshots: int = 13       # how often the ranks and the Hessian are taken: evenly spread
+    llc_snapshots: int = 7            # how often the LLC and the linear probe are
     gradient_examples: int = 512      # for the ranks, shared by the levels, at most 64 of each
     hessian_examples: int = 512       # for the Hessian, shared likewise, at most 128 of each
     hessian_tol: float = 0.02         # its residual; the eigenvalue's error is about its square
     llc_examples: int = 64            # of each task-level, from which mini-batches are drawn
     llc_rows: int = 48                # of a mini-batch, shared likewise, at least 2 of each
-    llc_chains: int = 4               # one set of chains, on the joint loss
+    llc_chains: int = 2               # one set of chains, on the joint loss
     llc_draws: int = 100              # of each chain, after llc_burnin more
     llc_burnin: int = 20
-    llc_nbeta: float = 30.0
-    llc_lr: float = 1e-3              # the largest with a bias below 5% on a trained joint nano
-    llc_localization: float = 300.0
+    llc_nbeta: float = 100.0
+    llc_localization: float = 1e4     # of llc: each weight may stray some .01
+    llc_narrow_localization: float = 3e4
     linear_examples: int = 2000       # of each task-level, for the linear probe
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
 
@@ -285,27 +287,33 @@ def measure_hessian_top(snapshot, evals):
     return evals.each_level(one, count, "hessian")
 
 
-def measure_llc(snapshot, evals):
-    """Every task-level's LLC, from one set of chains on the joint loss."""
+def measure_llc(snapshot, evals, name="llc"):
+    """Every task-level's LLC, from one set of chains on the joint loss.  Guessing is the worst."""
     m, K = evals.measure, len(evals.levels)
-    found = measures.llc(
-        snapshot.model, models.packed_loss, evals.joint(m.llc_examples, "llc"),
-        nbeta=m.llc_nbeta, lr=m.llc_lr, localization=m.llc_localization, num_chains=m.llc_chains,
-        num_draws=m.llc_draws, num_burnin_steps=m.llc_burnin,
+    pairs = map(tasks.split_name, evals.levels)
+    guessing = [torch.special.entr(tasks.answer_frequencies(*pair)).sum(1).mean() for pair in pairs]
+    found = evals.chains = measures.llc(
+        snapshot.model, models.packed_loss, evals.joint(m.llc_examples, "llc"), m.llc_nbeta,
+        localization=getattr(m, f"{name}_localization"), start=evals.state.get("llc"),
+        num_chains=m.llc_chains, num_draws=m.llc_draws, num_burnin_steps=m.llc_burnin,
         batch_size=K * evals.share(m.llc_rows, m.llc_examples),
         generator=tasks.seeded("cpu", "llc", snapshot.step),
         groups=torch.arange(K).repeat_interleave(m.llc_examples),
-        autocast=torch.bfloat16 if evals.train.dtype == "bfloat16" else None)
-    shared = {"joint": found.mean, "nbeta": found.nbeta, "r_hat": found.r_hat, "ess": found.ess,
-              "num_diverged": found.num_diverged, "warnings": found.warnings}
+        worst_loss=float(sum(guessing) / K))
+    evals.state["llc"], row = found.eigenvector, found.row()
+    shared = {key: value for key, value in row.items() if "group" not in key}
     columns = {}
     for k, level in enumerate(evals.levels):
-        own = {"mean": None}                                    # where every chain diverged
-        if found.group_means is not None:
-            own = {"mean": float(found.group_means[k]), "mc_error": float(found.group_mc_errors[k]),
-                   "bias": float(found.group_biases[k])}
-        columns[level] = {"llc": own | shared}
+        own = {"mean": "group_means", "mc_error": "group_mc_errors", "bias": "group_biases",
+               "noise_only": "group_noise_only"}
+        own = {key: row[column] and row[column][k] for key, column in own.items()}
+        columns[level] = {name: shared | {"joint": row["mean"]} | own}      # None: all diverged
     return columns
+
+
+def measure_llc_narrow(snapshot, evals):
+    """The same, where the weights are held closer: what depends on that is no property of them."""
+    return measure_llc(snapshot, evals, "llc_narrow")
 
 
 def measure_linear_probe(snapshot, evals):
@@ -354,15 +362,18 @@ MEASURES = {
         measure_fisher_rank, ("fisher_rank",), "hessian_snapshots", 20, ("fisher_rank",),
         "Effective rank of the Fisher matrix, labels drawn from the model; at most their number."),
     "hessian_top": Measure(
-        measure_hessian_top, ("hessian_top",), "hessian_snapshots", 95,
+        measure_hessian_top, ("hessian_top",), "hessian_snapshots", 100,
         ("hessian_top", "eigenvalue"),
         "Curvature of the loss along its sharpest direction.  iterations: Hessian-vector products; "
         "residual: |Hv - lambda v| / |lambda|."),
     "llc": Measure(
-        measure_llc, ("llc",), "llc_snapshots", 190, ("llc", "mean"),
+        measure_llc, ("llc",), "llc_snapshots", 360, ("llc", "mean"),
         "rise: by how many nats the loss is higher around these weights (LLC / nbeta), where each "
         "may stray some localization^-1/2.  Where the rise brings the loss to that of guessing, "
         "the LLC only mirrors the loss at the weights.  A negative one: they are no minimum."),
+    "llc_narrow": Measure(
+        measure_llc_narrow, ("llc_narrow",), "llc_snapshots", 360, ("llc_narrow", "mean"),
+        "The LLC with another localization, three times that of llc."),
     "linear_probe": Measure(
         measure_linear_probe, ("linear_probe", "linear_probe_shuffled"), "llc_snapshots", 190,
         ("linear_probe", -2),
@@ -410,14 +421,18 @@ class Measurement:
 # Files
 
 def rounded(x):
-    """Six significant digits, and null for what is not a number (bare NaN is not JSON)."""
+    """As JSON has it: six significant digits, and null for what is not a number, such as NaN.
+
+    Tensors and arrays become lists, a result of measures.py its `row()`, anything else its text."""
+    if hasattr(x, "row") or hasattr(x, "tolist"):
+        return rounded(x.row() if hasattr(x, "row") else x.tolist())
     if isinstance(x, dict):
         return {k: rounded(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
         return [rounded(v) for v in x]
     if isinstance(x, float):
         return float(f"{x:.6g}") if math.isfinite(x) else None
-    return x
+    return x if x is None or isinstance(x, (str, int)) else str(x)
 
 
 def write_atomically(path, content):
@@ -605,6 +620,8 @@ def where_to_go_on(folder, config):
     elif not isinstance(saved, dict) or saved.get("config") != without_stop(config):
         raise Failed(f"{path} is not a checkpoint of this run; move it away, and the same command "
                      "begins again")
+    elif saved["snapshot"] is None:
+        why = f"{path} has no state of the training to go on from"
     elif saved["rows"] <= len(rows):
         return saved, rows[:saved["rows"]]
     else:
@@ -706,8 +723,15 @@ def run_folders(folder):
     return sorted({path.parent for path in folder.glob("*/*") if path.name in names})
 
 
+def is_own(config):
+    """Was it recorded by a reader's own loop?  Then config.json may hold anything, or nothing."""
+    return not {"levels", "measures"} <= config.keys()
+
+
 def check_run(folder, config):
     """Raise Failed where a run's config.json is not one that analysis can use."""
+    if is_own(config):
+        return
     if "numbers" not in config:
         raise Failed(f"{folder} was written by an earlier version, or by another program: use the "
                      "commit that its config.json names, or run it again elsewhere")
@@ -727,16 +751,22 @@ def load(folder: Path) -> tuple[Iterator, dict, list]:
     configs: {run: its config.json}.  missing: in words, which runs are not finished, and why.
     Raises BadInput where no run is finished, Failed for a file that cannot be read."""
     folder, found, missing = Path(folder), [], []
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
     for one in run_folders(folder):
         config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
         check_run(one, config)
-        last, steps = rows[-1]["step"] if rows else 0, config.get("stop") or config["steps"]
+        last = rows[-1]["step"] if rows else 0
+        steps = config.get("stop") or config.get("steps")
+        if is_own(config):                                      # it may still go on
+            steps = last if rows else 1
         if failure(one):
             missing.append(failure(one))
         elif last < steps:
             missing.append(f"{one.name} stopped at step {last} of {steps}")
         else:
-            found.append((config["parameters"], config["seed"], one.resolve().name, config, rows))
+            place = config.get("parameters") or 0, config.get("seed") or 0, one.resolve().name
+            found.append((*place, config, rows))
     if not found:
         why = "; ".join(missing) or "expected a sweep's directory, such as runs/modadd"
         raise BadInput(f"{folder} holds no finished run ({why})")
@@ -751,23 +781,31 @@ LAYERED = ("rankme", "rankme_centred", "mean_share")
 
 def table_rows(name, config, rows):
     """The rows of metrics.jsonl -> (run, level, step, quantity, value), one at a time."""
+    own = is_own(config)
     for row in rows:
-        step = row["step"]
         for level, columns in row["levels"].items():
+            place = name, level, row["step"]
             for column, value in columns.items():
-                if column in LAYERED:                           # a number for each layer
-                    positions = value if isinstance(value, dict) else {"": value}
-                    for position, layers in positions.items():
-                        quantity = f"{column}.{position}".rstrip(".")
-                        for layer, number in enumerate(layers):
-                            yield name, level, step, f"{quantity}.{layer}", number
+                if column in LAYERED or own:                    # a number for each layer, or key
+                    for quantity, number in spread(column, value):
+                        if not (own and isinstance(number, str)):       # words of a reader's own
+                            yield *place, quantity, number
                     continue
                 if isinstance(value, dict) and "mc_error" in value:
-                    yield name, level, step, f"{column}.mc_error", value["mc_error"]
+                    yield *place, f"{column}.mc_error", value["mc_error"]
                 for key in config["numbers"].get(column, ())[1:]:       # the one that is judged
                     value = None if value is None else value[key]
                 if not isinstance(value, (dict, list)):
-                    yield name, level, step, column, value
+                    yield *place, column, value
+
+
+def spread(name, value):
+    """The numbers of nested dicts and lists: {"a": {"b": [1, 2]}} -> a.b.0, 1 and a.b.1, 2."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from spread(f"{name}.{key}", inner)
+    else:
+        yield name, value
 
 
 # --------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def rankme_many(features, eps=1e-7):
     return torch.tensor([rankme(x, eps) for x in features], dtype=torch.float64)
 '''},
     "measures.power_iteration": {"lanczos": '''
-def lanczos(matvec, start, tol=1e-2, max_iters=100, max_basis=24):
+def lanczos(matvec, start, tol=1e-2, max_iters=100):
     """Both ends of the spectrum by power_iteration: the second time of H - lambda I."""
     top = power_iteration(matvec, start.reshape(-1, start.shape[-1]).sum(0), tol, max_iters)
 
@@ -62,11 +62,11 @@ def lanczos(matvec, start, tol=1e-2, max_iters=100, max_basis=24):
             (top.eigenvalue + end.eigenvalue, end.eigenvector, end.residual)]
     if top.eigenvalue > 0:
         ends.reverse()
-    (smallest, low, smallest_residual), (_, high, _) = ends
-    return HessianTop(top.eigenvalue, top.eigenvector, smallest, smallest_residual,
-                      top.iterations + end.iterations, top.residual, converged=top.converged,
-                      vectors=torch.stack([low, high]))
-''', "Span": "", "orthogonalise": "", "_combine": ""},
+    (smallest, low, residual_smallest), (largest, high, residual_largest) = ends
+    return HessianTop(top.eigenvalue, top.eigenvector, top.iterations + end.iterations,
+                      top.residual, top.converged, smallest, largest, residual_smallest,
+                      residual_largest, vectors=torch.stack([low, high]))
+''', "extended": "", "ritz_ends": "", "surely_larger": ""},
 }
 
 
@@ -183,12 +183,12 @@ QUESTIONS = {                         # on figures that the reader's own command
     ],
     3: [
         Question(5, "Run `python run.py measure runs/modadd/nano-s0 --measure llc --set "
-                    "llc_lr=LR` on your own run, with LR 2e-4, 5e-4, 1e-3 and 2e-3. Up to which "
-                    "does the corrected value stay put while the raw one (value + bias) does not? "
-                    "Which would you not trust, and which of the printed diagnostics says so?",
-                 ((2, "a table of the four runs, value, bias and error"),
-                  (2, "names the lr from which values differ by more than their errors"),
-                  (1, "names a diagnostic: r_hat, ess, or chains that diverged"))),
+                    "llc_localization=G` on your own run, with G 1e3, 1e4, 3e4 and 1e5. Does the "
+                    "order of the levels stay the same? Which value would you not trust, and which "
+                    "of the printed diagnostics says so?",
+                 ((2, "a table of the four runs, value and error of each level"),
+                  (2, "says whether the order changes by more than the errors"),
+                  (1, "names a diagnostic: the lost share, noise alone, r_hat, or the warnings"))),
         Question(5, "Measure the LLC at step 0, at your onset and at the last step (`--step`). "
                     "One of them may be negative. What does that say about w0?",
                  ((2, "three values with their errors"),

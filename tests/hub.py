@@ -3,8 +3,10 @@
     with serve({"owner/name": {"main": {"config.json": bytes, ...}, "step0": {...}}}) as hub:
         os.environ["HF_ENDPOINT"] = hub.url
 
-It answers three things: the list of branches, the tree of one of them (with the sha256 of each
-large file), and files (HEAD and GET).  `hub.log` lists what was asked.  `hub.bodies` replaces what
+It answers four things: the lists of branches and tags, and of commits, the tree of one of them
+(with the sha256 of each large file), and files (HEAD and GET).  A revision called "tag NAME" is a
+tag, and "commit TITLE" a commit of main that has no other name.
+`hub.log` lists what was asked.  `hub.bodies` replaces what
 is sent for a file, and leaves its metadata as they are: a fault of the transport.
 """
 import contextlib
@@ -48,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         hub, path = self.server, self.path.split("?")[0]
         hub.log.append((self.command, path))
-        found = (re.fullmatch(r"/api/models/([^/]+/[^/]+)/(refs|tree)(?:/([^/]+))?", path)
+        found = (re.fullmatch(r"/api/models/([^/]+/[^/]+)/(refs|tree|commits)(?:/([^/]+))?", path)
                  or re.fullmatch(r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", path))
         if not found or found[1] not in hub.repositories:
             return self.missing("RepoNotFound")
@@ -56,12 +58,15 @@ class Handler(BaseHTTPRequestHandler):
         commits = {name: commit_of(name, files) for name, files in branches.items()}
         if found[2] == "refs":
             return self.refs(commits)
-        named = [name for name, commit in commits.items() if found[3] in (name, commit)]
+        named = [name for name, commit in commits.items()
+                 if found[3] in (name.removeprefix("tag "), commit)]
         if not named:
             return self.missing("RevisionNotFound")
         branch = named[0]
         if found[2] == "tree":
             return self.tree(branches[branch])
+        if found[2] == "commits":
+            return self.commits(commits)
         if found[4] not in branches[branch]:
             return self.missing("EntryNotFound")
         self.file(branch, found[4], branches[branch][found[4]], commits[branch])
@@ -69,9 +74,20 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def refs(self, commits):
-        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
-                    for name, commit in commits.items()]
-        self.reply_json({"branches": branches, "tags": [], "converts": []})
+        found = {"branches": [], "tags": [], "converts": []}
+        for name, commit in commits.items():
+            kind, short = "heads", name
+            if name.startswith("tag "):
+                kind, short = "tags", name.removeprefix("tag ")
+            if not name.startswith("commit "):
+                found["tags" if kind == "tags" else "branches"].append(
+                    {"name": short, "ref": f"refs/{kind}/{short}", "targetCommit": commit})
+        self.reply_json(found)
+
+    def commits(self, commits):
+        self.reply_json([{"id": commit, "title": name.removeprefix("commit "), "message": "",
+                          "date": "2025-01-01T00:00:00.000Z", "authors": []}
+                         for name, commit in commits.items() if name.startswith("commit ")])
 
     def tree(self, files):
         entries = []

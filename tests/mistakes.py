@@ -71,7 +71,7 @@ WRONG = {
         ("value = float((v * image).sum())", "value = float((image * image).sum() ** .5)",
          "is the sign lost?"),
         ("residual = rest / abs(value)", "residual = rest", ""),
-        ("made, residual, residual <= tol,", "made, residual, True,", ""),
+        ("made, residual, residual <= tol)", "made, residual, True)", ""),
         ("v = image / torch.sqrt((image * image).sum())", "v = image", ""),
         ("if residual <= tol or made", "if made", ""),
     ],

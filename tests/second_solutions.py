@@ -158,8 +158,7 @@ def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
         if residual <= tol or made >= max_iters:
             break
         v = image / torch.sqrt((image * image).sum())
-    return HessianTop(value, v, math.nan, math.nan, made, residual, residual <= tol,
-                      torch.zeros(0, len(v)))
+    return HessianTop(value, v, made, residual, residual <= tol)
 
 
 def renyi_rank(features):

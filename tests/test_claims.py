@@ -766,13 +766,17 @@ def test_what_is_odd_about_a_sweep_leaves_the_rest_computed(what):
     assert all(row["verdict"] for row in rows.values())
 
 
-def test_without_shams_measures_have_no_dates_and_the_floor_gives_onsets():
+def test_without_shams_measures_move_by_a_fifth_of_their_range_and_the_floor_gives_onsets():
     runs = [made_up_run(seed, levels=FOUR, measures=MEASURES) for seed in range(2)]
     findings = claims.study(runs)
     rows = claim_rows(findings)
     assert rows["C5"]["verdict"] == "cannot tell: needs shams, and --measures llc"
     assert findings["lead_check"]["onset_rule"] == "floor" and rows["C4"]["value"] == 1
-    assert {row["measure"] for row in findings["leads"]} == {"rankme"}
+    assert {row["measure"] for row in findings["leads"]} == {"rankme", *MEASURES}
+    dates = {(row["level"], row["quantity"]): row["step"]
+             for row in claims.event_rows(event_table(runs)) if row["run"] == runs[0].name}
+    for name, after in (("hessian_top", 20), ("gradient_rank", -40), ("linear_probe", -60)):
+        assert (dates["add-1", name], dates["add-2", name]) == (160 + after, 260 + after), name
 
 
 # ------------------------------------------------------------------------------------------------
@@ -798,7 +802,8 @@ def test_the_multiverse_is_each_claim_under_each_specification():
     everything = specifications()[::24]
     universe = claims.multiverse(runs, everything)
     assert universe.specifications == everything
-    assert set(CLAIM) - set(universe.values) == {"C5", "C6", "C10", "C4 all choices"}
+    assert set(CLAIM) - set(universe.values) == {"C5", "C5 narrow", "C6", "C10",
+                                                  "C4 all choices"}
     for k in (0, 17, 29):                                     # the plain way, one at a time
         events = event_table(runs, **vars(everything[k])).only()
         first, counted = emergence.precursor_counts(events)

@@ -350,7 +350,9 @@ def test_rows_may_come_in_any_order_as_tuples_or_dicts():
 
 
 def test_of_two_rows_for_the_same_place_the_last_counts():
-    (run,) = from_table([measured("x-1", 0, "accuracy", value) for value in (1, 0.5, 0.25)])
+    said = "values measured twice, .*: 2, such as accuracy at step 0 of mine"
+    with pytest.warns(UserWarning, match=said):
+        (run,) = from_table([measured("x-1", 0, "accuracy", value) for value in (1, 0.5, 0.25)])
     assert run.accuracy.tolist() == [[0.25]]
 
 
@@ -390,7 +392,7 @@ def test_a_table_of_accuracy_alone_gives_emergence_and_no_onset():
     runs = from_table(rows)
     events = event_table(runs)
     assert events.emergence.tolist() == [[7.5, 7.5]] and events.tasks == ("chess", "go")
-    assert np.isinf(events.onset).all() and np.isnan(events.floor).all()
+    assert np.isnan(events.onset).all() and np.isnan(events.floor).all()
     assert np.isinf(events.floor_step).all()
     (chess, _) = claims.medians(events)
     assert (chess["size"], chess["seeds"], chess["emerged"], chess["floor"]) == ("", 1, 1, None)
@@ -405,7 +407,7 @@ def test_what_a_config_lacks_has_a_plain_default():
     assert (first.config["seed"], second.config["seed"]) == (0, 1)
     assert (first.config["size"], second.config["size"]) == ("", "nano")
     assert (first.config["warmup"], second.config["warmup"]) == (0, 7)
-    assert math.isnan(first.config["parameters"]) and first.config["train_fraction"] == 1
+    assert math.isnan(first.config["parameters"]) and first.config["unit"] == "step"
     assert first.measures == []
 
 
@@ -448,10 +450,12 @@ def test_layers_have_names_where_rows_name_them(names, last_block, norm, embeddi
 
 
 def test_what_is_neither_behaviour_nor_rankme_is_a_measure():
-    quantities = ("accuracy", "loss", "llc", "llc.mc_error", "mine", "spread.0", "spread.1",
-                  "rankme.first.0", "linear_probe_shuffled", "mine.error", "theirs", "bars")
+    quantities = ("accuracy", "log_prob", "loss", "llc", "llc.mc_error", "mine", "spread.0",
+                  "spread.1", "rankme.first.0", "linear_probe_shuffled", "mine.error", "theirs",
+                  "bars")
     rows = [measured("x-1", step, name, step) for name in quantities for step in (0, 1)]
-    (run,) = from_table(rows, {"mine": {"errors": {"theirs": "bars"}, "numbers": {"llc": ["llc"]}}})
+    config = {"errors": {"theirs": "bars"}, "numbers": {"llc": ["llc"]}, "chance_log_prob": -2.3}
+    (run,) = from_table(rows, {"mine": config})
     assert run.measures == ["llc", "mine", "theirs", "spread"]
     assert run.table("spread").tolist() == [[0, 1]]       # after the last block
     for name in ("llc", "mine", "theirs"):

@@ -1,19 +1,23 @@
 """measures.py against known answers: closed forms, slow exact methods, invariants, other code."""
+import contextlib
 import copy
 import doctest
 import functools
+import json
 import math
+import threading
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import measures
-from measures import (effective_rank, effective_samples, fisher_rank, gradient_gram, gradient_rank,
-                      hessian_top, lanczos, linear_probe, llc, llc_draws, mean_share,
-                      per_example_gradients, per_example_gradients_vmap, plain_llc,
-                      power_iteration, rankme, rankme_centred, rankme_many, sgld_step,
-                      split_r_hat)
+from measures import (collect_states, effective_rank, effective_samples, fisher_rank, gradient_gram,
+                      gradient_rank, hessian_top, lanczos, linear_probe, llc, llc_draws, mean_share,
+                      per_example_gradients, per_example_gradients_vmap, plain_llc, power_iteration,
+                      rankme, rankme_centred, rankme_many, sgld_step, split_r_hat)
 
 
 def seeded(seed=0):
@@ -304,7 +308,8 @@ def test_gradient_gram_in_blocks_of_parameters_is_exact_and_keeps_its_bound(monk
     got = gradient_gram(model, cross_entropy, data, chunk=4)
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert_close(got, slow_gram(model, data), 1e-9)
-    assert max(sizes) <= 4 * total, "never more than a chunk of gradients"
+    largest = max(p.numel() for p in model.parameters())
+    assert max(sizes) <= 2 * 4 * total + 40 * largest, "two chunks, and one parameter more"
     assert sum(sizes) == 40 * total, "each gradient once"
 
 
@@ -421,8 +426,8 @@ def test_power_iteration_that_cannot_converge_says_so():
 
 def test_power_iteration_leaves_open_what_it_does_not_compute():
     result = power_iteration(torch.eye(3).mv, torch.ones(3))
-    assert math.isnan(result.smallest) and math.isnan(result.smallest_residual)
-    assert result.vectors.shape == (0, 3)
+    assert math.isnan(result.smallest) and math.isnan(result.residual_largest)
+    assert result.vectors is None and result.row()["largest"] is None
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -449,19 +454,18 @@ def test_converged_is_never_set_when_the_residual_is_too_large(seed):
     h = matrix(start_of(80, seed), seed)
     for tol in (1e-1, 1e-2, 1e-6, 1e-9):
         for limit in (1, 2, 5, 20, 60):
-            result = lanczos(h.mv, start_of(80, seed + 100), tol, limit, max_basis=12)
+            result = lanczos(h.mv, start_of(80, seed + 100), tol, limit)
             v = result.eigenvector
             residual = float((h @ v - result.eigenvalue * v).norm()) / abs(result.eigenvalue)
-            assert result.converged == (residual <= tol * (1 + 1e-6)), (tol, limit, residual)
+            assert not result.converged or residual <= tol * (1 + 1e-6), (tol, limit, residual)
             assert result.iterations <= limit
 
 
-@pytest.mark.parametrize("max_basis", [4, 10, 24])
-def test_lanczos_restarts_and_still_converges(max_basis):
-    spectrum = [1 - 0.5 * (i / 300) ** 0.5 for i in range(300)]         # crowded at the top
+def test_lanczos_of_a_spectrum_that_is_crowded_at_the_top():
+    spectrum = [1 - 0.5 * (i / 300) ** 0.5 for i in range(300)]
     h = matrix(spectrum)
-    result = lanczos(h.mv, start_of(300), tol=1e-4, max_iters=400, max_basis=max_basis)
-    assert result.converged and result.iterations > 20
+    result = lanczos(h.mv, start_of(300), tol=1e-4, max_iters=400)
+    assert result.converged and 20 < result.iterations < 200
     assert result.eigenvalue == pytest.approx(1, rel=1e-3)
 
 
@@ -535,7 +539,8 @@ def test_hessian_top_of_quadratics(spectrum):
     h = torch.tensor(spectrum)
     result = hessian_top(Toy(torch.ones(2), quadratic(h)), toy_loss, ONE_ROW, tol=1e-4)
     largest = float(h.abs().max())
-    assert result.converged and abs(result.eigenvalue) == pytest.approx(largest, rel=1e-4)
+    assert abs(result.eigenvalue) == pytest.approx(largest, rel=1e-4)
+    assert result.converged == (spectrum[0] != 1.0), "which of 1 and -1 is larger is not certain"
     if spectrum[0] != 1.0:
         assert result.eigenvalue == pytest.approx(spectrum[0], rel=1e-4)        # the sign too
 
@@ -656,16 +661,18 @@ def test_llc_of_a_quadratic(lr, gamma, draws):
 def test_llc_of_a_quadratic_with_gradient_noise(gamma):
     """Example i pulls with w_i^2 / 2 + w . u_i, mean of u zero: mini-batches of b of N rows add
     noise of known variance, and so heat."""
-    d, n, b, nbeta, lr = 20, 64, 4, 200.0, 2e-3
+    d, n, b, nbeta, lr = 20, 64, 4, 200.0, 5e-4
     u = normal(n, d, seed=5) / 2
     u = u - u.mean(0)
     result = llc(Toy(torch.zeros(d)), pulled, (u,), nbeta=nbeta, lr=lr, localization=gamma,
-                 batch_size=b, num_draws=4000, num_burnin_steps=100, generator=seeded())
+                 batch_size=b, num_draws=3000, num_burnin_steps=100, generator=seeded())
     # variance of the gradient's noise per coordinate, without replacement
     c = float(u.var(0, unbiased=False).mean()) / b * (n - b) / (n - 1)
     exact, stiffness = d / 2 * nbeta / (nbeta + gamma), nbeta + gamma
-    raw = exact * (1 + lr / 4 * nbeta ** 2 * c / (1 - lr * stiffness / 4))
-    assert result.mean + result.bias == pytest.approx(raw, rel=0.05) and raw > 2 * exact
+    momentum = measures.Sampler.momentum
+    heat = lr / 4 * nbeta ** 2 * c / (1 - lr * stiffness / 4) * (1 + momentum) / (1 - momentum)
+    raw = exact * (1 + heat)
+    assert result.mean + result.bias == pytest.approx(raw, rel=0.05) and raw > 1.6 * exact
     assert_llc(result, exact, "quadratic with gradient noise")
 
 
@@ -723,10 +730,39 @@ def test_llc_of_reduced_rank_regression_against_a_small_step(inputs, hidden, out
     assert abs(coarse.mean - fine.mean) <= allowed, (coarse.mean, fine.mean)
 
 
+CROSSINGS = [((0, 1), 1 / 2), ((1, 1), 1 / 2), ((0, 2), 1 / 4), ((1, 2), 1 / 4), ((2, 2), 1 / 4),
+             ((0, 3), 1 / 6), ((1, 3), 1 / 6), ((2, 3), 1 / 6), ((3, 3), 1 / 6)]
+
+
+def test_llc_of_the_normal_crossings_of_devinterp_is_within_its_tolerances():
+    """Its accuracy test: y = noise of size .25, fitted by x w1^a w2^b with 1,000 rows of x of size
+    2, nbeta n / log n, lr 2e-4, localization 0, ten chains from w = 0.  The mean of the chains is
+    within two of their standard deviations of lambda.  Here the chains of all nine are the groups
+    of one; each has a 90th of the loss, so nbeta is 90 times as large."""
+    x, y = 2 * normal(1000, dtype=torch.float64), normal(1000, seed=1, dtype=torch.float64) / 4
+    powers = torch.tensor([powers for powers, _ in CROSSINGS]).repeat_interleave(10, 0)
+
+    def loss(model, batch):
+        slope = (model.w ** powers).prod(1)[batch[0]]           # mean of (y - slope x)^2
+        return x @ x / 1000 * slope ** 2 - 2 * x @ y / 1000 * slope + y @ y / 1000
+    nbeta = 1000 / math.log(1000)
+    result = llc(Toy(torch.zeros(90, 2, dtype=torch.float64)), loss, (torch.arange(90),),
+                 groups=torch.arange(90), nbeta=90 * nbeta, lr=2e-4, localization=0.0, init="w0",
+                 num_chains=1, num_draws=2000, num_burnin_steps=0, generator=seeded())
+    found = (result.group_means / 90).view(9, 10)
+    for (case, exact), mean, std in zip(CROSSINGS, found.mean(1), found.std(1)):
+        assert abs(float(mean) - exact) < 2 * float(std), (case, float(mean), float(std))
+    # with one weight lambda is exact at every nbeta
+    for case in (0, 2, 5):
+        error = float(found[case].std()) / 10 ** 0.5
+        assert abs(float(found[case].mean()) - CROSSINGS[case][1]) < 4 * error + 0.02
+        assert error < 0.1 * CROSSINGS[case][1]
+
+
 def test_llc_sets_diverged_chains_aside():
     stiff = toy_llc(torch.zeros(5), quadratic(2e4), nbeta=100.0, lr=5e-5, num_draws=100,
                     num_burnin_steps=20)
-    assert stiff.num_diverged == 4 and stiff.diverged.all() and math.isnan(stiff.mean)
+    assert stiff.num_diverged == 2 and stiff.diverged.all() and math.isnan(stiff.mean)
     assert "diverged" in stiff.warnings[0] and stiff.group_means is None
 
     def cliff(w):                                               # falls without end beyond |w| = 1
@@ -751,8 +787,8 @@ def test_chains_that_drift_are_named_and_steady_ones_are_not():
         losses = ramp.double().repeat(2, 1)
         found = measures.LLC(mean=1.0, bias=0.0, mc_error=0.01, losses=losses, nbeta=1.0,
                              baselines=torch.zeros_like(losses), ess=200.0, r_hat=1.0,
-                             diverged=torch.zeros(2, dtype=torch.bool))
-        assert any("halves" in sentence for sentence in found.warnings) == named
+                             diverged=torch.zeros(2, dtype=torch.bool)).judge()
+        assert warns(found, "not mixed") == named and found.usable != named
 
 
 def test_llc_says_what_is_wrong():
@@ -761,7 +797,8 @@ def test_llc_says_what_is_wrong():
     assert slope.mean < 0 and warns(slope, "no minimum")
     slow = toy_llc(torch.zeros(10), quadratic(1.0), nbeta=100.0, lr=1e-5, num_draws=200,
                    num_burnin_steps=0)
-    assert slow.ess < 100 and warns(slow, "effective draws") and warns(slow, "halves")
+    assert slow.ess < 100 and warns(slow, "effective draws") and warns(slow, "not mixed")
+    assert warns(slow, "a larger lr")
     pulls = torch.cat([torch.eye(10), -torch.eye(10)]) * 8
     coarse = llc(Toy(torch.zeros(10)), pulled, (pulls,), nbeta=100.0, lr=1e-2, localization=0.0,
                  batch_size=2, num_draws=300, num_burnin_steps=20, generator=seeded())
@@ -845,23 +882,6 @@ def test_llc_of_groups_adds_up():
     assert joint.group_shares.tolist() == [1], "without groups, all rows are one"
     assert joint.group_means.tolist() == pytest.approx([joint.mean])
     assert joint.mean == pytest.approx(7, abs=max(0.14, 3 * joint.mc_error))
-
-
-def test_llc_under_autocast_follows_the_moving_weights():
-    """A stale bfloat16 copy of the weights would leave the loss where it was at w0."""
-    model = nn.Linear(32, 1, bias=False)
-    nn.init.zeros_(model.weight)
-    x = orthogonal(32).float() * 32 ** 0.5
-
-    def loss(model, batch):
-        return model(batch[0]).float().squeeze(1).square() / 2
-    options = dict(nbeta=100.0, lr=1e-3, localization=0.0, num_draws=600, generator=seeded())
-    with torch.autocast("cpu", torch.bfloat16):                 # the caller's must not interfere
-        full = llc(model, loss, (x,), **options)
-        half = llc(model, loss, (x,), autocast=torch.bfloat16, **options)
-    assert_llc(full, 16.0, "float32")
-    assert_llc(half, 16.0, "bfloat16")
-    assert not torch.equal(full.losses, half.losses)
 
 
 WHITE = normal(4, 2000, dtype=torch.float64)
@@ -952,20 +972,325 @@ def test_linear_probe_refuses_bad_input():
             linear_probe(features, labels, seeded())
 
 
-# --------------------------------------------------------------------------------- for all of them
+BULKS = {"even": torch.linspace(-0.5, 0.5, 298), "normal": normal(298, seed=3) / 5}
 
 
-def grouped_llc(model, loss_fn, data):
-    return llc(model, loss_fn, data, num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=8,
-               groups=torch.arange(len(data[0])) % 2)
+@pytest.mark.parametrize("bulk", BULKS)
+@pytest.mark.parametrize("other", [-0.999, -0.99, -0.9])
+def test_the_larger_of_two_ends_of_about_one_size_is_certain(other, bulk):
+    h = matrix(torch.cat([torch.tensor([1.0, other]), BULKS[bulk]])).float()
+    for tol in (2e-2, 3e-3):
+        found = [lanczos(h.mv, normal(300, seed=seed), tol=tol) for seed in range(100)]
+        wrong = [seed for seed, r in enumerate(found) if r.converged and r.eigenvalue < 0]
+        assert wrong == [] and sum(r.converged for r in found) == 100, (tol, wrong)
+        assert sum(r.iterations for r in found) / 100 < 13
+        for r in found:
+            assert r.largest == r.eigenvalue and r.residual_largest == r.residual <= tol
+            assert r.smallest == pytest.approx(other, abs=5e-3) and r.residual_smallest < 0.1
 
 
-def short_plain_llc(model, loss_fn, data):
-    return plain_llc(model, loss_fn, data, 30.0, 1e-4, 300.0, num_draws=4, num_burnin_steps=2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lanczos_stays_orthogonal_where_the_tolerance_is_at_the_rounding_error(dtype):
+    h = matrix([5.0, 4.0] + [i / 100 for i in range(100)]).to(dtype)
+    for seed in range(10):
+        found = lanczos(h.mv, normal(102, seed=seed, dtype=dtype), tol=1e-7, max_iters=150)
+        assert found.eigenvalue == pytest.approx(5, rel=1e-5)
+
+
+def test_fisher_rank_names_itself_where_gradients_are_zero():
+    def loss(model, batch):
+        return 0 * scalar_output(model, batch)
+    with pytest.raises(ValueError, match="fisher_rank: the gradients of all examples are zero"):
+        fisher_rank(nn.Linear(3, 1), loss, (torch.ones(4, 3),))
+    with pytest.raises(ValueError, match="gradient_rank"):
+        gradient_rank(nn.Linear(3, 1), loss, (torch.ones(4, 3),))
+
+
+# The step is chosen, and what cannot be trusted says so.
+
+def kink(w):
+    """A quadratic that goes over into a straight line: curvature 400 at 0, slope 20."""
+    return torch.logaddexp(20 * w, -20 * w) - math.log(2)
+
+
+def summed(each):
+    def potential(w):
+        return each(w).sum()
+    return potential
+
+
+def exact_llc(each, nbeta, gamma, lim=4.0):
+    """nbeta E[L] of one weight, by integration."""
+    x = torch.linspace(-lim, lim, 800001, dtype=torch.float64)
+    loss = each(x)
+    weight = (-nbeta * loss - gamma * x ** 2 / 2).exp()
+    return float(nbeta * (loss * weight).sum() / weight.sum())
+
+
+def warned(result):
+    """The kinds of its warnings."""
+    kinds = {"chains diverged": "diverged", "negative": "negative", "the stiffness is": "coarse",
+             "steeper away": "steeper", "the bias": "bias", "not mixed": "not mixed",
+             "only": "few", "effective draws of": "swings", "training gained": "lost",
+             "under noise": "noise", "half of localization": "localization"}
+    found = [[kind for words, kind in kinds.items() if words in sentence]
+             for sentence in result.warnings]
+    assert all(len(kinds) == 1 for kinds in found), result.warnings
+    return {kind for kind, in found}
+
+
+@pytest.mark.parametrize("stiffness", [0.5, 1, 2])
+def test_llc_of_kinks_at_several_steps(stiffness):
+    exact = 100 * exact_llc(kink, 30, 300)
+    assert exact == pytest.approx(49.53, abs=0.01)
+    lr = stiffness / (30 * 400 + 300)
+    result = toy_llc(torch.zeros(100), summed(kink), nbeta=30.0, localization=300.0, lr=lr,
+                     num_draws=600)
+    assert_llc(result, exact, f"kinks at stiffness {stiffness}")
+    assert result.stiffness == pytest.approx(stiffness, rel=0.02)
+    assert result.usable and "coarse" not in warned(result)
+
+
+def test_a_step_that_is_too_large_is_obeyed_and_named():
+    """At a stiffness of 12 the draws hang between the two slopes, mixed and far off."""
+    options = dict(nbeta=30.0, localization=300.0, num_draws=200)
+    coarse = toy_llc(torch.zeros(100), summed(kink), lr=12 / 12300, **options)
+    assert coarse.lr == 12 / 12300 and coarse.stiffness == pytest.approx(12, rel=0.02)
+    assert not coarse.usable and warned(coarse) & {"coarse", "diverged"}
+    between = toy_llc(torch.zeros(100), quadratic(400.0), lr=3 / 12300, **options)
+    assert between.usable and "coarse" in warned(between), "a quadratic is right up to 4"
+    assert_llc(between, 100 / 2 * 12000 / 12300, "quadratic at stiffness 3")
+    mean, error = between.half_lr
+    assert mean == pytest.approx(between.mean, abs=4 * error + 4 * between.mc_error)
+
+
+def test_the_step_is_chosen_by_the_curvature():
+    for h, gamma in ((400.0, 300.0), (1.0, 300.0), (1e-3, 50.0), (2.0, 0.0)):
+        result = toy_llc(torch.zeros(40), quadratic(h), nbeta=30.0, localization=gamma,
+                         num_draws=400)
+        assert result.stiffness == pytest.approx(2)
+        assert result.lr == pytest.approx(2 / (30 * h + gamma), rel=0.06)
+        assert result.stiffness_after == pytest.approx(2, rel=0.06)
+        error = max(0.03 * result.mean, 4 * result.mc_error)
+        assert result.mean == pytest.approx(20 * 30 * h / (30 * h + gamma), abs=error)
+    with pytest.raises(ValueError, match="lr must be given"):
+        toy_llc(torch.zeros(3), summed(lambda w: w ** 4))
+
+
+def test_a_loss_that_is_steeper_away_from_w0_is_named():
+    def quartic(w):
+        return 3 * w ** 4                                       # no curvature at all at 0
+    blind = toy_llc(torch.zeros(100), summed(quartic), nbeta=1000.0, localization=30.0,
+                    num_draws=100)
+    assert not blind.usable and warned(blind) & {"steeper", "diverged"}
+    careful = toy_llc(torch.zeros(100), summed(quartic), nbeta=1000.0, localization=30.0, lr=1e-3,
+                      init="w0", num_draws=1500, num_burnin_steps=200)
+    assert careful.usable and "steeper" not in warned(careful)
+    assert_llc(careful, 100 * exact_llc(quartic, 1000, 30), "3 w^4 with localization")
+
+
+@pytest.mark.parametrize("power", [4, 6])
+def test_llc_of_powers_with_localization(power):
+    def each(w):
+        return w ** power
+    options = dict(nbeta=1000.0, localization=10.0, lr=1e-3, num_draws=1500)
+    result = toy_llc(torch.zeros(1000), summed(each), init="w0", num_burnin_steps=300, **options)
+    assert_llc(result, 1000 * exact_llc(each, 1000, 10), f"w^{power}")
+    assert result.usable
+    steep = toy_llc(torch.zeros(1000), summed(each), **options)
+    assert not steep.usable, "at a draw of the prior the same step is far too large"
+
+
+FIVE_DECADES = torch.logspace(-2, 3, 50)
+
+
+@pytest.mark.parametrize("init, burnin", [("prior", 20), ("w0", 100)])
+def test_llc_of_curvatures_over_five_decades_from_either_start(init, burnin):
+    exact = float((30 * FIVE_DECADES / 2 / (30 * FIVE_DECADES + 3000)).sum())
+    result = toy_llc(torch.zeros(50), quadratic(FIVE_DECADES), nbeta=30.0, localization=3000.0,
+                     init=init, num_draws=800, num_burnin_steps=burnin)
+    assert_llc(result, exact, f"from {init}")
+    with pytest.raises(ValueError, match="init must be"):
+        toy_llc(torch.zeros(3), quadratic(1.0), init="zero")
+
+
+def test_the_claimed_errors_cover_the_truth():
+    """40 seeds, with the draws that are the default."""
+    exact = float((30 * FIVE_DECADES / 2 / (30 * FIVE_DECADES + 3000)).sum())
+    inside, r_hats = 0, []
+    for seed in range(40):
+        result = toy_llc(torch.zeros(50), quadratic(FIVE_DECADES), nbeta=30.0,
+                         localization=3000.0, generator=seeded(seed))
+        inside += abs(result.mean - exact) <= 2 * result.mc_error
+        r_hats.append(result.r_hat)
+        assert result.usable and not warned(result) & {"swings", "steeper", "diverged", "negative"}
+    assert inside >= 36, inside
+
+
+def test_sensitivity_is_the_slope_over_localization():
+    h, nbeta, gamma = torch.logspace(-1, 2, 200), 30.0, 300.0
+    exact = -float((nbeta * h / 2 / (nbeta * h + gamma) ** 2).sum())
+    result = toy_llc(torch.zeros(200), quadratic(h), nbeta=nbeta, localization=gamma,
+                     num_draws=2000)
+    assert result.sensitivity == pytest.approx(exact, rel=0.15)
+    slope = 400 * (exact_llc(kink, 1, 21) - exact_llc(kink, 1, 19)) / 2
+    result = toy_llc(torch.zeros(400), summed(kink), nbeta=1.0, localization=20.0, lr=0.4 / 420,
+                     num_draws=2000)
+    assert result.sensitivity == pytest.approx(slope, rel=0.2)
+    # a mini-batch's own noise does not pass for it
+    u = normal(64, 20, seed=5) / 3
+    parts = llc(Toy(torch.zeros(20)), pulled, (u - u.mean(0),), nbeta=30.0, localization=30.0,
+                batch_size=32, num_draws=1500, generator=seeded())
+    assert parts.sensitivity == pytest.approx(-30 * 20 / 2 / 60 ** 2, rel=0.2)
+
+
+def test_localization_is_named_where_it_decides():
+    stiff = toy_llc(torch.zeros(40), quadratic(100.0), nbeta=100.0, localization=10.0,
+                    num_draws=400)
+    assert warned(stiff) == set(), stiff.warnings
+    soft = toy_llc(torch.zeros(40), quadratic(1.0), nbeta=100.0, localization=100.0, num_draws=400)
+    assert warned(soft) == {"localization"} and soft.usable
+    assert "half of localization 100 would change the value by +2" in soft.warnings[0]
+
+
+def test_what_is_no_more_than_noise_is_named():
+    """d / 2 nbeta h / gamma without sampling: what nbeta h << gamma gives with it."""
+    weak = toy_llc(torch.zeros(400), quadratic(0.01), nbeta=100.0, localization=1000.0,
+                   num_draws=400)
+    assert weak.noise_only == pytest.approx(0.2, abs=5 * weak.noise_only_error)
+    assert 0 < weak.noise_only_error < 0.02 and "noise" in warned(weak)
+    held = toy_llc(torch.zeros(400), quadratic(10.0), nbeta=100.0, localization=1000.0,
+                   num_draws=400)
+    assert held.noise_only == pytest.approx(200, rel=0.1) and "noise" not in warned(held)
+    assert math.isnan(toy_llc(torch.zeros(4), quadratic(1.0)).noise_only), "there is no prior"
+
+
+def test_how_much_of_what_training_gained_is_lost_again():
+    """nbeta E[L] is 20, so E[L] is 2."""
+    for worst, share in ((100.0, 0.02), (4.0, 0.5)):
+        result = toy_llc(torch.zeros(40), quadratic(100.0), nbeta=10.0, worst_loss=worst,
+                         num_draws=600)
+        assert result.lost_share == pytest.approx(share, rel=0.1)
+        assert ("lost" in warned(result)) == (share > 0.2) and result.usable
+    assert math.isnan(toy_llc(torch.zeros(4), quadratic(1.0)).lost_share)
+
+
+def test_draws_are_made_until_the_error_is_small():
+    sizes = []
+
+    def watch(result):
+        sizes.append(result.losses.shape[1])
+    options = dict(nbeta=100.0, localization=10.0, num_draws=2000)
+    result = toy_llc(torch.zeros(200), quadratic(1.0), mc_error=0.02, callback=watch, **options)
+    assert result.mc_error <= 0.02 * result.mean and 50 <= sizes[-1] < 1000
+    assert sizes == list(range(50, sizes[-1] + 1, 50))
+    again = toy_llc(torch.zeros(200), quadratic(1.0), **(options | {"num_draws": sizes[-1]}))
+    assert torch.equal(again.losses, result.losses), "pieces are one chain"
+    options["num_draws"] = 70
+    capped = toy_llc(torch.zeros(200), quadratic(1.0), mc_error=1e-9, **options)
+    assert capped.losses.shape == (2, 70) and capped.mc_error > 1e-9
+
+
+def test_noise_in_flat_and_in_stiff_directions_at_once():
+    """Half of the weights are flat.  Noise in these heats nothing that the loss would see."""
+    n, b, d, nbeta, gamma, lr = 64, 8, 40, 100.0, 10.0, 3e-3
+    h = torch.cat([torch.full((20,), 4.0), torch.zeros(20)])
+    u = normal(n, d, seed=5) / 3
+    u = u - u.mean(0)
+
+    def loss(model, batch):
+        return (h * model.w.square()).sum() / 2 + batch[0] @ model.w
+    result = llc(Toy(torch.zeros(d)), loss, (u,), nbeta=nbeta, lr=lr, localization=gamma,
+                 batch_size=b, num_draws=3000, num_burnin_steps=100, generator=seeded())
+    assert result.bias > 0.2 * result.mean
+    assert_llc(result, 10 * 400 / 410, "noise in flat and stiff directions")
+    assert "bias" in warned(result)
+
+
+@pytest.mark.parametrize("stiffness", [3.3, 3.9])
+def test_the_correction_holds_up_to_the_limit_of_stability(stiffness):
+    d, n, b, nbeta, gamma = 20, 64, 32, 30.0, 3.0
+    u = normal(n, d, seed=5) / 20
+    u = u - u.mean(0)
+    result = llc(Toy(torch.zeros(d)), pulled, (u,), nbeta=nbeta, lr=stiffness / 33,
+                 localization=gamma, batch_size=b, num_draws=2000, num_burnin_steps=100,
+                 generator=seeded())
+    assert_llc(result, 10 * 30 / 33, f"mini-batches at stiffness {stiffness}")
+    assert "coarse" in warned(result)
+
+
+def test_a_chain_above_what_the_prior_loses_has_diverged():
+    """Kinks hide it: the loss stays finite, and the draws are mixed."""
+    wild = toy_llc(torch.zeros(100), summed(kink), nbeta=30.0, localization=3.0, lr=0.2,
+                   num_draws=100)
+    assert torch.isfinite(wild.losses).all() and wild.num_diverged == 2
+    assert not wild.usable and "diverged" in warned(wild) and math.isnan(wild.mean)
+
+
+@pytest.mark.slow
+def test_a_slow_chain_is_not_called_diverged():
+    """w^8 at a step a thousand times too small; then at one that is not."""
+    def flat(w):
+        return (w ** 8).sum()
+    slow = toy_llc(torch.zeros(10), flat, nbeta=100.0, lr=1e-6, num_chains=4, num_draws=400)
+    assert slow.num_diverged == 0 and not slow.usable
+    assert warns(slow, "not mixed") and warns(slow, "a larger lr")
+    right = toy_llc(torch.zeros(10), flat, nbeta=100.0, lr=1e-3, num_chains=4, num_draws=6000,
+                    num_burnin_steps=2000)
+    assert right.mean == pytest.approx(1.25, abs=3 * right.mc_error)
+    assert not warns(right, "diverged")
+
+
+def test_more_effective_draws_than_draws_are_named():
+    losses = torch.rand(2, 100, generator=seeded(), dtype=torch.float64)
+    for ess, named in ((400.0, True), (150.0, False)):
+        found = measures.LLC(mean=0.5, bias=0.0, mc_error=0.02, losses=losses, nbeta=1.0, r_hat=1.0,
+                             baselines=0 * losses, ess=ess,
+                             diverged=torch.zeros(2, dtype=torch.bool)).judge()
+        assert ("swings" in warned(found)) == named and found.usable != named
+
+
+@pytest.mark.slow
+def test_llc_of_a_trained_network_is_that_of_either_start_and_step():
+    """A nano of 600 steps on modadd, which is mostly learned.  The numbers agree within errors."""
+    import models
+    import tasks
+    for snapshot in models.train(models.TrainConfig(snapshots=2)):
+        pass
+    lines = [tasks.sample("modadd", k, 128, seeded(k)) for k in (1, 2, 3)]
+    width = max(batch.tokens.shape[1] for batch in lines)
+    data = [torch.cat([nn.functional.pad(batch[i], (0, width - batch[i].shape[1]), value=value)
+                       for batch in lines]) for i, value in ((0, tasks.PAD), (1, tasks.IGNORE))]
+
+    def found(**options):
+        return llc(snapshot.model, models.packed_loss, data, batch_size=144, generator=seeded(),
+                   groups=torch.arange(3).repeat_interleave(128), **options)
+    first = found(num_draws=200)
+    assert first.usable and first.mc_error < 0.04 * first.mean
+    assert first.mean < 0.8 * first.noise_only, "the loss holds the weights"
+    others = {"w0": found(init="w0", num_draws=200, num_burnin_steps=60),
+              "half": found(lr=first.lr / 2, num_draws=400, num_burnin_steps=40),
+              "warm": found(start=first.eigenvector, num_draws=200)}
+    for name, other in others.items():
+        allowed = 3 * math.hypot(first.mc_error, other.mc_error)
+        assert abs(other.mean - first.mean) <= allowed, (name, first.mean, other.mean, allowed)
+
+
+# ---------------------------------------------------------------------------- any context, any data
+
+
+def grouped_llc(model, loss_fn, data, **options):
+    n = len(next(iter(data.values())) if isinstance(data, dict) else data[0])
+    defaults = dict(num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=8)
+    return llc(model, loss_fn, data, **(defaults | {"groups": torch.arange(n) % 2} | options))
+
+
+def ungrouped_llc(model, loss_fn, data):
+    return llc(model, loss_fn, data, num_chains=2, num_draws=4, num_burnin_steps=2, batch_size=8)
 
 
 LOSS_MEASURES = {"gradient_gram": gradient_gram, "gradient_rank": gradient_rank,
-                 "fisher_rank": fisher_rank, "hessian_top": hessian_top, "llc": grouped_llc}
+                 "fisher_rank": fisher_rank, "hessian_top": hessian_top, "llc": ungrouped_llc}
 
 
 def number(result):
@@ -974,10 +1299,487 @@ def number(result):
         result = result.eigenvalue
     elif isinstance(result, measures.LLC):
         result = result.mean
-    return torch.as_tensor(result)
+    return torch.as_tensor(result, device="cpu")
 
 
-@pytest.mark.parametrize("measure", [*LOSS_MEASURES.values(), short_plain_llc])
+def small_net(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.GELU(),
+                             nn.Linear(8, 3))
+
+
+def small_data(n=16, seed=1):
+    return normal(n, 6, seed=seed), torch.arange(n) % 3
+
+
+@functools.cache
+def reference(name):
+    return number(LOSS_MEASURES[name](small_net(), cross_entropy, small_data()))
+
+
+def assert_reference(name, result, rel=2e-3):
+    exact = reference(name)
+    assert_close(number(result).double(), exact.double(), rel, name)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@contextlib.contextmanager
+def inference_and_autocast():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+CONTEXTS = {
+    "none": contextlib.nullcontext,
+    "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "autocast": functools.partial(torch.autocast, "cpu", torch.bfloat16),
+    "inference and autocast": inference_and_autocast,
+    "default dtype": functools.partial(default_dtype, torch.float64),
+    "default device": functools.partial(torch.device, "meta"),
+    "deterministic": deterministic,
+    "anomaly": functools.partial(torch.autograd.set_detect_anomaly, True),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_a_measure_gives_the_same_number_in_every_context(name, context):
+    model, data = small_net(), small_data()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with CONTEXTS[context]():
+        result = LOSS_MEASURES[name](model, cross_entropy, data)
+    assert_reference(name, result)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def made_in_inference_mode():
+    with torch.inference_mode():
+        return small_net()
+
+
+def with_hooks():
+    """Hooks of the caller, which fail if they are called."""
+    def never(*_):
+        raise AssertionError("a hook of the caller was called")
+    model = small_net()
+    model[0].register_forward_hook(never)
+    model[2].register_forward_pre_hook(never)
+    model[2].register_full_backward_hook(never)
+    return model
+
+
+class KeepsItsActivation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x):
+        self.last = self.net[:2](x)
+        self.parts = {"hidden": self.last}
+        return self.net[2:](self.last)
+
+
+def keeps_its_activation():
+    model = KeepsItsActivation()
+    model(torch.ones(2, 6))
+    return model
+
+
+def in_half_precision(dtype=torch.bfloat16):
+    """Weights that bfloat16 can hold, so that the number is that of float32."""
+    return rounded_net().to(dtype)
+
+
+def rounded_net():
+    model = small_net()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16())
+    return model
+
+
+def with_weight_norm():
+    model = small_net()
+    nn.utils.parametrizations.weight_norm(model[2])
+    return model
+
+
+def with_tied_weights():
+    model = small_net()
+    model[2].weight = nn.Parameter(model[2].weight.detach().clone())
+    return model
+
+
+MODELS = {
+    "plain": small_net,
+    "compiled": lambda: torch.compile(small_net()),
+    "part of it compiled": lambda: nn.Sequential(torch.compile(small_net()[:3]), small_net()[3:]),
+    "DataParallel": lambda: nn.DataParallel(small_net()),
+    "made in inference mode": made_in_inference_mode,
+    "hooks": with_hooks,
+    "keeps its activation": keeps_its_activation,
+    "own copy of a weight": with_tied_weights,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+def test_a_measure_gives_the_same_number_for_every_kind_of_model(name, kind):
+    assert_reference(name, LOSS_MEASURES[name](MODELS[kind](), cross_entropy, small_data()))
+
+
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+def test_a_compiled_loss_has_the_same_number(name):
+    compiled = torch.compile(cross_entropy)
+    model = small_net()
+    compiled(model, small_data())                               # compiled before it is measured
+    assert_reference(name, LOSS_MEASURES[name](model, compiled, small_data()))
+
+
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore")
+def test_hooks_that_torch_itself_needs_stay(name, norm):
+    """weight_norm computes a weight from others, in a hook or a parametrisation: a copy without it
+    would not depend on them."""
+    model = small_net()
+    norm(model[2])
+    once = number(LOSS_MEASURES[name](model, cross_entropy, small_data()))
+    model(torch.ones(2, 6)).sum().backward()
+    model.zero_grad()
+    assert torch.equal(number(LOSS_MEASURES[name](model, cross_entropy, small_data())), once)
+    gram = gradient_gram(model, cross_entropy, small_data())
+    assert_close(gram, slow_gram(with_weight_norm(), small_data()), 1e-4)
+
+
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_measured_in_float32(name, dtype):
+    x, y = small_data()
+    x = x.bfloat16().float()
+    with torch.random.fork_rng():
+        model = rounded_net()
+    exact = number(LOSS_MEASURES[name](model, cross_entropy, (x, y)))
+    half = model.to(dtype)
+    if all(torch.equal(p.float().bfloat16().float(), p.float()) for p in half.parameters()):
+        got = number(LOSS_MEASURES[name](half, cross_entropy, (x.to(dtype), y)))
+        assert_close(got.double(), exact.double(), 5e-3, name)
+    assert next(half.parameters()).dtype == dtype
+
+
+class Quadratic(nn.Module):
+    def __init__(self, at, dtype):
+        super().__init__()
+        self.w = nn.Parameter(torch.full((200,), float(at), dtype=dtype))
+        self.register_buffer("c", self.w.detach().clone())
+
+
+@pytest.mark.parametrize("dtype, at", [(torch.bfloat16, 1), (torch.bfloat16, 5),
+                                       (torch.float16, 20), (torch.float32, 20)])
+def test_llc_of_half_precision_does_not_depend_on_where_the_weights_are(dtype, at):
+    """200 weights, nbeta 30, localization 300: 200 / 2 * 30 / 330."""
+    def loss(model, batch):
+        return (model.w - model.c).float().square().sum().expand(len(batch[0])) / 2
+    result = llc(Quadratic(at, dtype), loss, ONE_ROW, nbeta=30.0, localization=300.0,
+                 num_draws=400, generator=seeded())
+    assert_llc(result, 200 / 2 * 30 / 330, f"{dtype} at {at}")
+
+
+def dict_loss(model, batch):
+    assert isinstance(batch, dict)
+    return cross_entropy(model, (batch["x"], batch["y"]))
+
+
+def kinds_of_data():
+    x, y = small_data()
+    return {"tuple": (x, y), "list": [x, y], "dict": {"x": x, "y": y},
+            "numpy": (x.numpy(), y.numpy()), "numpy float64": (x.double().numpy(), y.numpy()),
+            "dict of numpy": {"x": x.numpy(), "y": y.numpy()},
+            "numbers": (x.tolist(), y.tolist()),
+            "TensorDataset": torch.utils.data.TensorDataset(x, y),
+            "gradients": (x.clone().requires_grad_(), y)}
+
+
+@pytest.mark.parametrize("kind", kinds_of_data())
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+def test_data_as_people_have_it(name, kind):
+    data = kinds_of_data()[kind]
+    loss = dict_loss if isinstance(data, dict) else cross_entropy
+    assert_reference(name, LOSS_MEASURES[name](small_net(), loss, data))
+
+
+def test_a_bare_tensor_is_a_column():
+    def loss(model, batch):
+        x, = batch
+        return model(x).square().sum(1)
+    x = small_data()[0]
+    for name, measure in LOSS_MEASURES.items():
+        exact = number(measure(small_net(), loss, (x,)))
+        for bare in (x, x.numpy()):
+            assert torch.equal(number(measure(small_net(), loss, bare)), exact), name
+
+
+def loader(*columns):
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*columns))
+
+
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+def test_other_data_is_refused_by_a_sentence_that_says_what_to_write(name):
+    x, y = small_data()
+    for data, words in ((loader(x, y), r"tuple\(dataset.tensors\)"), (iter([x, y]), "DataLoader"),
+                        (None, "DataLoader"), ([(x[0], y[0]), (x[1], y[1])], "stack examples"),
+                        ((x, ["a"] * 16), "stack examples"), ((x, 3.0), "rows"), ((), "rows"),
+                        ({}, "rows")):
+        with pytest.raises(ValueError, match=words) as caught:
+            LOSS_MEASURES[name](small_net(), cross_entropy, data)
+        assert "\n" not in str(caught.value)
+
+
+OUTSIDE = small_net()
+
+
+def ignores_the_model(model, batch):
+    return cross_entropy(OUTSIDE, batch)
+
+
+def couples_by_contrast(model, batch):
+    """InfoNCE: the other rows of the batch are the wrong answers."""
+    z = nn.functional.normalize(model(batch[0]))
+    return nn.functional.cross_entropy(z @ z.T * 5, torch.arange(len(z)), reduction="none")
+
+
+def couples_by_batch_statistics(model, batch):
+    z = model(batch[0])
+    z = (z - z.mean(0)) / (z.std(0, correction=0) + 0.1)
+    return nn.functional.cross_entropy(z, batch[1], reduction="none")
+
+
+def divides_by_the_batch(model, batch):
+    return cross_entropy(model, batch) / len(batch[0])
+
+
+def without_gradient(model, batch):
+    return cross_entropy(model, batch).detach()
+
+
+def under_no_grad(model, batch):
+    with torch.no_grad():
+        return cross_entropy(model, batch)
+
+
+def counts_errors(model, batch):
+    return (model(batch[0]).argmax(1) != batch[1]).float()
+
+
+def returns_a_tuple(model, batch):
+    return cross_entropy(model, batch), model(batch[0])
+
+
+def reads_a_tuple(model, batch):                                # as nanoGPT's (logits, loss)
+    return nn.functional.cross_entropy((model(batch[0]), None), batch[1], reduction="none")
+
+
+def leaves_dropout_on(model, batch):
+    return cross_entropy(model, (nn.functional.dropout(batch[0]), batch[1]))
+
+
+def has_a_bug(model, batch):
+    return batch["labels"]
+
+
+BAD_LOSSES = [
+    (ignores_the_model, "ignores the model"), (couples_by_contrast, "couples its examples"),
+    (couples_by_batch_statistics, "couples its examples"),
+    (divides_by_the_batch, "couples its examples"), (without_gradient, "no gradient"),
+    (under_no_grad, "no gradient"), (counts_errors, "no gradient"),
+    (returns_a_tuple, r"one loss per example.*got tuple.*model\(x\)\[0\]"),
+    (reads_a_tuple, r"TypeError.*unpacks.*model\(x\)\.logits"), (leaves_dropout_on, "random"),
+    (has_a_bug, "loss_fn fails")]
+
+
+@pytest.mark.parametrize("loss, words", BAD_LOSSES)
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+def test_a_loss_that_cannot_be_measured_is_refused_in_one_sentence(name, loss, words):
+    model, state = small_net(), torch.get_rng_state()
+    with pytest.raises(ValueError, match=words) as caught:
+        LOSS_MEASURES[name](model, loss, small_data())
+    assert "\n" not in str(caught.value)
+    assert torch.equal(torch.get_rng_state(), state)
+    for net in (model, OUTSIDE):
+        assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_loss_with_a_teacher_leaves_the_teacher_alone():
+    def distil(model, batch):
+        return (model(batch[0]) - OUTSIDE(batch[0])).square().sum(1)
+    for measure in LOSS_MEASURES.values():
+        assert torch.isfinite(number(measure(small_net(1), distil, small_data()))).all()
+    assert all(p.grad is None for p in OUTSIDE.parameters())
+
+
+def with_shared_storage():
+    model = small_net()
+    model[2].weight.data = model[2].bias.data.expand(8, 8)      # each row is the bias
+    return model
+
+
+def with_a_detached_alias():
+    model = small_net()
+    model.alias = model[0].weight.data
+    return model
+
+
+def that_cannot_be_copied():
+    model = small_net()
+    model.lock = threading.Lock()
+    return model
+
+
+def with_batch_statistics():
+    """BatchNorm without running statistics: in eval mode, too, a row depends on the batch."""
+    model = small_net()
+    return nn.Sequential(model[:3], nn.BatchNorm1d(8, track_running_stats=False), model[3:])
+
+
+BAD_MODELS = [
+    (with_batch_statistics, "couples its examples|more than 1 value per channel"),
+    (with_shared_storage, "share their storage"), (with_a_detached_alias, "share their storage"),
+    (that_cannot_be_copied, "cannot be copied"), (lambda: cross_entropy, "torch.nn.Module"),
+    (lambda: nn.Sequential(nn.LazyLinear(3)), "nothing at all in parameter '0.weight'"),
+    (lambda: small_net().to("meta"), "nothing at all"),
+    (lambda: small_net().requires_grad_(False), "requires gradients")]
+
+
+@pytest.mark.parametrize("make, words", BAD_MODELS)
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_model_that_cannot_be_measured_is_refused_in_one_sentence(name, make, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        LOSS_MEASURES[name](make(), cross_entropy, small_data())
+    assert "\n" not in str(caught.value)
+
+
+def test_views_of_one_flat_vector_are_no_shared_storage():
+    model = small_net()
+    params = list(model.parameters())
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(params), params)
+    for name, measure in LOSS_MEASURES.items():
+        assert_reference(name, measure(model, cross_entropy, small_data()))
+
+
+class Fused(torch.autograd.Function):
+    """A function with a first derivative alone."""
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+def test_a_loss_without_a_second_derivative_is_refused():
+    def loss(model, batch):
+        logits = model[2:](Fused.apply(model[:2](batch[0])))
+        return nn.functional.cross_entropy(logits, batch[1], reduction="none")
+    with pytest.raises(ValueError, match="second derivative.*not symmetric"):
+        hessian_top(small_net(), loss, small_data())
+    assert gradient_gram(small_net(), loss, small_data()).shape == (16, 16)
+
+
+def test_only_restricts_llc_to_the_named_parameters():
+    """Two independent quadratics of 10 and 30 weights."""
+    def loss(model, batch):
+        return sum(p.square().sum() / 2 for p in model.parameters()).expand(len(batch[0]))
+    model = nn.ParameterDict({"a": torch.zeros(10), "b": torch.zeros(30)})
+    options = dict(nbeta=100.0, localization=0.0, num_draws=1000, generator=seeded())
+    for only, exact in ((None, 20), (["a"], 5), ("b", 15), (["a", "b"], 20)):
+        assert_llc(llc(model, loss, ONE_ROW, only=only, **options), exact, str(only))
+    with pytest.raises(ValueError, match="names no parameter: .'c'."):
+        llc(model, loss, ONE_ROW, only=["a", "c"])
+    net = small_net()
+    found = llc(net, cross_entropy, small_data(), only=["2", "4.bias"], num_draws=4)
+    assert found.eigenvector.shape == (8 * 8 + 8 + 3,)
+
+
+def test_results_are_rows_of_plain_numbers():
+    model, data = small_net(), small_data()
+    top = hessian_top(model, cross_entropy, data)
+    found = grouped_llc(model, cross_entropy, data, worst_loss=2.0)
+    for result in (top, found, measures.LLC()):
+        row = json.loads(json.dumps(result.row(), allow_nan=False))
+        assert not {"eigenvector", "vectors", "losses", "baselines"} & set(row)
+    assert top.row()["eigenvalue"] == top.eigenvalue and top.row()["converged"] is True
+    row = found.row()
+    assert row["group_means"] == found.group_means.tolist() and row["groups"] == [0, 1]
+    assert row["warnings"] == found.warnings and row["usable"] == found.usable
+
+
+# Whatever is called with whatever: the number, or a sentence.
+
+@pytest.mark.parametrize("count", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_random_calls_give_the_number_or_a_sentence(count):
+    losses = [(cross_entropy, True)] * 30 + [(loss, False) for loss, _ in BAD_LOSSES]
+    models = [(make, True) for make in MODELS.values()] * 4
+    models += [(make, False) for make, _ in BAD_MODELS]
+    datas = [(kind, True) for kind in kinds_of_data()] * 2 + [("loader", False), ("none", False)]
+    seen = {"number": 0, "sentence": 0}
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None,
+              suppress_health_check=list(HealthCheck))
+    @given(st.sampled_from(sorted(LOSS_MEASURES)), st.sampled_from(sorted(CONTEXTS)),
+           st.sampled_from(losses), st.sampled_from(models), st.sampled_from(datas))
+    def check(name, context, loss, model, data):
+        (loss, loss_good), (make, model_good), (kind, data_good) = loss, model, data
+        known = kinds_of_data() | {"loader": loader(*small_data()), "none": None}
+        if kind.startswith("dict") and loss is cross_entropy:
+            loss = dict_loss
+        reference(name)                                         # not first computed in a context
+        built, state = make(), torch.get_rng_state()
+        with CONTEXTS[context]():
+            try:
+                result = LOSS_MEASURES[name](built, loss, known[kind])
+            except ValueError as error:
+                assert "\n" not in str(error) and not (loss_good and model_good and data_good)
+                seen["sentence"] += 1
+            else:
+                assert_reference(name, result)
+                assert loss_good and model_good and data_good
+                seen["number"] += 1
+        assert torch.equal(torch.get_rng_state(), state)
+    check()
+    assert min(seen.values()) > 0.2 * count, seen
+
+
+# --------------------------------------------------------------------------------- for all of them
+
+
+def short_plain_llc(model, loss_fn, data):
+    return plain_llc(model, loss_fn, data, 30.0, 1e-4, 300.0, num_draws=4, num_burnin_steps=2)
+
+
+@pytest.mark.parametrize("measure", [*LOSS_MEASURES.values(), grouped_llc, short_plain_llc])
 def test_measuring_disturbs_nothing(measure):
     model, data = net_and_data(dtype=torch.float32)
     model.train()
@@ -1027,8 +1829,7 @@ def test_not_a_number_is_refused_and_located(name):
 
 @pytest.mark.parametrize("options", [
     dict(nbeta=-1.0), dict(lr=0.0), dict(lr=math.nan), dict(localization=-1.0), dict(num_draws=2),
-    dict(batch_size=0), dict(num_chains=0), dict(groups=torch.zeros(3, dtype=torch.int64)),
-    dict(groups=torch.arange(40), batch_size=8)])
+    dict(batch_size=0), dict(num_chains=0), dict(groups=torch.zeros(3, dtype=torch.int64))])
 def test_llc_refuses_arguments_out_of_range(options):
     model, data = net_and_data(dtype=torch.float32)
     with pytest.raises(ValueError, match="llc: .*" + next(iter(options))):
@@ -1086,7 +1887,7 @@ def test_llc_chain_against_devinterp():
             loss = (H * w * w).sum() / 2
             loss.backward()
             optimizer.step()
-            total.append(float(loss))
+            total.append(loss.item())
     theirs = nbeta * torch.tensor(total[500:])
     error = effective_samples(theirs[None])[1]
     ours = plain_llc(Toy(torch.zeros(20), quadratic(H)), toy_loss, ONE_ROW, nbeta, lr, gamma,
@@ -1113,14 +1914,70 @@ def test_all_measures_on_a_gpu():
     b = llc(there, cross_entropy, data_there, generator=seeded(1), **options)
     assert abs(a.mean - b.mean) <= 4 * math.hypot(a.mc_error, b.mc_error)
     assert torch.equal(torch.cuda.get_rng_state(), state)
-    half = llc(there, cross_entropy, data_there, autocast=torch.bfloat16, **options)
-    assert half.mean == pytest.approx(b.mean, abs=8 * b.mc_error)
 
     x = normal(5, 200, 64)
     assert torch.allclose(rankme_many(x.cuda()).cpu(), rankme_many(x), atol=1e-3)
     y = x[0, :, 0].sign().long()
     accuracy = linear_probe(x[0].cuda(), y.cuda(), seeded())
     assert accuracy == pytest.approx(linear_probe(x[0], y, seeded()), abs=0.05)
+
+
+# -------------------------------------------------------------------------- models of one's own
+
+
+class Block(nn.Module):
+    """As a language model's: a tuple of the states and of something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.mlp(x), None
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.h, self.head = nn.ModuleList([Block(), Block()]), nn.Linear(6, 3)
+
+    def forward(self, x):
+        for block in self.h:
+            x, _ = block(x)
+        return self.head(x)
+
+
+def test_states_are_collected_by_name_and_measures_add_none():
+    model, (x, y) = Blocks(), small_data()
+    with collect_states(model, "h.0", "h.1", "h.1.mlp") as states:
+        for rows in x.split(5):
+            model(rows)
+        llc(model, cross_entropy, (x, y), num_draws=4)          # at other weights, on a copy
+        hessian_top(model, cross_entropy, (x, y))
+    first = x + model.h[0].mlp(x)
+    assert list(states) == ["h.0", "h.1", "h.1.mlp"]
+    assert [len(part) for part in states["h.0"]] == [5, 5, 5, 1]
+    assert torch.allclose(torch.cat(states["h.0"]), first, atol=1e-6)
+    assert torch.allclose(torch.cat(states["h.1.mlp"]), model.h[1].mlp(first), atol=1e-6)
+    assert torch.allclose(torch.cat(states["h.1"]), first + model.h[1].mlp(first), atol=1e-6)
+    assert not any(part.requires_grad for parts in states.values() for part in parts)
+    assert 1 < rankme(torch.cat(states["h.1"])) < 6
+    model(x)
+    assert len(states["h.0"]) == 4, "the hooks are gone"
+
+
+def test_collecting_leaves_no_hook_behind_and_says_what_is_wrong():
+    model, (x, _) = Blocks(), small_data()
+    with pytest.raises(ValueError, match=r"no module \['h.2'\]; there are \['h', 'h.0'"):
+        with collect_states(model, "h.0", "h.2"):
+            pass
+    with pytest.raises(ValueError, match=r"\['h'\] did not run"):
+        with collect_states(model, "h", "head"):                # a ModuleList is never called
+            model(x)
+    with pytest.raises(ZeroDivisionError):                      # the caller's own error comes out
+        with collect_states(model, "head"):
+            1 / 0
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_examples_in_the_docstrings():

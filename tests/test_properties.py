@@ -288,6 +288,25 @@ def test_rankme_does_not_see_scale_rotation_or_the_order_of_rows(n, d, seed, exp
             rank, measures.rankme(same))
 
 
+@given(st.integers(2, 30), st.integers(2, 12), st.integers(0, 2 ** 40), st.floats(-200, 200))
+@drawn(60)
+def test_centred_measures_do_not_see_scale_rotation_order_or_repetition(n, d, seed, exponent):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64) + 1
+    rotation = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
+    times = torch.randint(1, 4, (n,), generator=generator)
+    share, rank = measures.mean_share(x, times), measures.rankme_centred(x, times)
+    assert 0 <= share <= 1 + 1e-12 and 1 - 1e-4 <= rank <= min(n - 1, d) * (1 + 1e-4)
+    order = torch.randperm(n, generator=generator)
+    for same, weights in ((x * 10.0 ** exponent, times), (x @ rotation, times),
+                          (x[order], times[order]), (x.repeat_interleave(times, 0), None),
+                          (x, times * 0.01)):
+        assert math.isclose(measures.mean_share(same, weights), share, rel_tol=1e-9)
+        again = measures.rankme_centred(same, weights)
+        more = abs(min(same.shape) - min(n, d))                 # each p carries eps
+        assert math.isclose(again, rank, rel_tol=1e-6 + 2e-6 * more), (rank, again)
+
+
 # --------------------------------------------------------------------------------------------------
 # Curves
 

@@ -230,12 +230,12 @@ def test_a_measure_that_rises_evenly_is_on_its_way_at_emergence():
     assert (np.diff(y) > 0).all() and 0 <= y.min() and y.max() <= 1
 
 
-def test_measures_have_no_figure_where_nothing_emerges():
+def test_measures_have_a_figure_whether_anything_emerges_or_not():
     rows = [row for row in table_of("nano-s0") if row["quantity"] != "accuracy"]
     rows += [row | {"value": 0.1} for row in table_of("nano-s0") if row["quantity"] == "accuracy"]
     events = emergence.event_table(emergence.from_table(rows, {"nano-s0": config_of()}))
-    assert report.figure_measures(events) == {}
-    assert set(report.figure_curves(events)) == {"curves"}                  # the others do
+    assert set(report.figure_measures(events)) == {"measures"}
+    assert set(report.figure_curves(events)) == {"curves"}
 
 
 def test_choices_show_every_combination_and_every_option(joint):

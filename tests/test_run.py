@@ -82,7 +82,8 @@ def test_a_sweep_leaves_what_the_docstring_draws(finished):
     folder, screen = finished
     assert names(folder) == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
     assert names(folder / "nano-s0") == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"}
-    assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "floors.png"}
+    assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "floors.png",
+                                          "measures.png"}
     assert "findings.json" in screen and "parity-3" in screen
 
 
@@ -112,8 +113,9 @@ def test_events_have_a_row_for_each_event_of_each_level(finished):
         events = list(csv.DictReader(file))
     kinds = {(event["quantity"], event["event"]) for event in events}
     assert kinds == {("rankme", "onset"), ("rankme_centred", "onset"),
-                     ("accuracy", "emergence"), ("log_prob", "emergence")}
-    assert len(events) == 7 * 4 and sum(event["sham"] == "True" for event in events) == 4
+                     ("accuracy", "emergence"), ("log_prob", "emergence"),
+                     ("token_accuracy", "emergence")}
+    assert len(events) == 7 * 5 and sum(event["sham"] == "True" for event in events) == 5
 
 
 def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
@@ -331,6 +333,29 @@ def test_several_sweeps_are_also_set_side_by_side(copied, tmp_path, capsys):
     assert "copy+parity" in last and "other" in last
 
 
+def test_arms_are_paired_by_seed_and_stand_in_the_report_of_the_first(copied, tmp_path, capsys):
+    """The same run twice, of which one says that its rank was held up: nothing moves."""
+    treated = tmp_path / "treated"
+    shutil.copytree(copied, treated)
+    for path in treated.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"intervene": "rank-up", "strength": 3.0}))
+    status, screen, err = call(capsys, "analyse", copied, treated)
+    assert status == 0, err
+    found = json.loads((copied / "effects.json").read_text())
+    (effect,) = found["effects"]
+    assert found["sweeps"] == [copied.name, "treated"]
+    assert (effect["treated"], effect["control"]) == ("rank-up 3", "none")
+    runs = sorted(path.parent.name for path in copied.glob("*/config.json"))
+    assert sorted(effect["pairs"]) == runs
+    assert all(level["shift"] == 0 for level in effect["levels"]) and effect["levels"]
+    for text in (screen, (copied / "report.html").read_text()):
+        assert "rank-up 3 / none" in text
+    assert {"arms.png", "shifts.png"} <= names(copied / "figures")
+    assert not (treated / "effects.json").exists() and "arms.png" not in names(treated / "figures")
+    assert "arms" not in json.loads((copied / "findings.json").read_text())
+
+
 def large_sweep(folder):
     """A sweep of one run with so many rows that another process draws."""
     one = folder / "nano-s0"
@@ -355,12 +380,13 @@ def test_of_a_large_sweep_another_process_draws_the_figures(tmp_path, capsys, mo
 
     def drawn_here(events):
         raise RuntimeError("this process draws")
-    monkeypatch.setattr(claims, "specifications", lambda: few)
+    monkeypatch.setattr(claims, "specifications", lambda runs: few)
     monkeypatch.setitem(report.FIGURES, "curves", (drawn_here, ""))
     folder = large_sweep(tmp_path / "large")
     status, screen, err = call(capsys, "analyse", folder)
     assert status == 0 and "could not be drawn" not in screen, err
-    assert {"curves-nano.png", "layers-nano.png", "floors.png"} <= names(folder / "figures")
+    assert {"curves-nano.png", "layers-nano.png", "floors.png",
+                                          "measures.png"} <= names(folder / "figures")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -612,6 +638,19 @@ def test_measure_prints_a_table_that_tells_what_it_means(arguments, copied, caps
     assert ("parity-3" in screen) == ("--level" not in arguments)
 
 
+@pytest.mark.parametrize("name", ["llc", "llc_narrow"])
+def test_measure_llc_prints_how_far_it_can_be_trusted_and_draws_its_chains(name, copied, capsys):
+    status, screen, err = call(capsys, "measure", copied, "--measure", name, *FEW_DRAWS)
+    assert status == 0, err
+    text = " ".join(screen.split())
+    for words in ("joint: LLC", " +- ", "by noise alone", "usable", "lr ", "stiffness 2 here",
+                  "R-hat", "effective draws", "half of it would change the LLC by",
+                  "the draws lose", "Warning: "):
+        assert words in text, words
+    (figure,) = (copied / "nano-s0").glob(f"{name}-*.png")
+    assert figure.read_bytes()[:4] == b"\x89PNG" and figure.name in text.replace(" ", "")
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--measure", "llc", "--step", "7"], "torch was 1.0"),
     (["--measure", "llc", "--step", "41"], "0 to 40"),
@@ -678,11 +717,16 @@ RESULTS = sorted(path.name for path in (ROOT / "results").glob("*") if path.is_d
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if "warmup" in name
                                   else name for name in RESULTS])
 def test_committed_results_are_what_analyse_makes_of_them(name, tmp_path, capsys):
-    committed, again = ROOT / "results" / name, tmp_path / name
-    derived = shutil.ignore_patterns("figures", "findings.json", "events.csv", "report.html")
-    shutil.copytree(committed, again, ignore=derived)
-    status, _, err = call(capsys, "analyse", again)
+    committed, again, arms = ROOT / "results" / name, tmp_path / name, [name]
+    files = ["findings.json", "events.csv"]
+    if (committed / "effects.json").exists():                   # analysed together with others
+        files.append("effects.json")
+        arms = json.loads((committed / "effects.json").read_text())["sweeps"]
+    derived = shutil.ignore_patterns("figures", "report.html", *files)
+    for arm in arms:
+        shutil.copytree(ROOT / "results" / arm, tmp_path / arm, ignore=derived)
+    status, _, err = call(capsys, "analyse", *[tmp_path / arm for arm in arms])
     assert status == 0, err
-    for file in ("findings.json", "events.csv"):
+    for file in files:
         assert (again / file).read_text() == (committed / file).read_text(), file
     assert names(again / "figures") == names(committed / "figures")

@@ -172,7 +172,7 @@ def test_seen_and_unseen_operands_are_columns_of_their_own():
 
 def test_the_vocabulary_of_measures():
     assert list(sweep.MEASURES) == ["rankme", "gradient_rank", "fisher_rank", "hessian_top", "llc",
-                                    "linear_probe"]
+                                    "llc_narrow", "linear_probe"]
 
 
 @pytest.mark.parametrize("name", sweep.MEASURES)
@@ -204,6 +204,26 @@ def test_each_row_of_the_table_is_complete(name):
     assert row.number == () or row.number[0] == name
 
 
+def test_the_llc_is_taken_at_two_localizations_and_starts_warm():
+    evals, at = sweep.EvalSet(TRAIN, MEASURE), trained()
+    wide = sweep.measure_llc(at, evals)["copy-2"]["llc"]
+    vector = evals.state["llc"]
+    assert vector.shape == (models.parameter_count(faults.SMALLEST),)
+    narrow = sweep.measure_llc_narrow(at, evals)["copy-2"]["llc_narrow"]
+    assert (wide["localization"], narrow["localization"]) == (1e4, 3e4)
+    assert wide["stiffness"] == narrow["stiffness"] == pytest.approx(2)
+    assert abs(float(vector @ evals.state["llc"])) > 0.5, "of about the same direction"
+    assert wide["nbeta"] == 100 and isinstance(wide["usable"], bool)
+    # uniform guessing would lose more than guessing by frequency: the share is of that
+    assert wide["lost_share"] is None or abs(wide["lost_share"]) < 10
+
+
+def test_an_llc_whose_chains_all_diverged_is_none_for_each_level(monkeypatch):
+    monkeypatch.setattr(sweep.measures, "llc", lambda *args, **options: measures.LLC())
+    for columns in sweep.measure_llc(trained(), sweep.EvalSet(TRAIN, MEASURE)).values():
+        assert columns["llc"]["mean"] is columns["llc"]["noise_only"] is None
+
+
 def test_the_mean_over_levels_of_the_llc_is_that_of_the_joint_loss():
     found = sweep.measure_llc(trained(), sweep.EvalSet(TRAIN, MEASURE))
     joint = {columns["llc"]["joint"] for columns in found.values()}
@@ -213,7 +233,7 @@ def test_the_mean_over_levels_of_the_llc_is_that_of_the_joint_loss():
 
 def test_rare_measures_follow_a_schedule_whose_coarser_half_is_part_of_the_finer():
     every = sweep.MeasureConfig(measures=tuple(sweep.MEASURES))
-    for steps, snapshots, counts in ((600, 101, (21, 11)), (2000, 201, (21, 11)), (5, 9, (6, 6))):
+    for steps, snapshots, counts in ((600, 101, (13, 7)), (2000, 201, (13, 7)), (5, 9, (6, 6))):
         train = models.TrainConfig(steps=steps, snapshots=snapshots)
         taken = sweep.schedule(train, every)
         assert list(taken) == list(sweep.MEASURES)
@@ -634,7 +654,8 @@ def planted_behaviour(snapshot, evals):
 
 
 def test_table_rows_are_numbers_under_names_that_emergence_understands():
-    config = {"numbers": {"hessian_top": ["hessian_top", "eigenvalue"],
+    config = {"levels": ["add-1"], "measures": [],
+              "numbers": {"hessian_top": ["hessian_top", "eigenvalue"],
                           "linear_probe": ["linear_probe", -2], "llc": ["llc", "mean"],
                           "mine": ["mine"]}}
     columns = {"accuracy": 0.5, "distinct": 8, "rankme": {"first": [1.0, 2.0], "last": [3.0, None]},
