@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -262,11 +261,11 @@ class Grader:
                 [sys.executable, "-s", PROGRAM, home / "job.json", home / "results"],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 start_new_session=True, env=environment, cwd=home)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 process.wait(120 + 3 * self.seconds * len(jobs))
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            except subprocess.TimeoutExpired:
+                process.kill()                                 # its children end with it
+                process.wait()
         answers = read_answers(home / "results", jobs)
         lines = (home / "errors").read_text(errors="replace").strip().splitlines()
         shutil.rmtree(home, ignore_errors=True)

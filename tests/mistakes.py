@@ -215,7 +215,13 @@ HOSTILE = {
             time.sleep(777)
         return 1.0
         """, "tests fail"),
-    "kills its parent": ("import os; os.kill(os.getppid(), 9)", "took down"),
+    "kills its parent": ("""
+        import os
+        with open(f'/proc/{os.getppid()}/cmdline') as file:    # and nobody who inherits it
+            if 'trial.py' in file.read():
+                os.kill(os.getppid(), 9)
+        return 1.0
+        """, "took down"),
     "patched pytest": ("import pytest; pytest.main = print; return 1.0", "uses pytest"),
     "patched comparison": ("""
         import builtins

@@ -10,6 +10,7 @@ This is no sandbox.  A child may read and write what its user may, and one that 
 can report what it likes.  What it holds is mistakes: loops, memory, exits, output, processes.
 """
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 
 MOST_BYTES = 4_000_000                # that are read of what a child reports
+PR_SET_PDEATHSIG = 1                  # of Linux's prctl
 
 
 def main(job_file, results_file):
@@ -113,7 +115,8 @@ def confine(tree, seconds, memory):
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_NPROC, 0)                  # no process, no thread; root is not held by it
     statm = Path("/proc/self/statm")
-    if statm.exists():                               # macOS does not keep this limit
+    if statm.exists():                               # Linux; macOS does not keep this limit
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)      # it ends with its parent
         pages = int(statm.read_text().split()[0])
         limit(resource.RLIMIT_AS, pages * resource.getpagesize() + (memory << 20))
 
