@@ -867,14 +867,16 @@ def lay_out(batches, device="cpu"):
     Lines are counted through all batches, one after another.  A row holds two of the longest;
     then some 95% of the places are used.
     """
-    lengths = []
-    for batch in batches:
-        lengths += [batch.tokens.shape[1]] * len(batch.tokens)
+    lines = [line for batch in batches for line in batch.tokens]
+    lengths = [len(line) for line in lines]
     layout = pack(lengths, 2 * max(lengths), device)
-    where = [torch.stack(tasks.level_and_place(batch.tokens)).flatten(1) for batch in batches]
-    layout = layout._replace(where=layout.spread(torch.cat(where, 1).to(device), -1))
 
-    tokens = torch.cat([batch.tokens.reshape(-1) for batch in batches]).to(device)      # (S,)
+    padded = nn.utils.rnn.pad_sequence(lines, True, PAD)                    # (N, T): asked at once
+    real = torch.arange(padded.shape[1], device=padded.device) < padded.new_tensor(lengths)[:, None]
+    where = torch.stack(tasks.level_and_place(padded))[:, real]             # (2, S)
+    layout = layout._replace(where=layout.spread(where.to(device), -1))
+
+    tokens = torch.cat(lines).to(device)                                    # (S,)
     targets = torch.cat([batch.targets.reshape(-1) for batch in batches]).to(device)
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
     scored = targets != IGNORE
@@ -905,14 +907,6 @@ def equal_shares(items, largest, threads):
     rounds = math.ceil(len(items) / (threads * largest))
     size = math.ceil(len(items) / (threads * rounds))
     return [items[i:i + size] for i in range(0, len(items), size)]
-
-
-def packed_states(model, tokens, layout, positions=None):
-    """model.hidden_states of packed lines: n_layer + 1 tensors (B, T, D); (M, D) at `positions`."""
-    states, last = walk(model, tokens, layout, positions)
-    if positions is not None:
-        states = [x.flatten(0, 1)[positions] for x in states]
-    return [*states, last]
 
 
 def packed_forward(model, tokens, layout, positions):

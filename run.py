@@ -132,8 +132,6 @@ def with_settings(settings, *configs):
         configs[owner[name]] = dataclasses.replace(config, **{name: value})
     for config in configs:
         check_values(config)
-        if getattr(config, "stop", 0) > getattr(config, "steps", math.inf):
-            raise ValueError(f"stop {config.stop}: the schedule has only {config.steps} steps")
     return configs
 
 
@@ -149,9 +147,10 @@ def check_values(config):
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got "
                                  f"{str(value)[:60]}")
-    levels = [f"{sham}{task}-{level}" for sham in ("", "sham-")
-              for task in tasks.ALL_TASKS for level in tasks.LEVELS]
-    known = {"levels": levels, "measures": list(sweep.MEASURES), "dtype": list(Dtype.__members__)}
+    if values.get("stop", 0) > values.get("steps", math.inf):
+        raise ValueError(f"stop {config.stop}: the schedule has only {config.steps} steps")
+    known = {"levels": tasks.level_names(), "measures": list(sweep.MEASURES),
+             "dtype": list(Dtype.__members__)}
     for name in known.keys() & values.keys():
         given = [values[name]] if isinstance(values[name], str) else list(values[name])
         if set(given) - set(known[name]) or len(set(given)) < len(given):
@@ -296,10 +295,8 @@ def first_look(folder):
     import report
     import sweep
     with contextlib.suppress(sweep.Failed, sweep.BadInput):     # `analyse` will say what is wrong
-        rows, configs, _ = sweep.load(folder)
-        runs = emergence.from_table(rows, configs)
-        keywords = dataclasses.asdict(claims.Specification())
-        events = emergence.event_table(runs, **keywords)
+        runs, _ = select(folder)
+        events = emergence.event_table(runs, **dataclasses.asdict(claims.Specification()))
         images, _ = report.try_to_draw(report.FIGURES.keys() & {"curves"}, events)
         (folder / "figures").mkdir(exist_ok=True)
         for name, image in images.items():

@@ -485,13 +485,17 @@ def read_rows(path):
     return rows
 
 
+def check_folder(folder):
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
+
+
 @contextlib.contextmanager
 def locked(folder, wait=False):
     """Hold the folder's lock.  If another process has it: wait for it, or raise Busy.
 
     The system lets go of a lock when its process ends, however it ends."""
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
+    check_folder(folder)
     try:
         with FileLock(folder / "lock", timeout=-1 if wait else 0):
             yield
@@ -751,8 +755,7 @@ def load(folder: Path) -> tuple[Iterator, dict, list]:
     configs: {run: its config.json}.  missing: in words, which runs are not finished, and why.
     Raises BadInput where no run is finished, Failed for a file that cannot be read."""
     folder, found, missing = Path(folder), [], []
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
+    check_folder(folder)
     for one in run_folders(folder):
         config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
         check_run(one, config)

@@ -473,6 +473,7 @@ class EvalLines(NamedTuple):
     exact: bool                   # these are all the lines there are, weighted by probability
 
 
+@functools.lru_cache(maxsize=None)
 def eval_lines(task, level, n, split="all", train_fraction=1.0) -> EvalLines:
     """The lines that a task-level is measured on: fixed, the same for every seed and size.
 
@@ -565,17 +566,21 @@ def level_and_place(tokens):
 # Text: what a stream of language looks like beside the tasks (TrainConfig.filler)
 
 @functools.lru_cache(maxsize=None)
-def text():
+def text(shuffled=False):
     """English prose that every Python installation carries: `help` of its topics, in lower case.
 
-    Its characters have tokens of their own, from VOCAB_SIZE on.
+    Its characters have tokens of their own, from VOCAB_SIZE on.  shuffled: in an order that means
+    nothing, as a control.
     Returns (tokens (S,) int64, the characters).  Another version of Python has another text.
     """
     from pydoc_data.topics import topics
     prose = " ".join(" ".join(topics.values()).lower().split())
     characters = "".join(sorted(set(prose)))
     number = {c: VOCAB_SIZE + i for i, c in enumerate(characters)}
-    return torch.tensor([number[c] for c in prose]), characters
+    tokens = torch.tensor([number[c] for c in prose])
+    if shuffled:
+        tokens = tokens[torch.randperm(len(tokens), generator=seeded("cpu", "shuffled text"))]
+    return tokens, characters
 
 
 TEXT_LINE = 24                    # characters of a line of text
@@ -584,12 +589,10 @@ TEXT_LINE = 24                    # characters of a line of text
 def sample_text(n, generator, shuffled=False) -> Batch:
     """n lines from anywhere in the text; every next character is asked for.
 
-    shuffled: the same characters in an order that means nothing, as a control.
+    shuffled: see `text`.
     Returns Batch(tokens, targets), both (n, TEXT_LINE) int64.
     """
-    tokens, _ = text()
-    if shuffled:
-        tokens = tokens[torch.randperm(len(tokens), generator=seeded("cpu", "shuffled text"))]
+    tokens, _ = text(shuffled)
     start = torch.randint(len(tokens) - TEXT_LINE, (n, 1), generator=generator,
                           device=generator.device)
     lines = tokens.to(generator.device)[start + torch.arange(TEXT_LINE, device=generator.device)]

@@ -408,7 +408,7 @@ def test_a_penalty_is_shown_the_last_states_and_the_targets_of_its_step(named):
     assert torch.equal(targets, expected) and states.shape == (len(targets), 128)
     names = tasks.level_names()
     assert {names[i] for i in level.tolist()} == set(TINY.levels) and (place == 0).any()
-    last = models.packed_states(model, tokens, data.layout, data.positions)[-1]
+    _, last = models.walk(model, tokens, data.layout, data.positions)
     assert torch.equal(states, last)
 
 
@@ -603,8 +603,10 @@ def test_lines_in_a_row_do_not_see_each_other(generator):
 def test_packed_states_are_the_hidden_states(generator):
     model, batches = tiny_model(), joint_batches(generator)
     packed = models.lay_out(batches)
-    whole = models.packed_states(model, packed.tokens, packed.layout)
-    picked = models.packed_states(model, packed.tokens, packed.layout, packed.layout.slots)
+    states, last = models.walk(model, packed.tokens, packed.layout, None)
+    whole = [*states, last]
+    states, last = models.walk(model, packed.tokens, packed.layout, packed.layout.slots)
+    picked = [*(x.flatten(0, 1)[packed.layout.slots] for x in states), last]
     plain = [model.hidden_states(b.tokens) for b in batches]
     assert len(whole) == len(picked) == 3
     for layer, states in enumerate(picked):
