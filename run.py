@@ -77,10 +77,28 @@ def pick(option, text, names):
     return tuple(name for name in names if name in asked)
 
 
-def pick_tasks(option, text):
-    """Names of tasks, a family of them, or "all": the paper's eight."""
-    from tasks import ALL_TASKS, FAMILIES, TASKS
-    return {"all": tuple(TASKS), **FAMILIES}.get(text) or pick(option, text, tuple(ALL_TASKS))
+def pick_levels(option, text):
+    """"add,xor-2" -> ("add-1", "add-2", "add-3", "xor-2"): tasks, families of them, task-levels."""
+    from tasks import ALL_TASKS, FAMILIES, LEVELS, TASKS
+    of = {name: [f"{name}-{k}" for k in LEVELS] for name in ALL_TASKS}
+    every = [level for levels in of.values() for level in levels]
+    for family, names in {"all": TASKS, **FAMILIES}.items():
+        of[family] = [level for name in names for level in of[name]]
+    parts = {part.strip() for part in text.split(",")}
+    for wrong in sorted(parts - set(of) - set(every)):
+        raise ValueError(f"{option} {text!r}: {wrong!r} is not one of {', '.join(of)}, nor one of "
+                         "their levels, such as add-1 (several: separated by commas)")
+    asked = {level for part in parts for level in of.get(part, [part])}
+    return tuple(level for level in every if level in asked)
+
+
+def short_names(levels):
+    """Names of tasks whose three levels are all there, and of the other levels."""
+    from tasks import LEVELS, split_name
+    names = [split_name(level)[0] for level in levels]
+    whole = {name for name in names if names.count(name) == len(LEVELS)}
+    return tuple(dict.fromkeys(name if name in whole else level
+                               for name, level in zip(names, levels)))
 
 
 def minutes(seconds):
@@ -210,8 +228,9 @@ def make_plan(folder, seeds, train, measure, everything_first, settings):
 
 @app.command("sweep")
 def run_sweep(
-        task: str = typer.Option(..., help="names of `python run.py tasks`, with commas; or "
-                                 "all, arithmetic, sequences: families of eight"),
+        task: str = typer.Option(..., help="names of `python run.py tasks`, or levels, such "
+                                 "as add-1, with commas; or all, arithmetic, sequences: families "
+                                 "of eight"),
         sizes: str = typer.Option("nano,micro", help="from nano to xl, with commas; or all"),
         seeds: range = typer.Option(None, metavar="N|A-B", parser=parse_seeds, help="N: seeds 0 to "
                                     "N-1; A-B: A to B  [default: 3, and 1 of every size but the "
@@ -237,13 +256,14 @@ def run_sweep(
     import sweep
     import tasks
     import torch
-    names = pick_tasks("--task", task)
+    levels = pick_levels("--task", task)
+    names = tuple(dict.fromkeys(tasks.split_name(level)[0] for level in levels))
     sizes = pick("--sizes", sizes, tuple(models.SIZES))
     seeds = {size: seeds or range(3 if size == sizes[0] else 1) for size in sizes}
     every = task == "all" or task in tasks.FAMILIES
     if controls is None:
         controls = 4 if every else 0
-    levels = tuple(f"{name}-{k}" for name in names for k in tasks.LEVELS)
+    called = task if every else "+".join(short_names(levels))
     levels += tasks.controls(names, controls)
     device, many = pick_device(device.value), len(levels)
     default_steps, lr, snapshots = models.defaults(many)
@@ -258,7 +278,7 @@ def run_sweep(
     measure = sweep.MeasureConfig(measures=wanted, keep=keep, **often)
     train, measure = with_settings(settings, train, measure)
     models.new_intervention(train)                              # an unknown name is said here
-    folder = out_dir / f"{task if every else '+'.join(names)}{name_of_arm(train)}"
+    folder = out_dir / f"{called}{name_of_arm(train)}"
     plan = make_plan(folder, seeds, train, measure, measures is None, settings)
     launched = "TORCHELASTIC_RUN_ID" in os.environ              # torchrun started several of us
     waiting = [job for job in plan if not job.is_done()]
@@ -644,18 +664,18 @@ def run_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one task
     """What the tasks look like: examples, chance, vocabulary."""
     import tasks
     import torch
-    names = tuple(tasks.ALL_TASKS) if name == "all" else pick_tasks("NAME", name)
+    levels = pick_levels("NAME", ",".join(tasks.ALL_TASKS) if name == "all" else name)
     table = plain_table("task-level", "example", "tokens", "chance")
-    for task in names:
-        for level in tasks.LEVELS:
-            count = 1 if name == "all" else 4
-            batch = tasks.sample(task, level, count, torch.Generator().manual_seed(level))
-            first = f"{task}-{level}", f"{tasks.chance(task, level):.3g}"
-            for line in batch.tokens:
-                table.add_row(first[0], escape(tasks.decode(line)), str(len(line)), first[1])
-                first = "", ""
+    for level_name in levels:
+        task, level = tasks.split_name(level_name)
+        count = 1 if name == "all" else 4
+        batch = tasks.sample(task, level, count, torch.Generator().manual_seed(level))
+        first = level_name, f"{tasks.chance(task, level):.3g}"
+        for line in batch.tokens:
+            table.add_row(first[0], escape(tasks.decode(line)), str(len(line)), first[1])
+            first = "", ""
     out.print(table)
-    for task in names:
+    for task in dict.fromkeys(tasks.split_name(level)[0] for level in levels):
         out.print(f"{task}: {tasks.ALL_TASKS[task].about}")
     out.print("chance: how often the best answer that ignores the operands is right, all of it.")
     out.print(escape(f"vocabulary ({tasks.VOCAB_SIZE}): {' '.join(tasks.VOCABULARY)}"))

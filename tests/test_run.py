@@ -160,6 +160,16 @@ def test_by_default_all_measures_are_planned_for_the_first_run_alone(tmp_path, c
     assert status == 0 and len(also) == 1 and also[0].startswith("nano-s0 also: gradient_rank")
 
 
+@pytest.mark.parametrize("asked, folder, count", [
+    ("add-1", "add-1", 1), ("xor-2, add", "add+xor-2", 4), ("add-3,add-1,add-2", "add", 3),
+    ("parity-1,add-2,add", "parity-1+add", 4), ("arithmetic", "arithmetic", 28)])
+def test_tasks_and_single_levels_can_be_asked_for_together(asked, folder, count, tmp_path, capsys,
+                                                           untimed):
+    status, screen, _ = call(capsys, "sweep", "--task", asked, "--seeds", "1", "--dry-run",
+                             "--measures", "none", "--out", tmp_path)
+    assert status == 0 and f"{folder}: {count} task-level" in screen.replace("\n", "")
+
+
 def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(copied, capsys):
     def times():
         return {path: path.stat().st_mtime_ns for path in (copied / "nano-s0").iterdir()}
@@ -511,6 +521,8 @@ ADD = ["sweep", "--task", "add"]
 
 @pytest.mark.parametrize("arguments, status, message", [
     (["sweep", "--task", "substract"], 2, "'substract' is not one of copy, reverse"),
+    (["sweep", "--task", "add-4"], 2, "'add-4' is not one of copy, reverse"),
+    (["sweep", "--task", "add-1,"], 2, "'' is not one of copy, reverse"),
     (["sweep"], 2, "--task"),
     (["swep"], 2, "swep"),
     ([*ADD, "--sizs", "nano"], 2, "--sizs"),
