@@ -92,13 +92,17 @@ def pick_levels(option, text):
     return tuple(level for level in every if level in asked)
 
 
-def short_names(levels):
-    """Names of tasks whose three levels are all there, and of the other levels."""
-    from tasks import LEVELS, split_name
-    names = [split_name(level)[0] for level in levels]
-    whole = {name for name in names if names.count(name) == len(LEVELS)}
-    return tuple(dict.fromkeys(name if name in whole else level
-                               for name, level in zip(names, levels)))
+def with_controls(text, count):
+    """The task-levels of a sweep, shams included, and what its folder is called: "add+xor-2"."""
+    import tasks
+    levels = pick_levels("--task", text)
+    names = [tasks.split_name(level)[0] for level in levels]
+    whole = {name for name in names if names.count(name) == len(tasks.LEVELS)}
+    called = "+".join(dict.fromkeys(name if name in whole else level
+                                    for name, level in zip(names, levels)))
+    if text == "all" or text in tasks.FAMILIES:
+        called, count = text, 4 if count is None else count
+    return levels + tasks.controls(dict.fromkeys(names), count or 0), called
 
 
 def minutes(seconds):
@@ -254,17 +258,10 @@ def run_sweep(
     """Train, measure, date what emerges, draw: the main job."""
     import models
     import sweep
-    import tasks
     import torch
-    levels = pick_levels("--task", task)
-    names = tuple(dict.fromkeys(tasks.split_name(level)[0] for level in levels))
+    levels, name = with_controls(task, controls)
     sizes = pick("--sizes", sizes, tuple(models.SIZES))
     seeds = {size: seeds or range(3 if size == sizes[0] else 1) for size in sizes}
-    every = task == "all" or task in tasks.FAMILIES
-    if controls is None:
-        controls = 4 if every else 0
-    called = task if every else "+".join(short_names(levels))
-    levels += tasks.controls(names, controls)
     device, many = pick_device(device.value), len(levels)
     default_steps, lr, snapshots = models.defaults(many)
     train = models.TrainConfig(
@@ -278,7 +275,7 @@ def run_sweep(
     measure = sweep.MeasureConfig(measures=wanted, keep=keep, **often)
     train, measure = with_settings(settings, train, measure)
     models.new_intervention(train)                              # an unknown name is said here
-    folder = out_dir / f"{called}{name_of_arm(train)}"
+    folder = out_dir / f"{name}{name_of_arm(train)}"
     plan = make_plan(folder, seeds, train, measure, measures is None, settings)
     launched = "TORCHELASTIC_RUN_ID" in os.environ              # torchrun started several of us
     waiting = [job for job in plan if not job.is_done()]
