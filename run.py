@@ -206,7 +206,7 @@ def name_of_arm(train):
 def make_plan(folder, seeds, train, measure, everything_first, settings):
     """The jobs of a sweep: the shortest first, which is soon to be seen, then the longest.
 
-    seeds: {size: its seeds}.  everything_first: all measures in the first run."""
+    seeds: {size: its seeds}.  everything_first: sweep.FIRST_RUN in the first run."""
     import sweep
     plan = []
     for size, own in seeds.items():
@@ -214,7 +214,7 @@ def make_plan(folder, seeds, train, measure, everything_first, settings):
             config = dataclasses.replace(train, size=size, seed=seed)
             plan.append(sweep.Job(folder / f"{size}-s{seed}", config, measure))
     if everything_first:
-        every = dataclasses.replace(measure, measures=tuple(sweep.MEASURES))
+        every = dataclasses.replace(measure, measures=sweep.FIRST_RUN)
         plan[0] = plan[0]._replace(measure=every)
     plan.sort(key=lambda job: -sweep.work(job.train, job.measure))
     shortest = min(plan, key=lambda job: sweep.work(job.train, job.measure))
@@ -242,7 +242,7 @@ def run_sweep(
         steps: int = typer.Option(None, min=1, help="training steps  [default: 600 for up to 3 "
                                    "task-levels, shams included, 1500 for up to 12, else 2000]"),
         measures: str = typer.Option(None, help="such as rankme,llc; or all; or none  [default: "
-                                     "rankme, and in the first run all, less often]"),
+                                     "rankme; in the first run all but llc_narrow, less often]"),
         controls: int = typer.Option(None, min=0, help="shams beside them  [default: 4 with all "
                                      "eight tasks or a family, else 0]"),
         train_fraction: float = typer.Option(1.0, help="share of the operands to train on; below "

@@ -36,6 +36,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -81,8 +82,8 @@ class MeasureConfig:
     measures: tuple = ("rankme",)     # names in MEASURES
     eval_examples: int = 200          # of each task-level: its whole space, if that is no larger,
                                       # else so many draws
-    hessian_snapshots: int = 13       # how often the ranks and the Hessian are taken: evenly spread
-    llc_snapshots: int = 7            # how often the LLC and the linear probe are
+    hessian_snapshots: int = 7        # how often the ranks and the Hessian are taken: evenly spread
+    llc_snapshots: int = 4            # how often the LLC and the linear probe are
     gradient_examples: int = 512      # for the ranks, shared by the levels, at most 64 of each
     hessian_examples: int = 512       # for the Hessian, shared likewise, at most 128 of each
     hessian_tol: float = 0.02         # its residual; the eigenvalue's error is about its square
@@ -343,9 +344,10 @@ class Measure(NamedTuple):
     function: Callable                # (snapshot, evals) -> {level: {column: value}}
     columns: tuple                    # the columns that it writes
     snapshots: str                    # the config field that says at how many snapshots it is taken
-    cost: float                       # of one snapshot of a joint run, in training steps
+    cost: float                       # of one snapshot, in training steps
     number: tuple                     # where the number that is judged stands in a level's columns
     about: str                        # what it is: for help, tables and pages
+    level_cost: float = 0.0           # and so many steps more for each task-level
 
 
 # The vocabulary of --measures.  Accuracy needs no name.
@@ -356,30 +358,34 @@ MEASURES = {
         "embedding, each block, final norm.  rankme_centred: without their mean, whose share of "
         "the energy is mean_share."),
     "gradient_rank": Measure(
-        measure_gradient_rank, ("gradient_rank",), "hessian_snapshots", 18, ("gradient_rank",),
+        measure_gradient_rank, ("gradient_rank",), "hessian_snapshots", 25, ("gradient_rank",),
         "Along how many directions the examples' gradients disagree; below their number."),
     "fisher_rank": Measure(
-        measure_fisher_rank, ("fisher_rank",), "hessian_snapshots", 20, ("fisher_rank",),
+        measure_fisher_rank, ("fisher_rank",), "hessian_snapshots", 25, ("fisher_rank",),
         "Effective rank of the Fisher matrix, labels drawn from the model; at most their number."),
     "hessian_top": Measure(
-        measure_hessian_top, ("hessian_top",), "hessian_snapshots", 100,
+        measure_hessian_top, ("hessian_top",), "hessian_snapshots", 140,
         ("hessian_top", "eigenvalue"),
         "Curvature of the loss along its sharpest direction.  iterations: Hessian-vector products; "
         "residual: |Hv - lambda v| / |lambda|."),
     "llc": Measure(
-        measure_llc, ("llc",), "llc_snapshots", 360, ("llc", "mean"),
+        measure_llc, ("llc",), "llc_snapshots", 300, ("llc", "mean"),
         "rise: by how many nats the loss is higher around these weights (LLC / nbeta), where each "
         "may stray some localization^-1/2.  Where the rise brings the loss to that of guessing, "
         "the LLC only mirrors the loss at the weights.  A negative one: they are no minimum."),
     "llc_narrow": Measure(
-        measure_llc_narrow, ("llc_narrow",), "llc_snapshots", 360, ("llc_narrow", "mean"),
+        measure_llc_narrow, ("llc_narrow",), "llc_snapshots", 250, ("llc_narrow", "mean"),
         "The LLC with another localization, three times that of llc."),
     "linear_probe": Measure(
-        measure_linear_probe, ("linear_probe", "linear_probe_shuffled"), "llc_snapshots", 190,
+        measure_linear_probe, ("linear_probe", "linear_probe_shuffled"), "llc_snapshots", 30,
         ("linear_probe", -2),
         "Accuracy of a linear probe for the first answer token: embedding, each block, final norm; "
-        "then the last block's on shuffled labels."),
+        "then the last block's on shuffled labels.", level_cost=9),
 }
+
+# Unless --measures asks: in the first run of a sweep all but the second LLC, which costs as much as
+# the first; in the others, RankMe.
+FIRST_RUN = tuple(name for name in MEASURES if name != "llc_narrow")
 
 
 def schedule(train, measure):
@@ -830,24 +836,33 @@ def estimate(train, measure):
     Some of its steps and one snapshot are timed here and now."""
     torch.set_num_threads(train.threads)
     short = dataclasses.replace(train, lr=0.0, snapshots=train.steps + 1, compile=0, stop=0)
-    for snapshot in itertools.islice(models.train(short), 6):   # one after every step
-        if snapshot.step <= 1:                                  # the first pays for the set-up
-            begin = time.monotonic()
-    step = (time.monotonic() - begin) / max(1, snapshot.step - 1)
+    begin, steps = time.monotonic(), []
+    for snapshot in models.train(short):                        # one after every step
+        steps.append(time.monotonic() - begin)
+        if len(steps) > 20 or (len(steps) > 4 and sum(steps) > 3):
+            break
+        begin = time.monotonic()
     often = tuple(name for name in measure.measures if MEASURES[name].snapshots == "snapshots")
-    measurement = Measurement(short, dataclasses.replace(measure, measures=often))
-    measurement(snapshot)                                       # the first draws the lines
-    begin = time.monotonic()
-    measurement(snapshot._replace(loss=None))                   # a new one, or it would be kept
+    measurement, looks = Measurement(short, dataclasses.replace(measure, measures=often)), []
+    for _ in range(3):                                          # the first draws the lines
+        begin = time.monotonic()
+        measurement(snapshot._replace(loss=None))               # a new one, or it would be kept
+        looks.append(time.monotonic() - begin)
+    # The first three steps and the first look pay for the set-up.  A median of the others, for
+    # something else may run beside.
     count = len(models.snapshots_of(train))
-    return step * models.last_step(train), (time.monotonic() - begin) * count, count
+    step = statistics.median(steps[3:] or steps[-1:])
+    return step * models.last_step(train), statistics.median(looks[1:]) * count, count
 
 
 def rare_costs(train, measure):
     """{measure: (snapshots, training steps)} of what is taken rarely: how often, and its cost."""
-    taken = {name: len(steps) for name, steps in schedule(train, measure).items()
-             if MEASURES[name].snapshots != "snapshots"}
-    return {name: (count, count * MEASURES[name].cost) for name, count in taken.items()}
+    costs, levels = {}, len(train.levels)
+    for name, steps in schedule(train, measure).items():
+        row = MEASURES[name]
+        if row.snapshots != "snapshots":
+            costs[name] = len(steps), len(steps) * (row.cost + levels * row.level_cost)
+    return costs
 
 
 def work(train, measure):

@@ -233,7 +233,7 @@ def test_the_mean_over_levels_of_the_llc_is_that_of_the_joint_loss():
 
 def test_rare_measures_follow_a_schedule_whose_coarser_half_is_part_of_the_finer():
     every = sweep.MeasureConfig(measures=tuple(sweep.MEASURES))
-    for steps, snapshots, counts in ((600, 101, (13, 7)), (2000, 201, (13, 7)), (5, 9, (6, 6))):
+    for steps, snapshots, counts in ((600, 101, (7, 4)), (2000, 201, (7, 4)), (2, 9, (3, 3))):
         train = models.TrainConfig(steps=steps, snapshots=snapshots)
         taken = sweep.schedule(train, every)
         assert list(taken) == list(sweep.MEASURES)
@@ -795,6 +795,8 @@ def test_rare_measures_cost_so_many_training_steps_a_snapshot():
     assert "rankme" not in costs and list(costs) == list(sweep.MEASURES)[1:]
     assert costs["llc"] == (3, 3 * sweep.MEASURES["llc"].cost)
     assert costs["hessian_top"] == (5, 5 * sweep.MEASURES["hessian_top"].cost)
+    probe = sweep.MEASURES["linear_probe"]
+    assert costs["linear_probe"][1] == 3 * (probe.cost + len(TRAIN.levels) * probe.level_cost)
 
 
 def test_work_is_more_for_more_steps_measures_and_parameters(monkeypatch):
