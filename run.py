@@ -681,14 +681,28 @@ def run_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one task
 @app.command("bench")
 def run_bench(as_json: bool = typer.Option(False, "--json", help="numbers instead of tables"),
               nanogpt: Path = typer.Option(None, metavar="PATH", help="a checkout of nanoGPT"),
+              prove: bool = typer.Option(False, "--prove", help="does a GPU compute what the CPU "
+                                         "does? ten minutes; JSON"),
               device: Device = DEVICE):
     """How fast this machine is, against its floor."""
     import models
     import sweep
+    import torch
+    if prove and device.value != "cpu" and not torch.cuda.is_available():
+        raise sweep.Failed("bench --prove: torch finds no CUDA device here (--device cpu tries the "
+                           "same on the CPU)")
     device = pick_device(device.value)
     sys.path.insert(0, str(Path(__file__).parent / "tests"))
     import bench
     say = Console(stderr=True, highlight=False)
+    if prove:
+        import prove as proof
+        found = proof.prove(device, say.print)
+        print(json.dumps(sweep.rounded(found), indent=1))
+        if not found["passed"]:
+            failed = [one["check"] for one in found["checks"] if not one["passed"]]
+            raise sweep.Failed(f"bench --prove: {'; '.join(failed)}")
+        return
     say.print("a minute and a half, with nothing else running; with nanoGPT a minute more")
     found = bench.bench(models.pick_dtype(device), device, cores(), nanogpt, say.print)
     if as_json:
