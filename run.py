@@ -987,6 +987,9 @@ def main():
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)   # like Ctrl-C
+    # Before torch starts its threads: one that waits for another one sleeps.  Left to spin, two
+    # threads on two cores take five times as long as soon as anything else wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):                      # closed, it is None
             stream.reconfigure(errors="replace")                # not all know every letter

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -555,6 +556,17 @@ def test_bad_arguments_get_one_sentence(arguments, status, message, capsys, monk
 def test_a_gpu_where_there_is_none_is_refused(capsys):
     status, _, err = call(capsys, *ADD, "--device", "cuda")
     assert status == 2 and "torch finds none here" in err
+
+
+@pytest.mark.parametrize("theirs, expected", [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_sleep_unless_the_user_wants_otherwise(theirs, expected, monkeypatch,
+                                                                 capsys):
+    monkeypatch.setenv("OMP_WAIT_POLICY", theirs or "")         # it is put back afterwards
+    if not theirs:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    seen = []
+    monkeypatch.setattr(run, "app", lambda *_, **__: seen.append(os.environ["OMP_WAIT_POLICY"]))
+    assert call(capsys, "tasks")[0] == 0 and seen == [expected]
 
 
 def test_debug_shows_the_traceback(monkeypatch):
