@@ -53,3 +53,14 @@ def test_power_grows_with_tasks_and_with_seeds(words):
     table = [[float(cell) for cell in line[1:]] for line in lines]
     assert all(row == sorted(row) for row in table)
     assert all(list(column) == sorted(column) for column in zip(*table))
+
+
+def test_the_lines_of_python_in_the_notebook_page_run_as_they_stand(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    section = (ROOT / "tests/NOTEBOOK.md").read_text().partition("## From Python\n")[2]
+    cells, names = section.split("```")[1::2], {}
+    assert len(cells) == 2
+    exec(cells[0], names)
+    assert names["measures"].rankme(names["torch"].eye(4).repeat(3, 1)) == pytest.approx(4, abs=1e-5)
+    exec(cells[1].replace("claims.precursor_rate", "rate = claims.precursor_rate"), names)
+    assert 0.8 < names["rate"] < 1
