@@ -61,6 +61,7 @@ def test_the_lines_of_python_in_the_notebook_page_run_as_they_stand(monkeypatch)
     cells, names = section.split("```")[1::2], {}
     assert len(cells) == 2
     exec(cells[0], names)
-    assert names["measures"].rankme(names["torch"].eye(4).repeat(3, 1)) == pytest.approx(4, abs=1e-5)
+    four = names["torch"].eye(4).repeat(3, 1)
+    assert names["measures"].rankme(four) == pytest.approx(4, abs=1e-5)
     exec(cells[1].replace("claims.precursor_rate", "rate = claims.precursor_rate"), names)
     assert 0.8 < names["rate"] < 1
