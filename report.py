@@ -928,9 +928,8 @@ def story(events, findings):
             lines += [f"{name}: {line}".removeprefix(": ") for line in found]
     if findings["lead_check"]["sham_emergences"]:
         lines.append(HAPPENED["shams"].format(**findings["lead_check"]))
-    row = claim_of(findings, "C4")
-    if row and told(row):
-        lines.append(HAPPENED["chance"].format(**row))
+    lines += [HAPPENED["chance"].format(**row) for row in findings["claims"]
+              if row["claim"] == "C4" and told(row)]
     last = max(run.steps[-1] for run in events.runs)
     if last < config.get("steps", 0):                       # a table's has no such field
         lines.append(HAPPENED["stopped"].format(unit=unit, last=step_text(last),
@@ -941,10 +940,6 @@ def story(events, findings):
 
 def told(row):
     return not row["verdict"].startswith("cannot tell")
-
-
-def claim_of(findings, key):
-    return next((row for row in findings["claims"] if row["claim"] == key), None)
 
 
 def level_sentence(row, unit, last):
@@ -978,14 +973,12 @@ def size_sentences(size, unit):
     lines = ["all unmeasured" if not size["measured"] else "all fell"]
     if size["measured"] and not size["collapsed"]:
         lines = ["none fell"]
-    if size["order"]:
-        (first, step), (last, last_step) = size["order"][0], size["order"][-1]
-        words |= {"first": f"{first} first (at {step_text(step)})",
-                  "then": f"{last} last (at {step_text(last_step)})"}
-    lines.append("some emerged" if size["order"] else "none emerged")
-    if size["order"] and size["measured"]:
+    dated = [f"{level} at {step_text(step)}" for level, step in size["order"]]
+    words["dated"] = f"first {dated[0]}, last {dated[-1]}" if dated[1:] else "".join(dated)
+    lines.append("some emerged" if dated else "none emerged")
+    if dated and size["measured"]:
         lines[-1] = "some emerged after"
-    if size["order"] and size["never"]:
+    if dated and size["never"]:
         more = len(size["never"]) - 6
         words["never"] = ", ".join(size["never"][:6]) + (f" and {more} more" if more > 0 else "")
         lines.append("never")
@@ -1214,7 +1207,8 @@ def write(folder, events, findings, universe, save, drawing=None, together=(), s
         save(folder / "figures" / f"{name}.png", image)
     save(folder / "report.html", page(folder.resolve().name, events, findings, images, complaints,
                                       film_of(folder)))
-    return [*SHOWN[show](events, findings), Text(), *arm_lines(arms), *map(Text, complaints),
+    return [*SHOWN[show](events, findings), *([Text()] if arms["effects"] else []),
+            *arm_lines(arms), *map(Text, complaints),
             Text(f"Report: {folder}/report.html"),
             *([Text(f"To see it move: python run.py watch {folder}")] if film_of(folder) else [])]
 
@@ -1316,19 +1310,19 @@ HAPPENED = {
     # all task-levels of a size
     "all fell": (
         "RankMe collapsed in {collapsed} of {measured} capabilities ({levels} task-levels, "
-        "{seeds}), from {rank:.1f} to {median:.1f} ({low:.1f} to {high:.1f})."),
+        "{seeds}), from {rank:.1f} to {median:.1f} (range {low:.1f} to {high:.1f})."),
     "none fell": (
         "RankMe collapsed in none of {measured} capabilities ({levels} task-levels, {seeds}): it "
         "was {rank:.1f} at first and {median:.1f} at its lowest."),
     "all unmeasured": "{levels} task-levels, {seeds}; RankMe was not measured.",
     "some emerged after": (
-        "{emerged} of {many} emerged by {unit} {last}, {first} and {then}; in {rankme_first} of "
-        "these RankMe had recovered before."),
-    "some emerged": "{emerged} of {many} emerged by {unit} {last}, {first} and {then}.",
+        "{emerged} of {many} emerged by {unit} {last} ({dated}); in {rankme_first} of these RankMe "
+        "had recovered before."),
+    "some emerged": "{emerged} of {many} emerged by {unit} {last} ({dated}).",
     "none emerged": "None of {many} emerged by {unit} {last}.",
     "never": "Never, in any seed: {never}.",
     # the whole sweep
-    "only shams": "Only shams were trained.  Their answers cannot be learned: nothing can emerge.",
+    "only shams": "Only shams were trained, which cannot be learned: nothing can emerge.",
     "shams": (
         "{sham_emergences} of {shams} sham controls emerged, though they cannot be learned: trust "
         "no date here."),
@@ -1462,7 +1456,9 @@ summary { cursor: pointer; padding: .3rem 0 } summary h2 { display: inline; marg
 section > details, body > details { border-top: 1px solid var(--line); padding: .4rem 0 }
 .claim { border-top: 1px solid var(--line); font-size: 15px }
 .claim summary { display: flex; flex-wrap: wrap; gap: 0 .6rem }
-.claim summary b { flex: 0 0 6.5rem } .claim summary span { flex: 1 1 18rem }
+.claim summary b { flex: 0 0 9rem } .claim summary span { flex: 1 1 18rem }
+.claim summary b::before { content: "\\25b8  " }
+.claim[open] summary b::before { content: "\\25be  " }
 .claim .verdict { font-weight: 600 } .untold .verdict { font-weight: normal; color: var(--soft) }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: .3rem 0 .8rem;
      font-size: 14px } dd { margin: 0 }
@@ -1567,7 +1563,7 @@ rows of its own in events.csv.</small></p>
 <span>{{ row.text }}</span> <span class="verdict">{{ row.verdict }}</span></summary>
 <dl>
 {%- for name, cell in claim_cells(row).items() if cell != "-" and name != "verdict" -%}
-<dt>{{ name }}</dt><dd>{{ cell }}</dd>
+<dt>{{ "paper " if name[0] == "v" }}{{ name }}</dt><dd>{{ cell }}</dd>
 {%- endfor %}</dl></details>
 {% endfor %}
 {{ draw("choices") }}
@@ -1584,7 +1580,7 @@ v1, v3, v4: versions of arXiv 2602.15997.</small></p>
 <details><summary><h2>The words</h2></summary>
 <dl>
 {% for word, meaning in GLOSSARY.items() %}
-<dt>{{ word }}</dt><dd>{{ meaning }}</dd>
+<dt>{{ word | replace("rankme", "RankMe") }}</dt><dd>{{ meaning }}</dd>
 {% endfor %}
 </dl>
 </details>

@@ -371,7 +371,7 @@ def accuracies(levels):
             if not level.startswith("sham-")}
     tasks = list(dict.fromkeys(split_name(level)[0] for level in real))
     values = [f"{x:.2f}".removeprefix("0") for x in real.values()]
-    if len(tasks) == 1:
+    if len(tasks) < 2:
         return f"  {' '.join(tasks + values)}"
     lows = [chance(*split_name(level)) for level in real]
     off = sum(x - low >= 0.3 * (1 - low) for x, low in zip(real.values(), lows))
@@ -474,6 +474,8 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="c
     import emergence
     import report
     import sweep
+    if all(run.shams.all() for run in runs):
+        raise ValueError(f"{folder}: {report.HAPPENED['only shams']}")
     begin, specification = time.monotonic(), claims.Specification()
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
     spawn = multiprocessing.get_context("spawn")

@@ -547,22 +547,27 @@ def size_row(**changes):
 
 @pytest.mark.parametrize("changes, sentences", [
     ({}, ["RankMe collapsed in 210 of 216 capabilities (24 task-levels, 9 seeds), from 7.4 to 2.4 "
-          "(1.0 to 3.2).",
-          "171 of 216 emerged by step 2000, sort-1 first (at 69) and modadd-2 last (at 1452); in "
+          "(range 1.0 to 3.2).",
+          "171 of 216 emerged by step 2000 (first sort-1 at 69, last modadd-2 at 1452); in "
           "156 of these RankMe had recovered before.",
           "Never, in any seed: add-3, multiply-3."]),
     (dict(collapsed=0, never=[]),
      ["RankMe collapsed in none of 216 capabilities (24 task-levels, 9 seeds): it was 7.4 at first "
       "and 2.4 at its lowest.",
-      "171 of 216 emerged by step 2000, sort-1 first (at 69) and modadd-2 last (at 1452); in 156 "
+      "171 of 216 emerged by step 2000 (first sort-1 at 69, last modadd-2 at 1452); in 156 "
       "of these RankMe had recovered before."]),
+    (dict(levels=1, seeds=1, measured=1, collapsed=1, emerged=1, rankme_first=0,
+          order=[["add-1", 80]], never=[]),
+     ["RankMe collapsed in 1 of 1 capabilities (1 task-levels, one seed), from 7.4 to 2.4 (range "
+      "1.0 to 3.2).",
+      "1 of 1 emerged by step 2000 (add-1 at 80); in 0 of these RankMe had recovered before."]),
     (dict(emerged=0, order=[], never=[f"add-{k}" for k in range(24)], seeds=1, measured=24,
           collapsed=24),
-     ["RankMe collapsed in 24 of 24 capabilities (24 task-levels, one seed), from 7.4 to 2.4 (1.0 "
-      "to 3.2).", "None of 24 emerged by step 2000."]),
+     ["RankMe collapsed in 24 of 24 capabilities (24 task-levels, one seed), from 7.4 to 2.4 "
+      "(range 1.0 to 3.2).", "None of 24 emerged by step 2000."]),
     (dict(measured=0, collapsed=0, start=None, floor=None, never=[f"add-{k}" for k in range(8)]),
      ["24 task-levels, 9 seeds; RankMe was not measured.",
-      "171 of 216 emerged by step 2000, sort-1 first (at 69) and modadd-2 last (at 1452).",
+      "171 of 216 emerged by step 2000 (first sort-1 at 69, last modadd-2 at 1452).",
       "Never, in any seed: add-0, add-1, add-2, add-3, add-4, add-5 and 2 more."])])
 def test_many_levels_are_grouped_into_a_few_sentences(changes, sentences):
     assert report.size_sentences(size_row(**changes), "step") == sentences
@@ -653,6 +658,25 @@ def test_screens_grow_from_the_story_to_every_claim(joint):
         assert row["text"] in " ".join(screens["full"].split())
         short = " ".join(screens["claims"].split())
         assert (row["text"] in short) == report.told(row) and row["claim"] in short
+
+
+AROUND = 3 + 4 + 2 + 3        # the plan; four runs; first look, analysing; report, watch, times
+
+@pytest.mark.parametrize("tasks, sizes, shams", [
+    (("modadd",), TWO_SIZES, ()),
+    (("copy", "reverse", "compare", "parity", "add", "modadd", "sort", "multiply"),
+     TWO_SIZES[:1], ("sham-add-1", "sham-sort-1", "sham-copy-1", "sham-add-2"))])
+def test_what_a_sweep_prints_is_at_most_forty_lines(tasks, sizes, shams):
+    levels = (*[f"{task}-{k}" for task in tasks for k in (1, 2, 3)], *shams)
+    events = sweep(sizes, levels=levels)
+    findings = {"missing": [], **claims.study(events.runs), "levels": claims.medians(events),
+                "sizes": claims.overview(events)}
+    screen = io.StringIO()
+    Console(file=screen, highlight=False, width=80).print(
+        *report.SHOWN["events"](events, findings), sep="\n")
+    lines = screen.getvalue().splitlines()
+    assert len(lines) + AROUND <= 40, screen.getvalue()
+    assert lines[0] == "What happened" and all(task in screen.getvalue() for task in tasks)
 
 
 def test_many_levels_have_a_line_for_each_task_and_no_sham():

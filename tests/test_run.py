@@ -339,6 +339,13 @@ def test_a_directory_without_runs_is_refused(tmp_path, capsys):
     assert status == 2 and one_sentence(err) and "holds no finished run" in err
 
 
+def test_shams_alone_are_refused_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "shams.csv").write_text("run,level,step,accuracy\nr,sham-add-1,0,0\n"
+                                        "r,sham-add-1,1,0\nr,sham-add-1,2,0\n")
+    status, _, err = call(capsys, "analyse", tmp_path / "shams.csv")
+    assert status == 2 and one_sentence(err) and "Only shams were trained" in err
+
+
 def test_a_runs_own_folder_can_be_analysed(copied, capsys):
     one = copied / "nano-s0"
     before = {name: (one / name).read_bytes() for name in names(one)}
