@@ -2,9 +2,11 @@
 import csv
 import doctest
 import io
+import itertools
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -791,6 +793,62 @@ def test_a_word_is_explained_where_it_first_stands_and_the_keyboard_gets_there()
         report.GLOSSARY["rankme"], report.GLOSSARY["collapsed"]]
     assert report.glossed("rankme and a seed", met).count("<dfn") == 1
     assert set(report.WORDS.values()) <= set(report.GLOSSARY)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Chromium without a window: the width of the screen -> a driver that shows the page."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(programs):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for word in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync",
+                 "disable-background-networking", "disable-component-update",
+                 f"user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(f"--{word}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_page_at_any_width_by_day_by_night_and_on_paper(
+        browser, tmp_path, joint):
+    events, findings, _ = joint
+    path = tmp_path / "report.html"
+    path.write_text(report.page("add", events, findings, report.draw(events.runs, {})[0]))
+
+    def emulate(width, scheme="light", media="screen"):
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+            "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+            "media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        browser.get(path.as_uri())
+
+    ask = browser.execute_script
+    papers = []
+    for width, scheme in itertools.product((400, 1200), ("light", "dark")):
+        emulate(width, scheme)
+        assert ask("return document.documentElement.scrollWidth") <= width
+        assert ask("return performance.getEntriesByType('navigation')[0].loadEventEnd") < 1000
+        papers.append(ask("return getComputedStyle(document.body).backgroundColor"))
+        edge = "return document.querySelector('.card').getBoundingClientRect().bottom"
+        assert ask(edge) < 800, "what cannot be told is on the first screen"
+    assert papers[0] == papers[2] != papers[1] == papers[3]
+
+    term = browser.find_element("css selector", "dfn")          # the keyboard: the first stop
+    browser.find_element("tag name", "body").send_keys("\t")
+    assert ask("return document.activeElement") == term
+    shown = "return getComputedStyle(document.querySelectorAll('dfn')[%d], '::after').content"
+    assert report.GLOSSARY["rankme"] in ask(shown % 0) and ask(shown % 1) == "none"
+
+    heights = []
+    for media in ("screen", "print"):
+        emulate(1200, media=media)
+        heights.append(ask("return document.documentElement.scrollHeight"))
+    assert heights[1] > heights[0] + 500, "on paper all is unfolded"
 
 
 def test_the_page_escapes_every_name(joint):
