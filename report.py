@@ -4,7 +4,8 @@ The numbers come from emergence.py and claims.py.  Here they become pictures and
 dates no event and tests nothing, reads no run directory and knows nothing of torch.
 
     figure_...      events -> {name: Figure}; the table FIGURES at the end has their captions
-    claim_lines, sentences, median_tables      findings -> lines and tables for a terminal
+    story           findings -> what happened, and what a sweep cannot tell, in sentences
+    SHOWN           findings -> lines and tables for a terminal, in four lengths
     page            findings and pictures -> report.html, one file without a script
     write           all of it into the folder of a sweep, numbers first
 

@@ -563,7 +563,7 @@ def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", 
             found[name] = analyse_runs(folder, runs, missing, forecast_null,
                                        None if found else others, "full" if full else show)
     if len(found) > 1:
-        out.print(report.side_by_side(found))
+        out.print("", report.side_by_side(found), sep="\n")
 
 
 # --------------------------------------------------------------------------------------------------
