@@ -903,6 +903,14 @@ def test_numbers_are_written_first_and_the_page_last(tmp_path, joint):
         "choices"]
 
 
+def test_the_moving_picture_is_named_where_there_is_one(tmp_path, joint, monkeypatch):
+    assert "watch" not in written(tmp_path, joint, killed())[1]
+    monkeypatch.setattr(report, "film_of", "<video>{}</video>".format)
+    screen = written(tmp_path, joint, killed())[1].replace("\n", "")
+    assert f"python run.py watch {tmp_path}".replace(" ", "") in screen.replace(" ", "")
+    assert f"<video>{tmp_path}</video>" in (tmp_path / "report.html").read_text()
+
+
 def test_figures_drawn_elsewhere_make_the_same_files(tmp_path, joint):
     events, _, _ = joint
     for name in ("here", "elsewhere"):
