@@ -23,6 +23,7 @@ import itertools
 import math
 import statistics
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
@@ -133,10 +134,15 @@ PAIRED = 1000                         # exchanges for a statistic that is no sum
 THINNED = 500                         # exchanges for each specification of the multiverse
 
 
+def collapsed(events):
+    """(R, L) bool: does RankMe lose at least half of what it has above 1, its least value?"""
+    return events.floor - 1 <= (events.start - 1) / 2           # False where it was not measured
+
+
 def collapse_rate(events, drawn):
-    """Share of levels whose RankMe loses at least half of what it has above 1, its least value."""
-    lost_half = events.floor - 1 <= (events.start - 1) / 2
-    return np.where(np.isnan(events.floor), math.nan, lost_half).mean(keepdims=True).ravel()
+    """Share of levels whose RankMe collapses."""
+    known = ~np.isnan(events.floor)
+    return np.where(known, collapsed(events), math.nan).mean(keepdims=True).ravel()
 
 
 def task_share(events, drawn):
@@ -522,7 +528,8 @@ def class_rates(events, drawn, classes) -> list[dict]:
 def medians(events: EventTable) -> list[dict]:
     """One dict per size and level, the smallest size first: medians over seeds with the range.
 
-    "emerged" counts the seeds with an emergence, "rankme_first" those with an onset before it."""
+    "collapsed", "recovered" and "emerged" count the seeds in which that happens, "rankme_first"
+    those with an onset before the emergence."""
     return [_level_medians(events.subset(runs=size, levels=[k]))
             for size in by_size(events) for k in range(len(events.levels))]
 
@@ -533,17 +540,44 @@ def _level_medians(one):
     down_floor, down_time = top_downs(one)                                  # (R, 1) each
     finals = [run.accuracy[one.rows[0]] for run in one.runs]                # (S,) each
     values = {
-        "floor": one.floor[:, 0], "floor_share": (one.floor / one.ceiling)[:, 0],
+        "start": one.start[:, 0], "floor": one.floor[:, 0],
+        "floor_share": (one.floor / one.ceiling)[:, 0],
         "floor_step": one.floor_step[:, 0], "onset": onset, "emergence": emergence,
         "lead": [lead_time(a, b) for a, b in zip(onset, emergence)],
         "top_down_floor": down_floor[:, 0], "top_down_time": down_time[:, 0],
         "final_accuracy": [x for curve in finals for x in curve[~np.isnan(curve)][-1:]]}
     return {"size": one.runs[0].config["size"], "parameters": one.runs[0].config["parameters"],
             "level": one.levels[0], "control": bool(one.shams[0]), "seeds": len(one.runs),
-            "emerged": int(np.isfinite(emergence).sum()),
-            "rankme_first": int((onset < emergence)[np.isfinite(emergence)].sum()),
-            "ceiling": plain(one.ceiling[0, 0]),
+            **_counts(one), "ceiling": plain(one.ceiling[0, 0]),
             **{name: seed_range(x) for name, x in values.items()}}
+
+
+def _counts(events):
+    """In how many of the (R, L) capabilities each of these happens."""
+    emerged = np.isfinite(events.emergence)
+    return {"collapsed": int(collapsed(events).sum()),
+            "recovered": int(np.isfinite(events.onset).sum()), "emerged": int(emerged.sum()),
+            "rankme_first": int((events.onset < events.emergence)[emerged].sum())}
+
+
+def overview(events: EventTable) -> list[dict]:
+    """One dict per size, over all of its capabilities (task-levels times seeds), shams apart.
+
+    "order": [level, median step of its emergences] of those that emerge, the earliest first."""
+    found = []
+    for size in by_size(events):
+        one = events.subset(runs=size, levels=~events.shams)
+        dates = [(level, seed_range(steps)) for level, steps in zip(one.levels, one.emergence.T)]
+        order = sorted([(level, date["median"]) for level, date in dates if date],
+                       key=itemgetter(1))
+        found.append({
+            "size": one.runs[0].config["size"], "seeds": len(one.runs), "levels": len(one.levels),
+            "measured": int((~np.isnan(one.floor)).sum()), **_counts(one),
+            "start": seed_range(one.start.ravel()), "floor": seed_range(one.floor.ravel()),
+            "last_step": plain(max(run.steps[-1] for run in one.runs)),
+            "order": [list(pair) for pair in order],
+            "never": [level for level, date in dates if not date]})
+    return found
 
 
 def seed_range(values):
@@ -734,8 +768,12 @@ def judge(claim, events, row, information=math.inf) -> str:
          f"above chance, but not shown to beat {' and '.join(beaten)} at a tenth of the way"),
         (claim.above_null, "holds: above chance"),
         (math.isnan(judged[0]), "cannot tell: no interval"),
-        (low <= judged[0] and judged[1] <= high, "holds"),
-        (judged[1] < low or high < judged[0], "does not hold"),
+        (low <= judged[0] and judged[1] <= high,
+         "holds: what chance gives" if claim.within else "holds"),
+        (judged[1] < low, "does not hold: less than chance gives" if claim.within
+         else "does not hold"),
+        (high < judged[0], "does not hold: more than chance gives" if claim.within
+         else "does not hold"),
         (True, f"cannot tell: the interval over {row['over']} is not within {bounds}")]
     return next(verdict for condition, verdict in verdicts if condition)
 
@@ -1011,7 +1049,7 @@ CLAIMS = (
     Claim("C1 floor", "the floor depends on the task (share of its variance)",
           "yes", "yes", "yes", task_share,
           null=LEVELS, above_null=True, limits=SHARE, needs="two tasks", reads=FLOOR),
-    Claim("C2", "the floor does not depend on scale (largest / smallest)",
+    Claim("C2", "the floor is the same at every scale (largest / smallest)",
           "same at all", "same at all", "task-specific", floor_ratio, above=0.8, below=1.25,
           by_interval=True, form="{:.2f}", limits=RATIO, needs="two sizes", reads=FLOOR),
     Claim("C3 depth", "deeper layers have lower floors (task x size)",
@@ -1026,19 +1064,19 @@ CLAIMS = (
     Claim("C4 risk set", "those that have recovered emerge sooner (events above chance)",
           "-", "-", "-", risk_set_excess, null=TASKS, above_null=True, form="{:.1f}",
           counts=False),
-    Claim("C5", "the LLC does not lead (share that it does)",
+    Claim("C5", "the LLC comes first only as often as chance gives (share)",
           "0/24", "0/24", "no precursor", within=0.1, **_measure("llc")),
-    Claim("C5 narrow", "nor does it where weights are held closer (localization)",
+    Claim("C5 narrow", "so does the LLC where weights are held closer (localization)",
           "-", "-", "-", within=0.1, **_measure("llc_narrow")),
-    Claim("C6", "the top Hessian eigenvalue does not lead",
+    Claim("C6", "the top Hessian eigenvalue comes first as often as chance gives",
           "about 17%", "lags", "no precursor", within=0.1, **_measure("hessian_top")),
     Claim("C7", "order of onsets and of emergence go together (rho)",
           ".57-.90", ".57-.90", "-", order_correlation, null=TASKS, above_null=True,
           form="{:.2f}", needs="an emergence", limits=(-1, 1)),
-    Claim("C7 fine", "but not within a difficulty class (concordance)",
+    Claim("C7 fine", "within a difficulty class the order is what chance gives",
           "27%", "52-69%", "-", within_class, null=TASKS, within=0.1, limits=SHARE,
           needs="two seeds of a size, and several task-levels in a class"),
-    Claim("C8", "where sizes reverse an order, prediction fails (swap test)",
+    Claim("C8", "orders that sizes reverse are foreseen as often as chance gives",
           "26%", "26%", "-", swap_rate, null=TASKS, within=0.1, limits=SHARE,
           needs="two sizes that reverse an order"),
     Claim("C10", "a linear probe finds the answer before behaviour does",

@@ -4,7 +4,8 @@ The numbers come from emergence.py and claims.py.  Here they become pictures and
 dates no event and tests nothing, reads no run directory and knows nothing of torch.
 
     figure_...      events -> {name: Figure}; the table FIGURES at the end has their captions
-    claim_lines, sentences, median_tables      findings -> lines and tables for a terminal
+    story           findings -> what happened, and what a sweep cannot tell, in sentences
+    SHOWN           findings -> lines and tables for a terminal, in four lengths
     page            findings and pictures -> report.html, one file without a script
     write           all of it into the folder of a sweep, numbers first
 
@@ -13,17 +14,22 @@ Letters in shapes:  R runs, S snapshots, M data sets (the observed one, then shu
 import base64
 import contextlib
 import csv
+import html
 import io
 import itertools
 import json
 import math
 import os
+import re
+import shlex
 import sys
 import textwrap
 import warnings
 from operator import itemgetter
+from typing import NamedTuple
 
 import jinja2
+import markupsafe
 import numpy as np
 from rich.console import Group
 from rich.table import Table
@@ -760,6 +766,8 @@ def step_text(x):
 def claim_cells(row):
     """One of findings["claims"] as text: {what a cell is called on a narrow screen: the cell}."""
     form, low, high = row["form"], *(value_text(row[x], row["form"]) for x in ("low", "high"))
+    if row["verdict"].startswith("cannot tell: one "):          # then no interval says anything
+        low = "-"
     return {"v1, v2": row["v1"], "v3": row["v3"], "v4": row["v4"],
             "here": value_text(row["value"], form),
             "interval": "-" if low == "-" else f"{low} to {high} over {row['over']}",
@@ -816,10 +824,12 @@ def claim_lines(rows):
     return lines
 
 
-def indented(text):
-    """Lines of at most 80 columns; spaces written as NO_BREAK stay within a line."""
-    lines = textwrap.wrap(text, width=80, initial_indent="    ", subsequent_indent="      ",
-                          break_on_hyphens=False)
+def indented(text, first="    ", others="  "):
+    """Lines of at most 80 columns; spaces written as NO_BREAK stay within a line.
+
+    others: what stands before a second line, besides."""
+    lines = textwrap.wrap(text, width=80, initial_indent=first, subsequent_indent=first + others,
+                          break_on_hyphens=False, break_long_words=False)
     return [line.replace(NO_BREAK, " ") for line in lines]
 
 
@@ -891,6 +901,194 @@ def arm_value(row):
     return f"{row['mean']:.2f}{half}, {row['verdict']}"
 
 
+# ------------------------------------------------------------------------------------------------
+# What happened, in sentences: terminal and page share them
+
+FEW = 4                               # so many task-levels have a sentence each
+
+
+class Story(NamedTuple):
+    happened: list                    # sentences
+    cannot: str                       # what the sweep cannot tell; "": nothing
+    command: str                      # what can
+
+
+def story(events, findings):
+    """findings: of run.analyse_runs, with "levels" and "sizes" (claims.medians and .overview)."""
+    lines, unit, config = [], findings.get("unit", "step"), events.runs[0].config
+    several = len(findings["sizes"]) > 1
+    for number, size in enumerate(findings["sizes"]):
+        name = size["size"] if several else ""
+        if number == 0 and 0 < size["levels"] <= FEW:       # the others follow in short
+            rows = [row for row in findings["levels"]
+                    if row["size"] == size["size"] and not row["control"]]
+            lines += [f"{name} {level_sentence(row, unit, size['last_step'])}".strip()
+                      for row in rows]
+        else:
+            found = size_sentences(size, unit) if size["levels"] else [HAPPENED["only shams"]]
+            lines += [f"{name}: {line}".removeprefix(": ") for line in found]
+    if findings["lead_check"]["sham_emergences"]:
+        lines.append(HAPPENED["shams"].format(**findings["lead_check"]))
+    lines += [HAPPENED["chance"].format(**row) for row in findings["claims"]
+              if row["claim"] == "C4" and told(row)]
+    last = max(run.steps[-1] for run in events.runs)
+    if last < config.get("steps", 0):                       # a table's has no such field
+        lines.append(HAPPENED["stopped"].format(unit=unit, last=step_text(last),
+                                                steps=step_text(config["steps"])))
+    lines += [f"Missing: {what}." for what in findings["missing"]]
+    return Story(lines, *cannot_tell(events, findings))
+
+
+def told(row):
+    return not row["verdict"].startswith("cannot tell")
+
+
+def level_sentence(row, unit, last):
+    """What became of one task-level of one size.  row: of claims.medians."""
+    seeds, words, mixed = row["seeds"], {"unit": unit, "last": step_text(last)}, False
+    for key, spread in row.items():
+        if isinstance(spread, dict):
+            rank = key in ("start", "floor")
+            words[key] = f"{spread['median']:.1f}" if rank else step_text(spread["median"])
+    for key in ("collapsed", "recovered", "emerged"):       # how often, where seeds differ
+        some = 0 < row[key] < seeds
+        words[key], mixed = f" ({row[key]} of {seeds} seeds)" if some else "", mixed or some
+    rank, then = "unmeasured", ["emerged"] if row["emerged"] else []
+    if row["floor"]:
+        rank = "fell" if row["collapsed"] else "stayed"
+    if rank == "fell" and row["onset"]:
+        late = then and row["emergence"]["median"] <= row["onset"]["median"]
+        then.insert(1 if late else 0, "recovered")
+    text = HAPPENED[rank] + HAPPENED[" ".join([*(["fell"] if rank == "fell" else []), *then, "."])]
+    many = "one seed" if seeds == 1 else f"all {seeds} seeds"
+    return f"{row['level']}: {text.format(**words)}{'' if mixed else f' ({many})'}."
+
+
+def size_sentences(size, unit):
+    """What became of all task-levels of one size.  size: a row of claims.overview."""
+    words = size | {"unit": unit, "last": step_text(size["last_step"]),
+                    "many": size["seeds"] * size["levels"],
+                    "seeds": "one seed" if size["seeds"] == 1 else f"{size['seeds']} seeds"}
+    if size["measured"]:
+        words |= {"rank": size["start"]["median"], **size["floor"]}
+    lines = ["all unmeasured" if not size["measured"] else "all fell"]
+    if size["measured"] and not size["collapsed"]:
+        lines = ["none fell"]
+    dated = [f"{level} at {step_text(step)}" for level, step in size["order"]]
+    words["dated"] = f"first {dated[0]}, last {dated[-1]}" if dated[1:] else "".join(dated)
+    lines.append("some emerged" if dated else "none emerged")
+    if dated and size["measured"]:
+        lines[-1] = "some emerged after"
+    if dated and size["never"]:
+        more = len(size["never"]) - 6
+        words["never"] = ", ".join(size["never"][:6]) + (f" and {more} more" if more > 0 else "")
+        lines.append("never")
+    return [HAPPENED[line].format(**words) for line in lines]
+
+
+def cannot_tell(events, findings):
+    """(what the sweep cannot tell, the command that can), by the first row of CANNOT that fits."""
+    config = events.runs[0].config
+    for key, verdict, text, changes in CANNOT:
+        keys = [row["claim"] for row in findings["claims"]
+                if row["verdict"].startswith(verdict) and row["claim"].startswith(key)]
+        if keys:
+            needed = [row["verdict"].rpartition(" ")[2] for row in findings["claims"]
+                      if row["claim"] in keys]
+            words = {"claims": ", ".join(keys), "needed": ", ".join(needed),
+                     "last": step_text(events.runs[0].steps[-1]),
+                     "unit": findings.get("unit", "step"), "tasks": len(set(events.only().tasks)),
+                     "steps": 2 * config.get("steps", 0), "seeds": 2 * len(events.runs)}
+            changes = {option: value.format(**words) for option, value in changes.items()}
+            if "shams" in verdict and not any(events.shams):
+                changes["--controls"] = "4"
+            return text.format(**words), sweep_command(events, changes)
+    return "", ""
+
+
+ANOTHER = ("--task", "--controls", "--steps", "--measures", "--train-fraction", "--intervene")
+
+def sweep_command(events, changes):
+    """The command of a sweep with other options; "" for what no sweep of ours made."""
+    config = events.runs[0].config
+    if "per_level" not in config:
+        return ""
+    words = (config.get("environment") or {}).get("command", ())
+    given = list(zip(words, words[1:]))
+    sizes = dict.fromkeys(run.config["size"] for run in events.runs)
+    options = {"--task": ",".join(dict.fromkeys(events.only().tasks)), "--sizes": ",".join(sizes),
+               "--seeds": str(max(run.config["seed"] for run in events.runs) + 1)}
+    if "--task" not in changes:
+        options |= {option: value for option, value in given if option in ANOTHER}
+        options |= {f"--set {value}": value for option, value in given
+                    if option == "--set" and not value.startswith("threads=")}
+    options |= changes
+    return " ".join(["python run.py sweep", *(
+        option if option.startswith("--set ") else f"{option} {shlex.quote(value)}"
+        for option, value in options.items())])
+
+
+def happened_lines(found):
+    """A Story for a terminal: what happened ..."""
+    return [Text("What happened", style="bold"),
+            *(Text(line) for sentence in found.happened for line in indented(sentence, "  "))]
+
+
+def cannot_lines(found):
+    """... and what the sweep cannot tell."""
+    command = f"This can: {found.command}" if found.command else ""
+    return [Text(line) for text in (found.cannot, command) for line in indented(text, "", "  ")]
+
+
+def short_tables(medians):
+    """The events of few task-levels as median_tables; of many, a line for each task."""
+    sizes = by_size(medians)
+    if sum(not row["control"] for row in medians) <= 3 * FEW:
+        return [*median_tables([row for row in medians if not row["control"]]),
+                Text(SHORT_LEGEND, style="dim")]
+    tables = []
+    for size, rows in sizes[:2]:                            # the page has the others
+        cells = {}                                          # {task: {number: cell}}
+        for row in rows:
+            task, number = emergence.split_level(row["level"])
+            if not row["control"]:
+                cells.setdefault(task, {})[number] = dates_text(row)
+        numbers = dict.fromkeys(number for own in cells.values() for number in own)
+        table = plain_table("task", *(f"level {number}".strip() for number in numbers),
+                            title=Text(size), title_justify="left")
+        for task, own in list(cells.items())[:12]:
+            table.add_row(Text(task), *(own.get(number, "") for number in numbers))
+        tables.append(table)
+    return [*tables, Text(DATES_LEGEND, style="dim")]
+
+
+def dates_text(row):
+    """
+    >>> step = {"median": 50}
+    >>> dates_text({"onset": step, "emergence": {"median": 126}, "emerged": 9, "seeds": 9})
+    '50 > 126'
+    >>> dates_text({"onset": None, "emergence": step, "emerged": 2, "seeds": 3})
+    '- > 50 (2/3)'
+    """
+    onset = step_text(row["onset"]["median"]) if row["onset"] else "-"
+    emerged = step_text(row["emergence"]["median"]) if row["emergence"] else "never"
+    share = f" ({row['emerged']}/{row['seeds']})" if 0 < row["emerged"] < row["seeds"] else ""
+    return f"{onset} > {emerged}{share}"
+
+
+def told_lines(rows):
+    """The claims in short: what can be told, a line or two each; then those that cannot."""
+    lines, others = [], [row["claim"] for row in rows if not told(row)]
+    for row in filter(told, rows):
+        cells = claim_cells(row)
+        chance = "" if cells["chance"] == "-" else f", chance {cells['chance']}"
+        lines.append(f"{row['claim']}: {row['text']}: {cells['here']}{chance}; {row['verdict']}")
+    if others:
+        which = f"these cannot be told: {', '.join(others)}" if lines else "none can be told"
+        lines.append(f"Of the paper's claims {which} (--full and the report say why).")
+    return [Text(one) for line in lines for one in indented(line, "", "  ")]
+
+
 def sentences(findings):
     """What belongs beside the table of claims: a list of strings, from the texts in SENTENCES."""
     check, lines = findings["lead_check"], []
@@ -918,7 +1116,7 @@ def sentences(findings):
         lines.append(SENTENCES["forecast"].format(
             what=" and ".join(row["features"]), verb=GAINS[row["adds"]],
             p_text="" if row["p"] is None else f", p {p_text(row['p'])}", **row))
-    return lines + [f"missing: {what}" for what in findings["missing"]]
+    return lines
 
 
 def span_text(row):
@@ -940,12 +1138,33 @@ def lead_sentence(row, rows, unit="step"):
 # ------------------------------------------------------------------------------------------------
 # The page, and everything into a folder
 
-def page(title, events, findings, images, complaints=()):
-    """report.html as a string: one file with the figures in it, no script.  images: {name: PNG}."""
+def page(title, events, findings, images, complaints=(), film=None):
+    """report.html as a string: one file with the figures in it, no script.
+
+    images: {name: PNG}.  film: of film_of."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(PAGE, globals=globals())
-    return template.render(title=title, run=events.runs[0], findings=findings, images=images,
-                           lines=[*sentences(findings), *complaints])
+    kinds = {kind: [name for name in images if name.partition("-")[0] == kind] for kind in FIGURES}
+    found = story(events, findings)
+    return template.render(
+        title=title, run=events.runs[0], findings=findings, images=images, kinds=kinds, film=film,
+        story=found, complaints=complaints, lines=sentences(findings),
+        rows=sorted(findings["claims"], key=told, reverse=True),
+        count=sum(map(told, findings["claims"])))
+
+
+def glossed(text, met):
+    """Text as HTML.  Words of GLOSSARY that are not among those `met` before show their meaning:
+    under a pointer, when they are tapped, and when the Tab key is at them."""
+    def one(found):
+        word = WORDS.get(found[0].lower(), found[0].lower())
+        if word in met:
+            return found[0]
+        met.append(word)
+        return f'<dfn tabindex="0" data-meaning="{html.escape(GLOSSARY[word])}">{found[0]}</dfn>'
+    words = sorted([*GLOSSARY, *WORDS], key=len, reverse=True)          # the longest that fits
+    pattern = rf"\b({'|'.join(map(re.escape, words))})\b"
+    return markupsafe.Markup(re.sub(pattern, one, html.escape(text), flags=re.IGNORECASE))
 
 
 def events_csv(events):
@@ -958,14 +1177,15 @@ def events_csv(events):
     return text.getvalue()
 
 
-def write(folder, events, findings, universe, save, drawing=None, together=()):
+def write(folder, events, findings, universe, save, drawing=None, together=(), show="claims"):
     """Everything derived of a sweep into its folder: numbers, then figures, then report.html.
 
-    findings: of claims.study, with choices, runs, missing (sentences) and levels (the medians).
+    findings: of claims.study, with choices, runs, missing (sentences), levels (the medians) and
+      sizes (claims.overview).
     save(path, content): writes a text, bytes or (.json) a dict; all of it, or nothing.
     drawing: a future of `draw`, begun in another process.  Without it all is drawn here.
     together: the runs of all sweeps that findings["arms"], of claims.study_arms, is about.
-    Returns what to print: tables and lines of rich."""
+    Returns what to print, as much as SHOWN[show] has: tables and lines of rich."""
     arms = findings.get("arms") or {"effects": [], "claims": []}
     save(folder / "findings.json", {key: x for key, x in findings.items() if key != "arms"})
     save(folder / "events.csv", events_csv(events))
@@ -986,39 +1206,66 @@ def write(folder, events, findings, universe, save, drawing=None, together=()):
     (folder / "figures").mkdir(exist_ok=True)
     for name, image in images.items():
         save(folder / "figures" / f"{name}.png", image)
-    save(folder / "report.html", page(folder.resolve().name, events, findings, images, complaints))
+    save(folder / "report.html", page(folder.resolve().name, events, findings, images, complaints,
+                                      film_of(folder)))
+    return [*SHOWN[show](events, findings), *([Text()] if arms["effects"] else []),
+            *arm_lines(arms), *map(Text, complaints),
+            Text(f"Report: {folder}/report.html"),
+            *([Text(f"To see it move: python run.py watch {folder}")] if film_of(folder) else [])]
 
-    lines = [*sentences(findings), *complaints,
-             f"{folder}/report.html, findings.json, events.csv; "
-             f"{len(images)} figures in {folder}/figures"]
-    return [*median_tables(findings["levels"]), Text(MEDIAN_LEGEND), Text(),
-            *claim_lines(findings["claims"]), Text(CLAIM_LEGEND.format(**findings)), Text(),
-            *arm_lines(arms), *[Text(line) for line in lines]]
+
+def film_of(folder):
+    """The moving picture of a sweep as HTML for its page; None where its runs recorded none."""
+    return None
+
+
+# What a terminal shows of a sweep
+
+def in_short(events, findings, *tables):
+    found = story(events, findings)
+    return [*happened_lines(found), *tables, Text(), *cannot_lines(found)]
+
+
+def with_events(events, findings):
+    return in_short(events, findings, Text(), *short_tables(findings["levels"]))
+
+
+def with_claims(events, findings):
+    return [*with_events(events, findings), Text(), *told_lines(findings["claims"])]
+
+
+def in_full(events, findings):
+    return [*in_short(events, findings), Text(), *median_tables(findings["levels"]),
+            Text(MEDIAN_LEGEND), Text(), *claim_lines(findings["claims"]),
+            Text(CLAIM_LEGEND.format(**findings)), Text(), *map(Text, sentences(findings))]
+
+
+SHOWN = {"story": in_short, "events": with_events, "claims": with_claims, "full": in_full}
 
 
 # ------------------------------------------------------------------------------------------------
 # Tables: figures with their captions, columns, legends, sentences, and the page
 
-FIGURES = {
-    "choices": (figure_choices, (
-        "How far the claims depend on choices of analysis. Left: the precursor rate (C4) under "
-        "each combination of choices, above what exchanged tasks give. Right: an unequal pair of "
-        "cells is a choice that decides.")),
+FIGURES = {                           # in the order of the page
+    "curves": (figure_curves, (
+        "Accuracy and RankMe. Median over seeds as a line, range as a band. Solid vertical line: "
+        "emergence. Dashed: onset of recovery.")),
+    "layers": (figure_layers, (
+        "RankMe of every layer (upwards) against steps. The white line is emergence.")),
+    "floors": (figure_floors, "The floor of RankMe against size."),
+    "measures": (figure_measures, (
+        "Every measure with emergence at 1, each curve scaled to its own range. Median and middle "
+        "half.")),
     "arms": (figure_arms, (
         "Arms side by side: RankMe of each task, mean over its levels and seeds. Markers: median "
         "emergence of a level.")),
     "shifts": (figure_shifts, (
         "By which factor the step of emergence moves, for each task-level and arm, with a 95% "
         "interval over pairs of one seed. Grey: less than 10%.")),
-    "measures": (figure_measures, (
-        "Every measure with emergence at 1, each curve scaled to its own range. Median and middle "
-        "half.")),
-    "floors": (figure_floors, "The floor of RankMe against size."),
-    "curves": (figure_curves, (
-        "Accuracy and RankMe. Median over seeds as a line, range as a band. Solid vertical line: "
-        "emergence. Dashed: onset of recovery.")),
-    "layers": (figure_layers, (
-        "RankMe of every layer (upwards) against steps. The white line is emergence.")),
+    "choices": (figure_choices, (
+        "How far the claims depend on choices of analysis. Left: the precursor rate (C4) under "
+        "each combination of choices, above what exchanged tasks give. Right: an unequal pair of "
+        "cells is a choice that decides.")),
 }
 
 MEDIAN_LEGEND = (
@@ -1039,6 +1286,80 @@ EFFECT_LEGEND = (
     "flips, of a level by Student's t with Holm's correction. model: the factor if log steps are "
     "normal and censored. need: so many pairs show a shift of 10% with power .8. no effect: the "
     "90% interval is within 10%.")
+
+SHORT_LEGEND = (
+    "median (low..high) over seeds; first: RankMe recovered first / emerged / seeds")
+DATES_LEGEND = "onset of RankMe's recovery > emergence, median steps over seeds"
+
+# A task-level: what RankMe did, then what followed, in the order of its events.
+HAPPENED = {
+    "fell": "RankMe fell from {start} to {floor} by {unit} {floor_step}{collapsed}",
+    "stayed": "RankMe did not collapse (first {start}, lowest {floor})",
+    "unmeasured": "RankMe was not measured",
+    "emerged .": "; accuracy emerged at {emergence}{emerged}",
+    ".": "; accuracy had not emerged by {unit} {last}",
+    "fell recovered emerged .": (
+        ", began to recover at {onset}{recovered}, and accuracy emerged at {emergence}{emerged}"),
+    "fell emerged recovered .": (
+        " and began to recover at {onset}{recovered}, no sooner than accuracy emerged, at "
+        "{emergence}{emerged}"),
+    "fell recovered .": (
+        " and began to recover at {onset}{recovered}, but accuracy had not emerged by {unit} "
+        "{last}"),
+    "fell emerged .": " and did not recover, yet accuracy emerged at {emergence}{emerged}",
+    "fell .": " and did not recover; accuracy had not emerged by {unit} {last}",
+    # all task-levels of a size
+    "all fell": (
+        "RankMe collapsed in {collapsed} of {measured} capabilities ({levels} task-levels, "
+        "{seeds}), from {rank:.1f} to {median:.1f} (range {low:.1f} to {high:.1f})."),
+    "none fell": (
+        "RankMe collapsed in none of {measured} capabilities ({levels} task-levels, {seeds}): it "
+        "was {rank:.1f} at first and {median:.1f} at its lowest."),
+    "all unmeasured": "{levels} task-levels, {seeds}; RankMe was not measured.",
+    "some emerged after": (
+        "{emerged} of {many} emerged by {unit} {last} ({dated}); in {rankme_first} of these RankMe "
+        "had recovered before."),
+    "some emerged": "{emerged} of {many} emerged by {unit} {last} ({dated}).",
+    "none emerged": "None of {many} emerged by {unit} {last}.",
+    "never": "Never, in any seed: {never}.",
+    # the whole sweep
+    "only shams": "Only shams were trained, which cannot be learned: nothing can emerge.",
+    "shams": (
+        "{sham_emergences} of {shams} sham controls emerged, though they cannot be learned: trust "
+        "no date here."),
+    "chance": (
+        "RankMe came first in {value:.0%} of emergences; tasks exchanged by chance give "
+        "{null:.0%}: {verdict}."),
+    "stopped": (
+        "Training was stopped at {unit} {last} of {steps}: what comes later was not seen."),
+}
+
+CANNOT = (                  # (claim, how its verdict begins, what cannot be told, other options)
+    ("C4", "cannot tell: one task",
+     "This sweep cannot tell whether RankMe came first by chance: one task has no other to be "
+     "exchanged with.", {"--task": "all", "--sizes": "nano", "--seeds": "3"}),
+    ("C4", "cannot tell: one run",
+     "This sweep cannot tell what another seed would give: there is one run.", {"--seeds": "3"}),
+    ("C4", "cannot tell: needs RankMe",
+     "This sweep cannot tell what came before: RankMe was not measured.",
+     {"--measures": "rankme", "--out": "runs/rankme"}),
+    ("C4", "cannot tell: needs an emergence",
+     "This sweep cannot tell what precedes an emergence: there is none by {unit} {last}.",
+     {"--steps": "{steps}", "--out": "runs/longer"}),
+    ("C4", "cannot tell: the null",
+     "This sweep cannot tell whether RankMe came first by chance: {tasks} tasks can be exchanged "
+     "in too few ways.", {"--task": "all", "--sizes": "nano", "--seeds": "3"}),
+    ("", "cannot tell: needs shams",
+     "This sweep cannot tell whether other measures come before an emergence ({needed}): that "
+     "needs shams, and these measures in several runs.",
+     {"--measures": "all", "--out": "runs/all-measures"}),
+    ("", "cannot tell: needs two sizes",
+     "This sweep cannot tell whether these claims hold, which need two sizes: {claims}.",
+     {"--sizes": "nano,micro"}),
+    ("", "cannot tell",
+     "This sweep cannot tell whether these claims hold, for it is too small: {claims}.",
+     {"--seeds": "{seeds}"}),
+)
 
 GAINS = {True: "adds", False: "is not shown to add", None: "may add, p not asked for,"}
 SENTENCES = {
@@ -1074,56 +1395,126 @@ SENTENCES = {
         "{high:.2f}) nats an emergence{p_text}; {gaining:.0%} of all gain."),
 }
 
+GLOSSARY = {                          # in the page, under a word that one may not know
+    "rankme": (
+        "How many directions the hidden states of different inputs use: from 1, when they are all "
+        "alike, to the width of the model."),
+    "capability": "A task-level in one seed: it can be learned, or not.",
+    "task-level": "A task at one of three levels of difficulty: modadd-2 is modadd at level 2.",
+    "collapsed": "RankMe lost at least half of what it had above 1.",
+    "floor": "The lowest RankMe of a run.",
+    "onset": (
+        "The step from which RankMe rises for good above what shams reach, or above its floor."),
+    "emerged": (
+        "Accuracy went 30% of the way from chance to perfect, and stayed there for a quarter more "
+        "of the steps."),
+    "seeds": "Runs that differ only in their random numbers.",
+    "sham": "A task whose answers are shuffled, so that it cannot be learned.",
+    "chance": "What comes out if the geometry of each task is paired with another's behaviour.",
+    "lead": "Emergence minus onset, in steps: positive where RankMe recovered first.",
+}
+WORDS = {                             # other forms of these words
+    "capabilities": "capability", "task-levels": "task-level",
+    "fell": "collapsed", "collapse": "collapsed", "emergence": "emerged", "seed": "seeds",
+    "emergences": "emerged", "shams": "sham", "exchanged": "chance", "recovered": "onset",
+    "recover": "onset",
+}
+
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 16px/1.5 Georgia, serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222 }
-h1, h2 { line-height: 1.2 } figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto }
-figcaption, small, th { color: #555 } .sham { color: #888 }
-table { border-collapse: collapse; font: 13px/1.35 system-ui, sans-serif; width: 100% }
-th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0;
-         border-bottom: 1px solid #ddd; overflow-wrap: break-word }
-th { font-weight: normal } .claims td:first-child, .claims td:last-child { font-weight: bold }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px }
-@media (max-width: 40rem) {
-  .claims thead { display: none }
-  .claims tr { display: block; border-bottom: 2px solid #bbb; padding: .5rem 0 }
-  .claims td { display: block; border: 0; padding: .1rem 0 } .claims td.none { display: none }
-  .claims td[data-name]:before { content: attr(data-name) ": "; color: #555 }
+:root { color-scheme: light dark; --ink: #1d2125; --soft: #57606a; --line: #d5d9de; --paper: #fff;
+        --card: #f3f5f7; --mark: #0b62a3 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e3e6ea; --soft: #a4adb7; --line: #3b434c; --paper: #15181b; --card: #20252a;
+          --mark: #6db8ef }
+  img { filter: brightness(.9) }
 }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem;
+       color: var(--ink); background: var(--paper); overflow-wrap: break-word }
+h1 { font-size: 1.35rem; line-height: 1.25; margin: .2rem 0 }
+h2 { font-size: 1.1rem; line-height: 1.25; margin: 1.8rem 0 .5rem }
+h3 { font-size: 1rem; margin: 1rem 0 .3rem }
+p, ul { margin: .5rem 0 } ul { padding-left: 1.2rem } li { margin: .3rem 0 }
+.soft, figcaption, small, th, dt { color: var(--soft) }
+.card { background: var(--card); border-left: 4px solid var(--mark); padding: .1rem 1rem;
+        margin: 1rem 0 }
+code { font-size: .9em; overflow-wrap: anywhere }
+.card code { display: block; user-select: all }
+figure { margin: 1rem 0 } .floors img { max-width: min(34rem, 100%) }
+img { max-width: 100%; height: auto; border-radius: 4px }
+.wide { overflow-x: auto }
+@media (max-width: 40rem) {
+  body { font-size: 15px; line-height: 1.4 }
+  .curves img, .layers img, .choices img, .arms img { max-width: none; width: 40rem }
+}
+table { border-collapse: collapse; font-size: 14px; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0;
+         border-bottom: 1px solid var(--line); white-space: nowrap }
+th { font-weight: normal } .sham { color: var(--soft) }
+summary { cursor: pointer; padding: .3rem 0 } summary h2 { display: inline; margin: 0 }
+section > details, body > details { border-top: 1px solid var(--line); padding: .4rem 0 }
+.claim { border-top: 1px solid var(--line); font-size: 15px }
+.claim summary { display: flex; flex-wrap: wrap; gap: 0 .6rem }
+.claim summary b { flex: 0 0 9rem } .claim summary span { flex: 1 1 18rem }
+.claim summary b::before { content: "\\25b8  " }
+.claim[open] summary b::before { content: "\\25be  " }
+.claim .verdict { font-weight: 600 } .untold .verdict { font-weight: normal; color: var(--soft) }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: .3rem 0 .8rem;
+     font-size: 14px } dd { margin: 0 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px }
+dfn { font-style: normal; text-decoration: underline dotted var(--mark); cursor: help;
+      text-underline-offset: 3px }
+dfn:hover::after, dfn:focus::after {
+  content: attr(data-meaning); position: fixed; z-index: 1; left: 50%; bottom: 1rem;
+  transform: translateX(-50%); width: min(34rem, 100vw - 4rem); padding: .6rem 1rem;
+  border-radius: 6px; background: #0b4f85; color: #fff; box-shadow: 0 2px 10px #0008;
+  font: 15px/1.4 system-ui, sans-serif }
+:focus-visible { outline: 2px solid var(--mark); outline-offset: 2px }
 @media print {
-  body { max-width: none; font-size: 11px } table { font-size: 9px }
-  figure, tr { break-inside: avoid }
+  :root { --ink: #000; --paper: #fff; --card: #fff }
+  body { max-width: none; font-size: 11px } table, dl { font-size: 9px }
+  figure, tr, .claim { break-inside: avoid } .claim { font-size: 10px } img { filter: none }
+  details::details-content { content-visibility: visible; height: auto }
+  dfn { text-decoration: none } dfn::after { display: none }
 }
 </style></head><body>
 <h1>When a capability emerges, what changed first?</h1>
-<p>Sweep {{ title }}: {{ findings.runs | length }} runs (
+<p class="soft">Sweep {{ title }}: {{ findings.runs | length }} runs (
 {%- for size, rows in by_size(findings.levels) -%}
 {{ ", " if not loop.first }}{{ size or "all" }} x {{ rows[0].seeds }}
 {%- endfor %}), {{ run.levels | length }} task-levels in each,
-{{ "{:,}".format(run.steps[-1]) }} steps, {{ run.steps | length }} snapshots. The effective rank
-of the hidden states (RankMe) is followed from its collapse to a floor, through the onset of its
-recovery, to the emergence of each capability.</p>
-<h2>What the paper claims, and what is found here</h2>
-<table class="claims">
-<thead><tr><th>claim</th><th>v1, v2</th><th>v3</th><th>v4</th><th>here</th><th>interval</th>
-<th>chance</th><th>p</th><th>choices</th><th>p</th><th>verdict</th></tr></thead>
-<tbody>
-{% for row in findings.claims %}
-<tr><td>{{ row.claim }}: {{ row.text }}</td>
-{%- for name, cell in claim_cells(row).items() -%}
-<td data-name="{{ name }}"{% if cell == "-" %} class="none"{% endif %}>{{ cell }}</td>
-{%- endfor %}</tr>
-{% endfor %}
-</tbody></table>
-<p><small>{{ CLAIM_LEGEND.format(**findings) }}
-v1, v3, v4: versions of arXiv 2602.15997.</small></p>
+{{ "{:,}".format(run.steps[-1]) }} steps, {{ run.steps | length }} snapshots.</p>
+<h2>What happened</h2>
+{% set met = [] %}
 <ul>
-{% for line in lines %}
+{% for line in story.happened %}
+<li>{{ glossed(line, met) }}</li>
+{% endfor %}
+{% for line in complaints %}
 <li>{{ line }}</li>
 {% endfor %}
 </ul>
+{% if story.cannot %}
+<div class="card"><p>{{ glossed(story.cannot, met) }}
+{% if story.command %}This command can: <code>{{ story.command }}</code>{% endif %}</p></div>
+{% endif %}
+{% macro draw(kind) %}
+{% for name in kinds[kind] %}
+{% set caption = FIGURES[kind][1] %}
+{% set size = name.partition("-")[2] %}
+<figure class="{{ kind }}"><div class="wide"><img alt="{{ name }}: {{ caption.partition(".")[0] }}.
+{%- if kind == "curves" %} {{ story.happened | join(" ") }}{% endif %}"
+ src="data:image/png;base64,{{ base64.b64encode(images[name]).decode() }}"></div>
+<figcaption>{% if size %}{{ size }}: {% endif %}{{ glossed(caption, met) }}</figcaption></figure>
+{% endfor %}
+{% endmacro %}
+{{ draw("curves") }}
+{% if film %}
+<h2>The film</h2>
+{{ film | safe }}
+{% endif %}
 {% if findings.arms and findings.arms.effects %}
 <h2>Arms: what another training does to emergence</h2>
 <ul>
@@ -1131,43 +1522,74 @@ v1, v3, v4: versions of arXiv 2602.15997.</small></p>
 <li>{{ line }}</li>
 {% endfor %}
 </ul>
+{{ draw("arms") }}
+{{ draw("shifts") }}
 {% for row in findings.arms.effects %}
 <h3>{{ contrast(row) }}: {{ row.pairs | length }} pairs</h3>
-<table>
+<div class="wide"><table>
 <thead><tr>{% for name in shift_cells(row.mean) %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for one in [row.mean] + row.levels %}
 <tr>{% for cell in shift_cells(one).values() %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
-</tbody></table>
+</tbody></table></div>
 {% endfor %}
 <p><small>{{ EFFECT_LEGEND }}</small></p>
 {% endif %}
-<h2>Figures</h2>
-{% for name, image in images.items() %}
-{% set kind, _, size = name.partition("-") %}
-{% set caption = FIGURES[kind][1] %}
-<figure><img alt="{{ name }}: {{ caption.partition(".")[0] }}"
- src="data:image/png;base64,{{ base64.b64encode(image).decode() }}">
-<figcaption>{% if size %}{{ size }}: {% endif %}{{ caption }}</figcaption></figure>
+<h2>Layers, floors and other measures</h2>
+{% for kind in FIGURES if kind not in ("curves", "arms", "shifts", "choices") %}
+{{ draw(kind) }}
 {% endfor %}
-<h2>Every event</h2>
+<section>
+<details{% if findings.levels | length < 13 %} open{% endif %}>
+<summary><h2>Every event</h2></summary>
 {% for size, rows in by_size(findings.levels) %}
 <h3>{{ size }}</h3>
-<table>
+<div class="wide"><table>
 <thead><tr>{% for name in median_cells(rows[0]) %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in rows %}
 <tr{% if row.control %} class="sham"{% endif %}>
 {%- for cell in median_cells(row).values() %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
-</tbody></table>
+</tbody></table></div>
 {% endfor %}
 <p><small>{{ MEDIAN_LEGEND }} Grey: sham controls, whose answers cannot be learned. Each seed has
 rows of its own in events.csv.</small></p>
-<h2>How it was run</h2>
+</details>
+<details{% if 2 * count >= rows | length %} open{% endif %}><summary><h2>What the paper claims:
+{{ count }} of {{ rows | length }} can be told here</h2></summary>
+{% for row in rows %}
+<details class="claim{% if not told(row) %} untold{% endif %}"><summary><b>{{ row.claim }}</b>
+<span>{{ row.text }}</span> <span class="verdict">{{ row.verdict }}</span></summary>
+<dl>
+{%- for name, cell in claim_cells(row).items() if cell != "-" and name != "verdict" -%}
+<dt>{{ "paper " if name[0] == "v" }}{{ name }}</dt><dd>{{ cell }}</dd>
+{%- endfor %}</dl></details>
+{% endfor %}
+{{ draw("choices") }}
+<p><small>{{ CLAIM_LEGEND.format(**findings) }}
+v1, v3, v4: versions of arXiv 2602.15997.</small></p>
+</details>
+<details><summary><h2>Beside the claims</h2></summary>
+<ul>
+{% for line in lines %}
+<li>{{ line }}</li>
+{% endfor %}
+</ul>
+</details>
+<details><summary><h2>The words</h2></summary>
+<dl>
+{% for word, meaning in GLOSSARY.items() %}
+<dt>{{ word | replace("rankme", "RankMe") }}</dt><dd>{{ meaning }}</dd>
+{% endfor %}
+</dl>
+</details>
+<details><summary><h2>How it was run</h2></summary>
 {% set hidden = ["chance", "chance_log_prob", "answer_tokens", "numbers", "seed", "size"] %}
 <pre>{% for key, value in run.config.items() if key not in hidden %}{{ key }}: {{ value }}
 {% endfor %}</pre>
+</details>
+</section>
 </body></html>
 """

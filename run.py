@@ -32,7 +32,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-out = Console(highlight=False)
+# A notebook's output is taken for a terminal, though it cannot redraw a line: there, as in a pipe,
+# progress is lines of their own.
+NOTEBOOK = "JPY_PARENT_PID" in os.environ
+out = Console(highlight=False, force_terminal=False if NOTEBOOK else None)
 TYPER = dict(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
              pretty_exceptions_enable=False)
 app = typer.Typer(**TYPER, help="When a neural network suddenly gains a capability, what changed "
@@ -281,10 +284,8 @@ def run_sweep(
     waiting = [job for job in plan if not job.is_done()]
     room = torch.cuda.device_count() if device == "cuda" else cores() // plan[0].train.threads
     workers = 1 if launched else max(1, min(workers or room, len(waiting)))
-    out.print(f"[bold]{folder}[/bold]: {many} task-levels, {train.steps:,} steps of "
-              f"{train.per_level * many} examples, {train.dtype} on {device} (workers: {workers}, "
-              f"threads of each: {plan[0].train.threads})")
-    show_cost(plan, waiting, workers)
+    show_plan(folder, plan, workers)
+    show_cost(plan, waiting, workers, dry_run)
     if not dry_run:
         carry_out(folder, plan, waiting, workers, alone=not launched and len(plan) == 1)
 
@@ -300,7 +301,7 @@ def carry_out(folder, plan, waiting, workers, alone):
             failures = sweep.run_worker(waiting, alone)
     if any(job.is_done() for job in plan):
         with sweep.locked(folder, wait=True):
-            analyse_one(folder, [job.folder.name for job in plan])
+            analyse_one(folder, [job.folder.name for job in plan], show="events")
     if failures:
         raise sweep.Failed("; ".join(failures))
 
@@ -321,8 +322,19 @@ def first_look(folder):
             out.print(f"first look: {folder}/figures/{name}.png")
 
 
-def show_cost(plan, waiting, workers):
-    """The table of what is still to do, and how long it will take."""
+def show_plan(folder, plan, workers):
+    """Two lines: what is trained, and on what."""
+    train, sizes = plan[0].train, [job.train.size for job in plan]
+    counts = ", ".join(f"{size} x {sizes.count(size)}" for size in dict.fromkeys(sizes))
+    many = len(train.levels)
+    out.print(f"[bold]{folder}[/bold]: {many} task-levels in one model, {train.steps:,} steps of "
+              f"{train.per_level * many} examples")
+    out.print(f"{counts}; {train.dtype} on {train.device} (workers: {workers}, threads of each: "
+              f"{train.threads})")
+
+
+def show_cost(plan, waiting, workers, in_full):
+    """How long what is still to do will take; in full: what takes it."""
     import models
     import sweep
     costs, totals = {}, []
@@ -336,7 +348,7 @@ def show_cost(plan, waiting, workers):
         seconds = training, measuring, runs * (training + measuring)
         table.add_row(size, f"{models.parameter_count(shapes[size]):,}", str(runs),
                       str(snapshots), *map(minutes, seconds))
-    if waiting:
+    if waiting and in_full:
         out.print(table)
     for job in waiting:
         training, measuring, _ = costs[job.train.size]
@@ -346,7 +358,7 @@ def show_cost(plan, waiting, workers):
             seconds = cost * training / models.last_step(job.train)
             totals[-1] += seconds
             parts.append(f"{name} {minutes(seconds)} ({snapshots} snapshots)")
-        if parts:
+        if parts and in_full:
             out.print(f"{job.folder.name} also: {', '.join(parts)}")
     total = max(sum(totals) / workers, max(totals, default=0))  # the longest run has one worker
     out.print(f"{len(waiting)} runs to do, {len(plan) - len(waiting)} done already; about "
@@ -365,29 +377,51 @@ def progress_of(job, begin):
         if rows.stat().st_mtime > begin:
             row = json.loads(rows.read_text().splitlines()[-1])
             loss = "" if row["loss"] is None else f"  loss {row['loss']:.3f}"
-            return row["step"], f"step {row['step']:,}{loss}"
+            return row["step"], f"step {row['step']:,}{loss}{accuracies(row['levels'])}"
     return None, None
 
 
+def accuracies(levels):
+    """Of few task-levels each one's accuracy; of many, how many have left chance behind."""
+    from tasks import chance, split_name
+    real = {level: columns["accuracy"] for level, columns in levels.items()
+            if not level.startswith("sham-")}
+    tasks = list(dict.fromkeys(split_name(level)[0] for level in real))
+    values = [f"{x:.2f}".removeprefix("0") for x in real.values()]
+    if len(tasks) < 2:
+        return f"  {' '.join(tasks + values)}"
+    lows = [chance(*split_name(level)) for level in real]
+    off = sum(x - low >= 0.3 * (1 - low) for x, low in zip(real.values(), lows))
+    return f"  {off} of {len(real)} off chance"
+
+
+def time_left(progress, number):
+    (line,) = [line for line in progress.tasks if line.id == number]
+    return f"  {minutes(line.time_remaining)} left" if line.time_remaining else ""
+
+
+SILENCE = 30                          # seconds after which a reader thinks that nothing moves
+
 @contextlib.contextmanager
 def show_progress(plan, when_one_is_done=None):
-    """Meanwhile, one line for each run in flight: step, loss, time left.  Where the output is no
-    terminal, a line at every tenth of a run.  when_one_is_done is called once, with others to go.
-    """
+    """Meanwhile, one line for each run in flight: step, loss, accuracy, time left.  Where the
+    output is no terminal, a line at every tenth of a run, and after SILENCE.
+
+    when_one_is_done is called once, with others to go."""
     import models
     stop, begin = threading.Event(), time.time()
     ends = {job: models.last_step(job.train) for job in plan}
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24),
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=8),
                TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn())
 
     def watch():
         with Progress(*columns, console=out, transient=True) as progress:
-            lines, tenths, ended = {}, {}, False
+            lines, tenths, ended, spoke = {}, {}, False, begin
             for job in plan:
                 lines[job] = progress.add_task(job.folder.name, total=ends[job],
                                                visible=False, note="")
             while lines and not ended:
-                ended = stop.wait(0.5)
+                ended, silent = stop.wait(0.5), time.time() - spoke > SILENCE
                 for job in list(lines):
                     step, note = progress_of(job, begin)
                     if not note:
@@ -400,9 +434,14 @@ def show_progress(plan, when_one_is_done=None):
                         continue
                     progress.update(lines[job], completed=step, visible=True, note=note)
                     tenth = 10 * step // ends[job]
-                    if not out.is_terminal and tenths.get(job, 0) < tenth < 10:
-                        tenths[job] = tenth
-                        out.print(f"{job.folder.name}  {10 * tenth}%  {note}")
+                    due = tenths.get(job, 0) < tenth < 10
+                    if not out.is_terminal and (due or silent):
+                        tenths[job], spoke = tenth, time.time()
+                        out.print(f"{job.folder.name}  {100 * step // ends[job]}%  {note}"
+                                  f"{time_left(progress, lines[job])}")
+                if not out.is_terminal and time.time() - spoke > SILENCE:
+                    out.print("still at work")
+                    spoke = time.time()
     thread = threading.Thread(target=watch)
     try:
         thread.start()
@@ -442,15 +481,18 @@ def analyse_one(folder, planned=(), **options):
     return analyse_runs(folder, runs, missing, **options)
 
 
-def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None):
+def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="claims"):
     """Everything derived of emergence's Runs, wherever they come from, on disk and screen.
 
     missing: what is not among them, in words.  forecast_null: see claims.study.
-    others: {sweep: runs}, which may be arms of one experiment with these."""
+    others: {sweep: runs}, which may be arms of one experiment with these.
+    show: how much of it on screen, a key of report.SHOWN."""
     import claims
     import emergence
     import report
     import sweep
+    if all(run.shams.all() for run in runs):
+        raise ValueError(f"{folder}: {report.HAPPENED['only shams']}")
     begin, specification = time.monotonic(), claims.Specification()
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
     spawn = multiprocessing.get_context("spawn")
@@ -469,12 +511,12 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None):
                 "sweeps": [folder.resolve().name, *(others or ())]}
         findings = {"choices": dataclasses.asdict(specification),
                     "runs": [run.name for run in runs], "missing": list(missing), **found,
-                    "levels": claims.medians(events)}
+                    "levels": claims.medians(events), "sizes": claims.overview(events)}
         if runs[0].config["unit"] != "step":
             findings["unit"] = runs[0].config["unit"]
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
-                                 drawing, together)
+                                 drawing, together, show)
         for line in lines:
             out.print(line)
     wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
@@ -483,6 +525,16 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None):
              for word, what in (("training", "train"), ("measuring", "measure"))]
     out.print(f"{''.join(spent)}analysing and drawing {minutes(time.monotonic() - begin)}")
     return findings
+
+
+def names_apart(folders):
+    """The last parts of each path, as many as tell it from the others."""
+    parts = [folder.resolve().parts for folder in folders]
+    for many in range(1, 1 + max(map(len, parts))):
+        names = ["/".join(own[-many:]) for own in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 @app.command("analyse")
@@ -495,7 +547,9 @@ def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", 
                                                   "forecast its p, such as 200: a minute"),
                 seeds: range = typer.Option(None, metavar="N|A-B", parser=parse_seeds,
                                             help="only runs with these seeds"),
-                sizes: str = typer.Option(None, help="only runs of these sizes, with commas")):
+                sizes: str = typer.Option(None, help="only runs of these sizes, with commas"),
+                full: bool = typer.Option(False, "--full", help="print every claim with its "
+                                          "evidence, as the report has them")):
     """Findings and figures again, from the recorded rows alone.
 
     Several are also set side by side.  Where sweeps are arms of one experiment (the same tasks and
@@ -507,7 +561,7 @@ def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", 
     import sweep
     sizes = sizes and pick("--sizes", sizes, tuple(models.SIZES))
     places = []                                                 # (folder, runs, what is missing)
-    for path in paths:
+    for path in {path.resolve(): path for path in paths}.values():
         if path.is_file():
             runs, notes = report.read_runs(path, columns)
             places.append((path.with_suffix(""), runs, []))
@@ -515,14 +569,18 @@ def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", 
             continue
         which = [*(sizes or ()), *(["seeds", str(seeds[0]), str(seeds[-1])] if seeds else ())]
         places.append((path / "-".join(which), *select(path, seeds, sizes)))
-    found, others = {}, {path.resolve().name: runs for path, runs, _ in places[1:]}
-    for number, (folder, runs, missing) in enumerate(places):
+    names, found = names_apart([folder for folder, _, _ in places]), {}
+    others = {name: runs for name, (_, runs, _) in list(zip(names, places))[1:]}
+    show = "claims" if len(places) == 1 else "story"
+    for name, (folder, runs, missing) in zip(names, places):
         folder.mkdir(exist_ok=True)
+        if len(places) > 1:
+            out.print(f"\n[bold]{escape(name)}[/bold]")
         with sweep.locked(folder, wait=True):
-            found[folder.resolve().name] = analyse_runs(folder, runs, missing, forecast_null,
-                                                        None if number else others)
+            found[name] = analyse_runs(folder, runs, missing, forecast_null,
+                                       None if found else others, "full" if full else show)
     if len(found) > 1:
-        out.print(report.side_by_side(found))
+        out.print("", report.side_by_side(found), sep="\n")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -735,7 +793,9 @@ def run_handout(folder: Path = typer.Argument(..., metavar="DIR", help="empty, o
                 problem_set: int = PROBLEM_SET, variant: int = VARIANT,
                 gradescope: bool = typer.Option(False, help="also write the autograder's zip, "
                                                 "DIR-autograder.zip")):
-    """A course assignment: this tree with its exercises blank; see tests/COURSE.md."""
+    """A course assignment: this tree, exercises blank.
+
+    tests/COURSE.md says how a course uses it."""
     assignments = course()
     exercises, points = assignments.handout(folder, problem_set, variant=variant or 0)
     out.print(escape(f"{folder}: {len(exercises)} exercises, {points} points, without their "

@@ -684,11 +684,12 @@ CANNOT = "cannot tell: the interval over tasks is not within "
     ("C4", dict(against={"accuracy": 0.9, "log_prob": 0.01}),
      "above chance, but not shown to beat accuracy at a tenth of the way"),
     ("C4 risk set", dict(), "above chance; the same test as C4, counted once"),
-    ("C5", dict(value=0.5, low=0.45, high=0.55), "holds"),
+    ("C5", dict(value=0.5, low=0.45, high=0.55), "holds: what chance gives"),
     ("C5", dict(value=0.5, low=0.3, high=0.55), CANNOT + "40% to 60%"),
-    ("C5", dict(value=0.8, low=0.7, high=0.9), "does not hold"),
+    ("C5", dict(value=0.8, low=0.7, high=0.9), "does not hold: more than chance gives"),
+    ("C5", dict(value=0.2, low=0.1, high=0.3), "does not hold: less than chance gives"),
     ("C5", dict(value=math.nan), "cannot tell: needs shams, and --measures llc"),
-    ("C7 fine", dict(value=0.55, low=0.5, high=0.59, p=0.04), "holds"),
+    ("C7 fine", dict(value=0.55, low=0.5, high=0.59, p=0.04), "holds: what chance gives"),
     ("C7 fine", dict(value=0.55, low=math.nan, high=math.nan), "cannot tell: no interval"),
     ("C10", dict(value=0.5, p=1.0), "not shown: chance gives as much")])
 def test_verdicts_follow_from_value_interval_and_p(key, changes, verdict):

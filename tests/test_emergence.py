@@ -592,6 +592,28 @@ def test_medians_over_seeds_count_what_never_came():
     assert sham["control"] and sham["emergence"] is sham["lead"] is None
 
 
+def test_an_overview_counts_capabilities_and_orders_what_emerges():
+    runs = [made_up_run(seed) for seed in range(3)]
+    runs[2].accuracy[1] = 0.1                                 # the third does not learn add-2
+    rows = claims.medians(event_table(runs))
+    (size,) = claims.overview(event_table(runs))
+    assert (size["seeds"], size["levels"], size["measured"]) == (3, 2, 6)
+    for count in ("collapsed", "recovered", "emerged", "rankme_first"):
+        assert size[count] == sum(row[count] for row in rows if not row["control"])
+    assert (size["collapsed"], size["emerged"], size["never"]) == (6, 5, [])
+    assert size["order"] == [["add-1", 160], ["add-2", 260]]
+    flat = [made_up_run(seed) for seed in range(3)]
+    for run in flat:
+        run.accuracy[:] = 0.1
+        for name in run.curves:
+            if name.startswith("rankme"):
+                run.curves[name][0] = 9.0                     # add-1 does not fall
+    events = event_table([emergence.replace(run) for run in flat])         # without what was read
+    (size,) = claims.overview(events)
+    assert (size["emerged"], size["order"], size["never"]) == (0, [], ["add-1", "add-2"])
+    assert size["collapsed"] == 3 and claims.medians(events)[0]["collapsed"] == 0
+
+
 def test_medians_have_the_smallest_size_first():
     runs = [made_up_run(size="micro", parameters=1_300_000), made_up_run()]
     sizes = [row["size"] for row in claims.medians(event_table(runs))]

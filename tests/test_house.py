@@ -218,9 +218,10 @@ def test_the_public_names_are_there():
 # Tables
 
 # Rooms that have grown past one sitting: measures and pythia ask much of what they are given, so
-# that no wrong number passes in silence; the others hold what interventions and own data need.
-LONGER = {"measures.py": 1140, "pythia.py": 1360, "claims.py": 1100, "emergence.py": 1100,
-          "report.py": 1180}
+# that no wrong number passes in silence; report has what happened in words, and a page; the others
+# hold what interventions and own data need.
+LONGER = {"measures.py": 1140, "pythia.py": 1360, "claims.py": 1140, "emergence.py": 1100,
+          "report.py": 1600, "run.py": 1040}
 
 BESIDE = {"README.md", "pyproject.toml", "LICENSE", "CITATION.cff", "tests", "results"}
 

@@ -288,7 +288,7 @@ def test_analyse_makes_everything_of_a_table_in_tokens(tmp_path, capsys):
                          (name, level, tokens, "my norm", 10.0 + 5 * later),
                          (name, level, tokens, "rankme.first.block", 2.0 + 6 * later)]
     path = write(tmp_path / "curves.csv", rows, ("run", "level", "tokens", "quantity", "value"))
-    status, screen, err = analyse(capsys, path, "--columns", "step=tokens")
+    status, screen, err = analyse(capsys, path, "--columns", "step=tokens", "--full")
     assert status == 0, err
     found, folder = events_of(tmp_path / "curves"), tmp_path / "curves"
     for name in ("r0", "r1"):

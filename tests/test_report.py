@@ -2,9 +2,11 @@
 import csv
 import doctest
 import io
+import itertools
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -102,7 +104,7 @@ def joint():
     findings = {"choices": events.dated_by, "runs": [run.name for run in events.runs],
                 "missing": [],
                 **claims.study(events.runs, universe=universe),
-                "levels": claims.medians(events)}
+                "levels": claims.medians(events), "sizes": claims.overview(events)}
     return events, findings, universe
 
 
@@ -477,15 +479,217 @@ def test_sentences_leave_out_what_was_not_there(joint):
     bare = findings | {"lead_check": check, "floor_ratio_of_shares": math.nan, "classes": [],
                        "claims": [], "leads": [], "forecasts": [],
                        "missing": ["nano-s7 was not started"]}
-    rule, risk_set, shams, missing = report.sentences(bare)
+    rule, risk_set, shams = report.sentences(bare)
     assert rule.endswith("RankMe's floor.") and shams.startswith("Without sham controls")
     assert "no z" in risk_set and "Most task-levels show no onset." in risk_set
-    assert missing == "missing: nano-s7 was not started"
+    assert "Missing: nano-s7 was not started." in report.story(joint[0], bare).happened
 
 
 def test_examples_in_the_docstrings():
     results = doctest.testmod(report)
     assert results.failed == 0 and results.attempted >= 2
+
+
+# ------------------------------------------------------------------------------------------------
+# What happened
+
+def spread(median, low=None, high=None):
+    return {"median": median, "low": median if low is None else low,
+            "high": median if high is None else high}
+
+
+def level_row(**changes):
+    """Three seeds of one task-level in which everything happens: a row of claims.medians."""
+    row = {"size": "nano", "level": "add-2", "control": False, "seeds": 3, "collapsed": 3,
+           "recovered": 3, "emerged": 3, "start": spread(5.31), "floor": spread(1.5),
+           "floor_step": spread(75), "onset": spread(139), "emergence": spread(363)}
+    return row | changes
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({}, "add-2: RankMe fell from 5.3 to 1.5 by step 75, began to recover at 139, and accuracy "
+         "emerged at 363 (all 3 seeds)."),
+    (dict(seeds=1, collapsed=1, recovered=1, emerged=1),
+     "add-2: RankMe fell from 5.3 to 1.5 by step 75, began to recover at 139, and accuracy emerged "
+     "at 363 (one seed)."),
+    (dict(collapsed=2, emerged=1),
+     "add-2: RankMe fell from 5.3 to 1.5 by step 75 (2 of 3 seeds), began to recover at 139, and "
+     "accuracy emerged at 363 (1 of 3 seeds)."),
+    (dict(collapsed=0, floor=spread(4.0)),
+     "add-2: RankMe did not collapse (first 5.3, lowest 4.0); accuracy emerged at 363 (all 3 "
+     "seeds)."),
+    (dict(emerged=0, emergence=None),
+     "add-2: RankMe fell from 5.3 to 1.5 by step 75 and began to recover at 139, but accuracy had "
+     "not emerged by step 600 (all 3 seeds)."),
+    (dict(recovered=0, onset=None),
+     "add-2: RankMe fell from 5.3 to 1.5 by step 75 and did not recover, yet accuracy emerged at "
+     "363 (all 3 seeds)."),
+    (dict(recovered=0, onset=None, emerged=0, emergence=None),
+     "add-2: RankMe fell from 5.3 to 1.5 by step 75 and did not recover; accuracy had not emerged "
+     "by step 600 (all 3 seeds)."),
+    (dict(onset=spread(400)),
+     "add-2: RankMe fell from 5.3 to 1.5 by step 75 and began to recover at 400, no sooner than "
+     "accuracy emerged, at 363 (all 3 seeds)."),
+    (dict(collapsed=0, recovered=0, start=None, floor=None, floor_step=None, onset=None),
+     "add-2: RankMe was not measured; accuracy emerged at 363 (all 3 seeds)."),
+    (dict(collapsed=0, start=None, floor=None, floor_step=None, onset=None, recovered=0,
+          emerged=0, emergence=None),
+     "add-2: RankMe was not measured; accuracy had not emerged by step 600 (all 3 seeds).")])
+def test_a_level_has_a_sentence_with_every_figure(changes, sentence):
+    assert report.level_sentence(level_row(**changes), "step", 600) == sentence
+
+
+def size_row(**changes):
+    row = {"size": "nano", "seeds": 9, "levels": 24, "measured": 216, "collapsed": 210,
+           "recovered": 200, "emerged": 171, "rankme_first": 156, "start": spread(7.42),
+           "floor": spread(2.4, 1.0, 3.2), "last_step": 2000,
+           "order": [["sort-1", 69], ["modadd-2", 1452]], "never": ["add-3", "multiply-3"]}
+    return row | changes
+
+
+@pytest.mark.parametrize("changes, sentences", [
+    ({}, ["RankMe collapsed in 210 of 216 capabilities (24 task-levels, 9 seeds), from 7.4 to 2.4 "
+          "(range 1.0 to 3.2).",
+          "171 of 216 emerged by step 2000 (first sort-1 at 69, last modadd-2 at 1452); in "
+          "156 of these RankMe had recovered before.",
+          "Never, in any seed: add-3, multiply-3."]),
+    (dict(collapsed=0, never=[]),
+     ["RankMe collapsed in none of 216 capabilities (24 task-levels, 9 seeds): it was 7.4 at first "
+      "and 2.4 at its lowest.",
+      "171 of 216 emerged by step 2000 (first sort-1 at 69, last modadd-2 at 1452); in 156 "
+      "of these RankMe had recovered before."]),
+    (dict(levels=1, seeds=1, measured=1, collapsed=1, emerged=1, rankme_first=0,
+          order=[["add-1", 80]], never=[]),
+     ["RankMe collapsed in 1 of 1 capabilities (1 task-levels, one seed), from 7.4 to 2.4 (range "
+      "1.0 to 3.2).",
+      "1 of 1 emerged by step 2000 (add-1 at 80); in 0 of these RankMe had recovered before."]),
+    (dict(emerged=0, order=[], never=[f"add-{k}" for k in range(24)], seeds=1, measured=24,
+          collapsed=24),
+     ["RankMe collapsed in 24 of 24 capabilities (24 task-levels, one seed), from 7.4 to 2.4 "
+      "(range 1.0 to 3.2).", "None of 24 emerged by step 2000."]),
+    (dict(measured=0, collapsed=0, start=None, floor=None, never=[f"add-{k}" for k in range(8)]),
+     ["24 task-levels, 9 seeds; RankMe was not measured.",
+      "171 of 216 emerged by step 2000 (first sort-1 at 69, last modadd-2 at 1452).",
+      "Never, in any seed: add-0, add-1, add-2, add-3, add-4, add-5 and 2 more."])])
+def test_many_levels_are_grouped_into_a_few_sentences(changes, sentences):
+    assert report.size_sentences(size_row(**changes), "step") == sentences
+
+
+def made_up_story(joint, verdict="holds: above chance"):
+    """The story of made-up findings: claim C4 has that verdict."""
+    events, findings, _ = joint
+    row = claim_row("C4", verdict=verdict, value=0.9, null=0.7)
+    return report.story(events, findings | {"claims": [row], "sizes": [size_row()]})
+
+
+def test_few_levels_have_a_sentence_each_and_the_other_sizes_a_summary(joint):
+    events, findings, _ = joint
+    sizes = [size_row(levels=1, seeds=3), size_row(size="micro")]
+    found = report.story(events, findings | {"sizes": sizes, "claims": [], "levels": [
+        level_row(), level_row(control=True, level="sham-add-1"), level_row(size="micro")]})
+    assert found.happened[0].startswith("nano add-2: RankMe fell from 5.3")
+    assert [line.split(":")[0] for line in found.happened] == ["nano add-2", *["micro"] * 3]
+
+
+def test_the_story_says_what_chance_gives_unless_it_cannot_be_told(joint):
+    (line,) = [x for x in made_up_story(joint).happened if "chance" in x]
+    assert line == ("RankMe came first in 90% of emergences; tasks exchanged by chance give 70%: "
+                    "holds: above chance.")
+    assert "chance" not in " ".join(made_up_story(joint, "cannot tell: one run").happened)
+
+
+def test_shams_alone_cannot_emerge_and_one_that_does_is_a_warning(joint):
+    assert report.story(joint[0], joint[1] | {"sizes": [size_row(levels=0)]}).happened[0] == (
+        report.HAPPENED["only shams"])
+    events, findings, _ = joint
+    check = findings["lead_check"] | {"sham_emergences": 2}
+    lines = report.story(events, findings | {"lead_check": check}).happened
+    assert "2 of 4 sham controls emerged, though they cannot be learned: trust no date here." in (
+        lines)
+
+
+def test_a_run_that_was_stopped_early_says_so(joint):
+    events, findings, _ = joint
+    stopped = emergence.event_table([emergence.replace(run, config=run.config | {"steps": 900})
+                                     for run in events.runs])
+    words = "Training was stopped at step 400 of 900: what comes later was not seen."
+    assert words in report.story(stopped, findings).happened
+    assert words not in report.story(events, findings).happened
+
+
+@pytest.mark.parametrize("verdict, cannot, command", [
+    ("one task", "one task has no other", "--task all --sizes nano --seeds 3"),
+    ("one run", "there is one run", "--task copy --sizes nano,micro --seeds 3 --set lr=0.1"),
+    ("needs RankMe", "RankMe was not measured",
+     "--task copy --sizes nano,micro --seeds 2 --set lr=0.1 --measures rankme --out runs/rankme"),
+    ("needs an emergence", "there is none by step 400",
+     "--task copy --sizes nano,micro --seeds 2 --set lr=0.1 --steps 800 --out runs/longer"),
+    ("the null cannot reach .05", "2 tasks can be exchanged in too few ways",
+     "--task all --sizes nano --seeds 3"),
+    ("needs shams, and --measures llc", "(llc)",
+     "--task copy --sizes nano,micro --seeds 2 --set lr=0.1 --measures all "
+     "--out runs/all-measures")])
+def test_what_cannot_be_told_comes_with_the_command_that_can(verdict, cannot, command, joint):
+    """The command is the recorded one, but for what is changed, its threads and its folder."""
+    typed = "python run.py sweep --task copy --out x --set threads=1 --set lr=0.1".split()
+    events, findings, universe = joint
+    ours = emergence.event_table([
+        emergence.replace(run, config=run.config | {
+            "per_level": 10, "environment": {"command": typed}}) for run in events.runs])
+    found = made_up_story((ours, findings, universe), f"cannot tell: {verdict}")
+    assert cannot in found.cannot and found.command == f"python run.py sweep {command}"
+    assert made_up_story(joint, f"cannot tell: {verdict}").command == "", "no sweep of ours"
+
+
+def test_nothing_is_said_to_be_untold_where_all_is_told(joint):
+    assert made_up_story(joint)[1:] == ("", "")
+
+
+def test_screens_grow_from_the_story_to_every_claim(joint):
+    events, findings, _ = joint
+    screens = {}
+    for show, lines in report.SHOWN.items():
+        screen = io.StringIO()
+        Console(file=screen, highlight=False, width=80).print(*lines(events, findings), sep="\n")
+        screens[show] = screen.getvalue()
+    counts = [len(screen.splitlines()) for screen in screens.values()]
+    assert counts == sorted(set(counts)) and all("What happened" in x for x in screens.values())
+    assert "task-level" not in screens["story"].partition("\n\n")[2]
+    assert "add-2" in screens["events"] and "C7" not in screens["events"]
+    for row in findings["claims"]:
+        assert row["text"] in " ".join(screens["full"].split())
+        short = " ".join(screens["claims"].split())
+        assert (row["text"] in short) == report.told(row) and row["claim"] in short
+
+
+AROUND = 3 + 4 + 2 + 3        # the plan; four runs; first look, analysing; report, watch, times
+
+@pytest.mark.parametrize("tasks, sizes, shams", [
+    (("modadd",), TWO_SIZES, ()),
+    (("copy", "reverse", "compare", "parity", "add", "modadd", "sort", "multiply"),
+     TWO_SIZES[:1], ("sham-add-1", "sham-sort-1", "sham-copy-1", "sham-add-2"))])
+def test_what_a_sweep_prints_is_at_most_forty_lines(tasks, sizes, shams):
+    levels = (*[f"{task}-{k}" for task in tasks for k in (1, 2, 3)], *shams)
+    events = sweep(sizes, levels=levels)
+    findings = {"missing": [], **claims.study(events.runs), "levels": claims.medians(events),
+                "sizes": claims.overview(events)}
+    screen = io.StringIO()
+    Console(file=screen, highlight=False, width=80).print(
+        *report.SHOWN["events"](events, findings), sep="\n")
+    lines = screen.getvalue().splitlines()
+    assert len(lines) + AROUND <= 40, screen.getvalue()
+    assert lines[0] == "What happened" and all(task in screen.getvalue() for task in tasks)
+
+
+def test_many_levels_have_a_line_for_each_task_and_no_sham():
+    rows = [level_row(level=f"{task}-{k}") for task in ("add", "copy", "sort", "chess", "go")
+            for k in (1, 2, 3)]
+    rows += [level_row(level="sham-add-1", control=True)]
+    table, legend = report.short_tables(rows)
+    assert len(table.rows) == 5 and legend.plain == report.DATES_LEGEND
+    assert [column.header for column in table.columns] == [
+        "task", "level 1", "level 2", "level 3"]
+    assert list(table.columns[2].cells) == ["139 > 363"] * 5
 
 
 # ------------------------------------------------------------------------------------------------
@@ -521,7 +725,7 @@ def picture():
 
 def test_the_page_is_well_formed_and_needs_no_other_file(joint):
     events, findings, _ = joint
-    images = {"floors": picture(), "curves-nano": picture(), "curves-micro": picture()}
+    images = {"curves-nano": picture(), "curves-micro": picture(), "floors": picture()}
     text = report.page("add+copy", events, findings, images)
     page = Page(text)
     names = [name for name, _ in page.tags]
@@ -539,7 +743,7 @@ def test_the_page_holds_every_claim_every_level_and_every_setting(joint):
     events, findings, _ = joint
     page = Page(report.page("add+copy", events, findings, {}, ["Figure floors could not be drawn"]))
     for row in findings["claims"]:
-        assert f"{row['claim']}: {row['text']}" in page.words and row["verdict"] in page.words
+        assert f"{row['claim']}\n{row['text']} {row['verdict']}" in page.words
     assert "4 runs (nano x 2, micro x 2), 5 task-levels in each" in page.words
     assert "400 steps, 41 snapshots" in page.words and "eval_examples: 1000" in page.words
     shams = [attributes for name, attributes in page.tags if attributes.get("class") == "sham"]
@@ -548,6 +752,103 @@ def test_the_page_holds_every_claim_every_level_and_every_setting(joint):
     assert results.count("sham-add-1") == 2 and "sham-add-1" in settings
     assert "Figure floors could not be drawn" in page.words
     assert "chance_log_prob" not in page.words
+
+
+def test_the_first_screen_is_the_story_and_then_the_curves(joint):
+    events, findings, _ = joint
+    findings = findings | {"claims": [claim_row("C4", verdict="cannot tell: one task")]}
+    text = report.page("add", events, findings, {"floors": picture(), "curves-nano": picture()},
+                       film="<video></video>")
+    found = report.story(events, findings)
+    places = [text.index(part) for part in (
+        "What happened", 'class="card"', 'alt="curves-nano', "<video>", 'alt="floors',
+        "Every event", "What the paper claims:\n0 of 1 can be told")]
+    assert places == sorted(places)
+    words = Page(text[:places[2]].rpartition("<figure")[0] + "</body></html>").words
+    assert found.cannot in words and all(line in words for line in found.happened)
+    assert "<video>" not in report.page("add", events, findings, {})
+
+
+def test_claims_are_folded_where_most_cannot_be_told(joint):
+    events, findings, _ = joint
+    told, untold = claim_row("C1", verdict="holds"), claim_row("C4", verdict="cannot tell: one run")
+    for rows, opened in (([told, told, untold], True), ([told, untold, untold], False)):
+        page = Page(report.page("add", events, findings | {"claims": rows}, {}))
+        folds = [attributes for name, attributes in page.tags if name == "details"]
+        claims_fold, first, *_ = folds[1:]
+        assert ("open" in claims_fold) == opened and first["class"] == "claim"
+        kinds = [fold["class"] for fold in folds if "class" in fold]
+        assert kinds.count("claim") + kinds.count("claim untold") == 3
+        assert kinds[-1] == "claim untold", "what can be told comes first"
+
+
+def test_a_word_is_explained_where_it_first_stands_and_the_keyboard_gets_there():
+    met = []
+    first = report.glossed("RankMe <fell> & shams recovered; RankMe", met)
+    page = Page(f"<p>{first}</p>")
+    terms = [attributes for name, attributes in page.tags if name == "dfn"]
+    assert len(terms) == 4 and all(term["tabindex"] == "0" for term in terms)
+    assert page.words == "RankMe <fell> & shams recovered; RankMe"
+    assert [term["data-meaning"] for term in terms[:2]] == [
+        report.GLOSSARY["rankme"], report.GLOSSARY["collapsed"]]
+    assert report.glossed("rankme and a seed", met).count("<dfn") == 1
+    assert set(report.WORDS.values()) <= set(report.GLOSSARY)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Chromium without a window: the width of the screen -> a driver that shows the page."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(programs):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for word in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-sync",
+                 "disable-background-networking", "disable-component-update",
+                 f"user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(f"--{word}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_page_at_any_width_by_day_by_night_and_on_paper(
+        browser, tmp_path, joint):
+    events, findings, _ = joint
+    path = tmp_path / "report.html"
+    path.write_text(report.page("add", events, findings, report.draw(events.runs, {})[0]))
+
+    def emulate(width, scheme="light", media="screen"):
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+            "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+            "media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        browser.get(path.as_uri())
+
+    ask = browser.execute_script
+    papers = []
+    for width, scheme in itertools.product((400, 1200), ("light", "dark")):
+        emulate(width, scheme)
+        assert ask("return document.documentElement.scrollWidth") <= width
+        assert ask("return performance.getEntriesByType('navigation')[0].loadEventEnd") < 1000
+        papers.append(ask("return getComputedStyle(document.body).backgroundColor"))
+        edge = "return document.querySelector('.card').getBoundingClientRect().bottom"
+        assert ask(edge) < 800, "what cannot be told is on the first screen"
+    assert papers[0] == papers[2] != papers[1] == papers[3]
+
+    term = browser.find_element("css selector", "dfn")          # the keyboard: the first stop
+    browser.find_element("tag name", "body").send_keys("\t")
+    assert ask("return document.activeElement") == term
+    shown = "return getComputedStyle(document.querySelectorAll('dfn')[%d], '::after').content"
+    assert report.GLOSSARY["rankme"] in ask(shown % 0) and ask(shown % 1) == "none"
+
+    heights = []
+    for media in ("screen", "print"):
+        emulate(1200, media=media)
+        heights.append(ask("return document.documentElement.scrollHeight"))
+    assert heights[1] > heights[0] + 500, "on paper all is unfolded"
 
 
 def test_the_page_escapes_every_name(joint):
@@ -591,17 +892,23 @@ def test_numbers_are_written_first_and_the_page_last(tmp_path, joint):
     assert set(names) == FILES and len(names) == len(FILES)
     assert {path.name for path in tmp_path.rglob("*.*")} == FILES
     assert "add-2" in screen and "C4 risk set" in screen
-    assert "report.html" in screen.replace("\n", "")           # a long path is wrapped
     assert "could not be drawn" not in screen
-    folder = str(tmp_path)
-    files = f"{folder}/report.html, findings.json, events.csv; 7 figures in {folder}/figures"
-    assert screen.replace("\n", "").replace(" ", "").endswith(files.replace(" ", ""))
+    last = f"Report: {tmp_path}/report.html"                   # a long path is wrapped
+    assert screen.replace("\n", "").replace(" ", "").endswith(last.replace(" ", ""))
     page = Page((tmp_path / "report.html").read_text())
     assert tmp_path.name in page.words
     alternatives = [attributes["alt"] for name, attributes in page.tags if name == "img"]
     assert [text.partition(":")[0] for text in alternatives] == [
-        "choices", "measures", "floors", "curves-nano", "curves-micro", "layers-nano",
-        "layers-micro"]
+        "curves-nano", "curves-micro", "layers-nano", "layers-micro", "floors", "measures",
+        "choices"]
+
+
+def test_the_moving_picture_is_named_where_there_is_one(tmp_path, joint, monkeypatch):
+    assert "watch" not in written(tmp_path, joint, killed())[1]
+    monkeypatch.setattr(report, "film_of", "<video>{}</video>".format)
+    screen = written(tmp_path, joint, killed())[1].replace("\n", "")
+    assert f"python run.py watch {tmp_path}".replace(" ", "") in screen.replace(" ", "")
+    assert f"<video>{tmp_path}</video>" in (tmp_path / "report.html").read_text()
 
 
 def test_figures_drawn_elsewhere_make_the_same_files(tmp_path, joint):

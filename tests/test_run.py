@@ -85,7 +85,7 @@ def test_a_sweep_leaves_what_the_docstring_draws(finished):
     assert names(folder / "nano-s0") == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"}
     assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "floors.png",
                                           "measures.png"}
-    assert "findings.json" in screen and "parity-3" in screen
+    assert "report.html" in screen.replace("\n", "") and "parity-3" in screen
 
 
 def test_a_config_and_its_rows(finished):
@@ -245,7 +245,9 @@ class Writer:
 
     def write(self, step):
         with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, "loss": 1.5}) + "\n")
+            levels = {f"modadd-{k}": {"accuracy": step / 40 / k} for k in (1, 2)}
+            levels["sham-add-1"] = {"accuracy": 0.5}
+            file.write(json.dumps({"step": step, "loss": 1.5, "levels": levels}) + "\n")
 
 
 def wait_for(text, screen, seconds=10):
@@ -275,20 +277,45 @@ def test_without_a_terminal_there_is_a_line_at_every_tenth_of_a_run(tmp_path, sc
         for step in range(0, 41, 2):
             writer.write(step)
             if step % 4 == 0 and 0 < step < 40:
-                line = f"nano-s0  {step * 100 // 40}%  step {step}  loss 1.500\n"
+                accuracy = f"modadd {step / 40:.2f} {step / 80:.2f}".replace(" 0", " ")
+                line = f"nano-s0  {step * 100 // 40}%  step {step}  loss 1.500  {accuracy}"
                 assert wait_for(line, screen), (line, screen.getvalue())
         done = {"until": None, "wall_train_s": 100, "wall_measure_s": 7}
         sweep.write_atomically(writer.folder / "done", done)
         assert wait_for("nano-s0  done: training 1.7 min, measuring 7 s\n", screen)
-    lines = screen.getvalue().strip().splitlines()
-    assert len(lines) == 10, "nine tenths, and the end"
+    text = screen.getvalue()
+    assert text.count("nano-s0") == 10, "nine tenths, and the end"
+    assert text.count(" left") >= 7, "how long it will take, once two rows have been seen"
+
+
+def test_without_a_terminal_nobody_waits_long_for_a_word(tmp_path, screen, monkeypatch):
+    monkeypatch.setattr(run, "SILENCE", 0.05)
+    writer = Writer(tmp_path / "nano-s0", 40)
+    with run.show_progress([writer.job]):
+        assert wait_for("still at work\n", screen)
+        writer.write(1)                                        # long before the first tenth
+        assert wait_for("nano-s0  2%  step 1  loss 1.500", screen)
+        before = screen.getvalue().count("step 1 ")
+        deadline = time.monotonic() + 10
+        while screen.getvalue().count("step 1 ") == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert screen.getvalue().count("step 1 ") > before, "it is said again"
+
+
+@pytest.mark.parametrize("levels, text", [
+    ({"add-1": 0.5, "add-2": 1.0, "sham-add-1": 0.9}, "  add .50 1.00"),
+    ({"parity-1": 0.5, "parity-2": 0.64, "compare-1": 0.54, "copy-3": 0.31, "sham-add-1": 1.0},
+     "  2 of 4 off chance")])
+def test_accuracies_are_numbers_or_a_count_of_what_left_chance(levels, text):
+    """Chance is 1/2 of parity, 1/3 of compare, next to nothing of copy; 30% of the way counts."""
+    assert run.accuracies({level: {"accuracy": x} for level, x in levels.items()}) == text
 
 
 def test_progress_of_an_earlier_command_is_not_shown_as_this_ones(tmp_path, screen):
     writer = Writer(tmp_path / "nano-s0", 40)
     writer.write(20)
     past = time.time() - 100
-    assert run.progress_of(writer.job, past) == (20, "step 20  loss 1.500")
+    assert run.progress_of(writer.job, past) == (20, "step 20  loss 1.500  modadd .50 .25")
     assert run.progress_of(writer.job, time.time() + 1) == (None, None)
     writer.path.write_text('{"step": 2')                       # half a row
     assert run.progress_of(writer.job, past) == (None, None)
@@ -313,7 +340,7 @@ def test_analyse_names_what_is_missing(copied, capsys):
     lines = rows.read_text().splitlines(keepends=True)
     rows.write_text("".join(lines[:5]) + lines[5][:40])
     status, screen, _ = call(capsys, "analyse", copied)
-    assert status == 0 and "missing: nano-s1 stopped at step" in screen
+    assert status == 0 and "Missing: nano-s1 stopped at step" in screen
     findings = json.loads((copied / "findings.json").read_text())
     assert findings["runs"] == ["nano-s0"] and len(findings["missing"]) == 1
 
@@ -321,6 +348,13 @@ def test_analyse_names_what_is_missing(copied, capsys):
 def test_a_directory_without_runs_is_refused(tmp_path, capsys):
     status, _, err = call(capsys, "analyse", tmp_path)
     assert status == 2 and one_sentence(err) and "holds no finished run" in err
+
+
+def test_shams_alone_are_refused_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "shams.csv").write_text("run,level,step,accuracy\nr,sham-add-1,0,0\n"
+                                        "r,sham-add-1,1,0\nr,sham-add-1,2,0\n")
+    status, _, err = call(capsys, "analyse", tmp_path / "shams.csv")
+    assert status == 2 and one_sentence(err) and "Only shams were trained" in err
 
 
 def test_a_runs_own_folder_can_be_analysed(copied, capsys):
@@ -342,6 +376,19 @@ def test_several_sweeps_are_also_set_side_by_side(copied, tmp_path, capsys):
     assert status == 0
     last = screen[screen.rindex("analysing and drawing"):]
     assert "copy+parity" in last and "other" in last
+
+
+def test_sweeps_of_one_name_are_told_apart_and_one_given_twice_counts_once(
+        copied, tmp_path, capsys):
+    for name in "ab":
+        shutil.copytree(copied, tmp_path / name / "mine")
+    paths = [tmp_path / name for name in ("a/mine", "b/mine", "b/../a/mine")]
+    status, screen, err = call(capsys, "analyse", *paths)
+    assert status == 0, err
+    last = screen[screen.rindex("analysing and drawing"):]
+    assert "\na/mine " in last and "\nb/mine " in last and last.count("mine") == 2
+    assert screen.count("What happened") == 2
+    assert "Of the paper's claims" not in screen, "each sweep has its story alone"
 
 
 def test_arms_are_paired_by_seed_and_stand_in_the_report_of_the_first(copied, tmp_path, capsys):
@@ -434,7 +481,7 @@ def test_a_claim_that_was_added_stands_in_the_findings(copied, capsys, monkeypat
     row = claims.Claim("X1", "there are many task-levels", "-", "-", "-", levels, above=5,
                        form="{:.0f}")
     monkeypatch.setattr(claims, "CLAIMS", (*claims.CLAIMS, row))
-    status, screen, err = call(capsys, "analyse", copied)
+    status, screen, err = call(capsys, "analyse", copied, "--full")
     assert status == 0 and "there are many task-levels" in screen, err
     findings = json.loads((copied / "findings.json").read_text())
     found = findings["claims"][-1]
