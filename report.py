@@ -947,13 +947,12 @@ def fill(template, **values):
     return environment.from_string(template, globals=globals()).render(**values)
 
 
-def page(title, events, findings, images, complaints=(), filmed=None):
+def page(title, events, findings, images, complaints=(), player=""):
     """report.html as a string: one file with the figures in it.
 
-    images: {name: PNG}.  filmed: (name of a run, its frames), for `film`; None: there is no film."""
+    images: {name: PNG}.  player: what `film` returns."""
     return fill(PAGE, title=title, run=events.runs[0], findings=findings, images=images,
-                player=film(events, *filmed) if filmed else "",
-                lines=[*sentences(findings), *complaints])
+                player=player, lines=[*sentences(findings), *complaints])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -966,10 +965,16 @@ RINGS = (0.03, 0.1, 0.3, 1)
 def film(events, name, frames):
     """The player as HTML: a cloud of hidden states beside the curves, with a slider and keys.
 
-    name: the run that was filmed.  frames: of sweep.find_film, the first of them of step 0."""
+    name: the run that was filmed.  frames: of sweep.find_film, the first of them of step 0.
+    Raises ValueError for a damaged film."""
     run = [run.name for run in events.runs].index(name)
-    levels = [film_level(events, run, level, frames)
-              for level in frames[0]["levels"] if level in events.levels]
+    try:
+        levels = [film_level(events, run, level, frames)
+                  for level in frames[0]["levels"] if level in events.levels]
+        levels[0]
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"the film of {name} is damaged ({error!r:.80}); delete its "
+                         "film.jsonl: nothing else needs it") from None
     return fill(FILM, name=name, levels=levels, unit=events.runs[run].config["unit"].capitalize())
 
 
@@ -1007,8 +1012,9 @@ def film_level(events, r, level, frames):
         "level": level, "steps": steps, "lines": of[0]["lines"], "words": answers,
         "answers": [answers.index(word) for word in of[0]["answers"]],
         "clouds": (1000 * scale * clouds).round().astype(int).reshape(len(of), -1).tolist(),
-        "rings": [{"text": f"{ring:.0%}", "r": 1000 * math.log1p(ring / INNER)
-                   / math.log1p(outer / INNER)} for ring in RINGS if ring <= outer],
+        "rings": [{"text": f"{ring:.0%}", "r": round(1000 * math.log1p(ring / INNER)
+                                                     / math.log1p(outer / INNER))}
+                  for ring in RINGS if ring <= outer],
         "bars": [[round(share, 4) for share in one["shares"]] for one in of],
         "x": [round(film_x(step, run.steps[-1]), 4) for step in run.steps], "here": here.tolist(),
         "accuracy": [None if missing(x) else round(x, 4) for x in accuracy.tolist()],
@@ -1032,16 +1038,20 @@ def film_plane(first, last):
     return np.linalg.qr(total)[0]
 
 
+def whole_numbers(one, name):
+    """What sweep.in_bytes wrote, (rows, 6)."""
+    codes = base64.b64decode(one[name], validate=True)
+    return np.frombuffer(codes, np.int8).reshape(-1, len(one["scales"]))
+
+
 def film_states(one):
     """(N, 6) coordinates of one frame of a task-level along its directions."""
-    codes = np.frombuffer(base64.b64decode(one["states"]), np.int8)
-    return codes.reshape(-1, len(one["scales"])) * np.array(one["scales"])
+    return whole_numbers(one, "states") * np.array(one["scales"])
 
 
 def film_directions(one):
     """(D, 6), of length 1."""
-    codes = np.frombuffer(base64.b64decode(one["directions"]), np.int8).astype(float)
-    directions = codes.reshape(-1, len(one["scales"]))
+    directions = whole_numbers(one, "directions").astype(float)
     return directions / np.maximum(np.linalg.norm(directions, axis=0), 1)
 
 
@@ -1124,11 +1134,18 @@ def write(folder, events, findings, universe, save, drawing=None, together=(), f
         drawn, wrong = draw_arms(together, arms["effects"], events.dated_by)
         images, complaints = drawn | images, complaints + wrong
 
+    player = ""
+    if filmed:
+        try:
+            player = film(events, *filmed)
+        except ValueError as error:
+            complaints.append(f"No film is shown: {error}.")
+
     (folder / "figures").mkdir(exist_ok=True)
     for name, image in images.items():
         save(folder / "figures" / f"{name}.png", image)
     save(folder / "report.html",
-         page(folder.resolve().name, events, findings, images, complaints, filmed))
+         page(folder.resolve().name, events, findings, images, complaints, player))
 
     lines = [*sentences(findings), *complaints,
              f"{folder}/report.html, findings.json, events.csv; "
@@ -1319,11 +1336,11 @@ rows of its own in events.csv.</small></p>
 </body></html>
 """
 
-FILM = """<section class="film" aria-label="Film of the hidden states of {{ name }}">
+FILM = """<section class="film" tabindex="-1" aria-label="Film of the hidden states of {{ name }}">
 <style>
 .film { --paper: #fff; --ink: #1c2128; --soft: #57606a; --line: #d0d7de; --rank: #0072b2;
   --right: #b84c00; --tone: .6; color: var(--ink); background: var(--paper);
-  font: 15px/1.4 system-ui, sans-serif; margin: 2rem 0 }
+  font: 15px/1.4 system-ui, sans-serif; margin: 2rem 0; outline: none }
 @media screen and (prefers-color-scheme: dark) { .film { --paper: #12161b; --ink: #e8ecf1;
   --soft: #a3adb9; --line: #38424d; --rank: #5cb8f0; --right: #ff9d57; --tone: .76 } }
 .film header { display: flex; flex-wrap: wrap; justify-content: space-between }
@@ -1357,7 +1374,7 @@ FILM = """<section class="film" aria-label="Film of the hidden states of {{ name
 .film .play { min-width: 6.4rem; background: var(--rank); color: var(--paper); font-weight: 600;
   border-color: transparent }
 .film input { flex: 1; min-width: 0; height: 2.75rem; accent-color: var(--rank); margin: 0 }
-.film .key { display: flex; flex-wrap: wrap; gap: .1rem .8rem; font-size: 13px; margin-top: .3rem }
+.film .key { display: flex; flex-wrap: wrap; gap: .1rem .65rem; font-size: 13px; margin-top: .3rem }
 .film .key i { display: inline-block; width: .8em; height: .8em; border-radius: 50% }
 .film .charts { display: grid; gap: .5rem; align-content: space-between }
 .film .charts b { color: var(--ink); font-variant-numeric: tabular-nums }
@@ -1378,7 +1395,7 @@ FILM = """<section class="film" aria-label="Film of the hidden states of {{ name
 </style>
 <noscript><style>.film .player, .film .levels, .film .keys { display: none }
 .film .stills { display: grid }</style></noscript>
-<header><h2>The collapse and the recovery, as a film</h2>
+<header><h2>The collapse and the recovery</h2>
 <div class="levels" role="group" aria-label="Task-level"></div></header>
 <div class="player">
 <p class="caption" aria-live="polite"><b></b><span></span></p>
@@ -1400,7 +1417,7 @@ FILM = """<section class="film" aria-label="Film of the hidden states of {{ name
 {% set one = levels[0] %}
 {% for name, frame in one.moments %}
 <figure><svg viewBox="-1035 -1035 2070 2070" role="img" aria-label="{{ one.captions[frame][0] }}">
-{% for ring in one.rings %}<circle class="ring" r="{{ ring.r | round | int }}"/>{% endfor %}
+{% for ring in one.rings %}<circle class="ring" r="{{ ring.r }}"/>{% endfor %}
 {% for answer in one.answers %}
 <circle class="dot" r="26" style="--hue: {{ 25 + 330 * answer // one.words | length }}" cx="
 {{- one.clouds[frame][2 * loop.index0] }}" cy="{{ one.clouds[frame][2 * loop.index0 + 1] }}"/>
@@ -1451,7 +1468,7 @@ function choose(number) {
   for (const {r, text} of level.rings)
     add(svg, "text", {x: 12 + .7071 * r, y: .7071 * r + 40}, text);
   words = level.words.map(word => add(svg, "text", {class: "word"}, word));
-  find(".key").replaceChildren("First answer token: ", ...level.words.map((word, i) => {
+  find(".key").replaceChildren("The answer begins with", ...level.words.map((word, i) => {
     const item = document.createElement("span"), swatch = document.createElement("i");
     swatch.style = hue(i);
     item.append(swatch, " " + word);

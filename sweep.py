@@ -790,11 +790,18 @@ def append_frame(path, frame):
         os.fsync(file.fileno())
 
 
+def read_frames(path):
+    try:
+        return read_rows(path)
+    except Failed:
+        raise Failed(f"{path} is damaged; delete it: nothing but the film needs it") from None
+
+
 def keep_frames(path, rows):
     """Cut a film back to where the rows end, as the rows are: the rest comes once more."""
     if path.exists():
         last = rows[-1]["step"] if rows else -1
-        kept = [frame for frame in read_rows(path) if frame["step"] <= last]
+        kept = [frame for frame in read_frames(path) if frame["step"] <= last]
         write_atomically(path, "".join(json.dumps(frame) + "\n" for frame in kept))
 
 
@@ -888,7 +895,7 @@ def find_film(folder: Path, names) -> tuple[str, list] | None:
     """The film of the first of these runs that has one: (its name, its frames).  None: no film."""
     places = {one.resolve().name: one for one in run_folders(folder)}
     for name in names:
-        frames = read_rows(places[name] / "film.jsonl") if name in places else []
+        frames = read_frames(places[name] / "film.jsonl") if name in places else []
         if frames and frames[0]["step"] == 0:                   # there, the lines are written down
             return name, frames
     return None
