@@ -784,8 +784,11 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
 
 def append_frame(path, frame):
     """It is on the disk before a checkpoint can know of its row."""
+    line = json.dumps(rounded(frame)) + "\n"
+    if not path.exists():
+        return write_atomically(path, line)
     with open(path, "ab") as file:
-        file.write((json.dumps(rounded(frame)) + "\n").encode())
+        file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -221,7 +221,7 @@ def test_the_public_names_are_there():
 # that no wrong number passes in silence; the others hold what interventions and own data need.  A
 # third of report.py is pages: the report's, and the film's with its style and its script.
 LONGER = {"measures.py": 1140, "pythia.py": 1360, "claims.py": 1100, "emergence.py": 1100,
-          "report.py": 1640, "sweep.py": 1060, "run.py": 1020}
+          "report.py": 1660, "sweep.py": 1065, "run.py": 1020}
 
 BESIDE = {"README.md", "pyproject.toml", "LICENSE", "CITATION.cff", "tests", "results"}
 
