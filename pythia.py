@@ -1,4 +1,4 @@
-"""Chapter 8: pythia.  The same question, asked of language models that others trained.
+"""Chapter 9: pythia.  The same question, asked of language models that others trained.
 
 Pythia (Biderman et al. 2023, arXiv 2304.01373) is a family of language models with 154 public
 checkpoints along training: steps 0, 1, 2, 4 ... 512, 1000, 2000 ... 143000.  Each is a branch

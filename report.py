@@ -6,7 +6,7 @@ dates no event and tests nothing, reads no run directory and knows nothing of to
     figure_...      events -> {name: Figure}; the table FIGURES at the end has their captions
     story           findings -> what happened, and what a sweep cannot tell, in sentences
     SHOWN           findings -> lines and tables for a terminal, in four lengths
-    page            findings and pictures -> report.html, one file without a script
+    page            findings and pictures -> report.html, one file; only the film has a script
     write           all of it into the folder of a sweep, numbers first
 
 Letters in shapes:  R runs, S snapshots, M data sets (the observed one, then shuffled ones).
@@ -1138,17 +1138,17 @@ def lead_sentence(row, rows, unit="step"):
 # ------------------------------------------------------------------------------------------------
 # The page, and everything into a folder
 
-def page(title, events, findings, images, complaints=(), film=None):
-    """report.html as a string: one file with the figures in it, no script.
+def page(title, events, findings, images, complaints=(), player=""):
+    """report.html as a string: one file with the figures in it.
 
-    images: {name: PNG}.  film: of film_of."""
+    images: {name: PNG}.  player: of film.player; it alone has a script."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(PAGE, globals=globals())
     kinds = {kind: [name for name in images if name.partition("-")[0] == kind] for kind in FIGURES}
     found = story(events, findings)
     return template.render(
-        title=title, run=events.runs[0], findings=findings, images=images, kinds=kinds, film=film,
-        story=found, complaints=complaints, lines=sentences(findings),
+        title=title, run=events.runs[0], findings=findings, images=images, kinds=kinds,
+        player=player, story=found, complaints=complaints, lines=sentences(findings),
         rows=sorted(findings["claims"], key=told, reverse=True),
         count=sum(map(told, findings["claims"])))
 
@@ -1177,7 +1177,8 @@ def events_csv(events):
     return text.getvalue()
 
 
-def write(folder, events, findings, universe, save, drawing=None, together=(), show="claims"):
+def write(folder, events, findings, universe, save, drawing=None, together=(), show="claims",
+          player=None):
     """Everything derived of a sweep into its folder: numbers, then figures, then report.html.
 
     findings: of claims.study, with choices, runs, missing (sentences), levels (the medians) and
@@ -1185,6 +1186,7 @@ def write(folder, events, findings, universe, save, drawing=None, together=(), s
     save(path, content): writes a text, bytes or (.json) a dict; all of it, or nothing.
     drawing: a future of `draw`, begun in another process.  Without it all is drawn here.
     together: the runs of all sweeps that findings["arms"], of claims.study_arms, is about.
+    player: () -> the film for the page, as HTML; "" where there is none.
     Returns what to print, as much as SHOWN[show] has: tables and lines of rich."""
     arms = findings.get("arms") or {"effects": [], "claims": []}
     save(folder / "findings.json", {key: x for key, x in findings.items() if key != "arms"})
@@ -1203,20 +1205,21 @@ def write(folder, events, findings, universe, save, drawing=None, together=(), s
         drawn, wrong = draw_arms(together, arms["effects"], events.dated_by)
         images, complaints = drawn | images, complaints + wrong
 
+    moving = ""
+    try:
+        moving = player() if player else ""
+    except (ValueError, RuntimeError) as error:             # it is damaged, and costs itself alone
+        complaints.append(f"No film is shown: {error}.")
+
     (folder / "figures").mkdir(exist_ok=True)
     for name, image in images.items():
         save(folder / "figures" / f"{name}.png", image)
     save(folder / "report.html", page(folder.resolve().name, events, findings, images, complaints,
-                                      film_of(folder)))
+                                      moving))
     return [*SHOWN[show](events, findings), *([Text()] if arms["effects"] else []),
             *arm_lines(arms), *map(Text, complaints),
             Text(f"Report: {folder}/report.html"),
-            *([Text(f"To see it move: python run.py watch {folder}")] if film_of(folder) else [])]
-
-
-def film_of(folder):
-    """The moving picture of a sweep as HTML for its page; None where its runs recorded none."""
-    return None
+            *([Text(f"To see it move: python run.py watch {folder}")] if moving else [])]
 
 
 # What a terminal shows of a sweep
@@ -1511,9 +1514,8 @@ dfn:hover::after, dfn:focus::after {
 {% endfor %}
 {% endmacro %}
 {{ draw("curves") }}
-{% if film %}
-<h2>The film</h2>
-{{ film | safe }}
+{% if player %}
+{{ player | safe }}
 {% endif %}
 {% if findings.arms and findings.arms.effects %}
 <h2>Arms: what another training does to emergence</h2>

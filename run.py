@@ -1,4 +1,4 @@
-"""Chapter 9: run.  The command line: it parses, calls, prints, and nothing else.
+"""Chapter 10: run.  The command line: it parses, calls, prints, and nothing else.
 
     python run.py                                  which commands there are
     python run.py sweep --task modadd              train, measure, find the events: the main job
@@ -8,6 +8,7 @@ Where everything goes (sweep.py says what is in a run's folder):
     runs/<sweep>/                                  named after its tasks
         <size>-s<seed>/                            a run: one model, trained once
         report.html, findings.json, events.csv, figures/*.png       derived: `analyse` remakes them
+        watch.html             the film of its first run: `watch`
 
 torch takes two seconds to import, so that is left to the bodies of the commands.
 """
@@ -22,6 +23,7 @@ import signal
 import sys
 import threading
 import time
+import webbrowser
 from concurrent.futures import ProcessPoolExecutor
 from enum import Enum
 from pathlib import Path
@@ -131,9 +133,9 @@ def bar(text):
 LEAST = {"filler": -1, "snapshots": 2, "eval_examples": 2, "linear_examples": 8, "llc_draws": 4}
 LEAST |= dict.fromkeys(
     ("seed", "warmup", "final_lr", "weight_decay", "beta1", "beta2", "keep", "llc_burnin",
-     "compile", "until", "strength", "stop", "filler_shuffled"), 0)
+     "compile", "until", "strength", "stop", "filler_shuffled", "film"), 0)
 MOST = {"beta1": 0.99999, "beta2": 0.99999, "train_fraction": 1, "threads": 1024, "compile": 1,
-        "filler": 100, "filler_shuffled": 1}
+        "filler": 100, "filler_shuffled": 1, "film": 60}
 
 
 def with_settings(settings, *configs):
@@ -219,6 +221,10 @@ def make_plan(folder, seeds, train, measure, everything_first, settings):
     if everything_first:
         every = dataclasses.replace(measure, measures=sweep.FIRST_RUN)
         plan[0] = plan[0]._replace(measure=every)
+    film_asked = any(setting.startswith("film=") for setting in settings)
+    if not film_asked:                                          # a film of the first run alone
+        filmed = dataclasses.replace(plan[0].measure, film=sweep.FRAMES)
+        plan[0] = plan[0]._replace(measure=filmed)
     plan.sort(key=lambda job: -sweep.work(job.train, job.measure))
     shortest = min(plan, key=lambda job: sweep.work(job.train, job.measure))
     plan.remove(shortest)
@@ -226,10 +232,15 @@ def make_plan(folder, seeds, train, measure, everything_first, settings):
     for i, job in enumerate(plan):
         path = job.folder / "config.json"
         if path.exists():                                       # a run keeps its number of threads
+            saved = sweep.read_json(path)                       # and its film, or that it has none
             if not any(setting.startswith("threads=") for setting in settings):
-                threads = sweep.read_json(path).get("threads")
-                plan[i] = job._replace(train=dataclasses.replace(job.train, threads=threads))
-            sweep.write_or_check_config(job.folder, sweep.run_config(plan[i].train, job.measure))
+                threaded = dataclasses.replace(job.train, threads=saved.get("threads"))
+                job = job._replace(train=threaded)
+            if not film_asked:
+                filmed = dataclasses.replace(job.measure, film=saved.get("film", 0))
+                job = job._replace(measure=filmed)
+            plan[i] = job
+            sweep.write_or_check_config(job.folder, sweep.run_config(job.train, job.measure))
     return plan
 
 
@@ -516,7 +527,7 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="c
             findings["unit"] = runs[0].config["unit"]
         with out.status("figures"):
             lines = report.write(folder, events, findings, universe, sweep.write_atomically,
-                                 drawing, together, show)
+                                 drawing, together, show, functools.partial(play, folder, events))
         for line in lines:
             out.print(line)
     wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
@@ -525,6 +536,14 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="c
              for word, what in (("training", "train"), ("measuring", "measure"))]
     out.print(f"{''.join(spent)}analysing and drawing {minutes(time.monotonic() - begin)}")
     return findings
+
+
+def play(folder, events):
+    """The player of the sweep's film, as HTML; "" where no run of it was filmed."""
+    import film
+    import sweep
+    filmed = sweep.find_film(folder, [run.name for run in events.runs])
+    return film.player(events, *filmed) if filmed else ""
 
 
 def names_apart(folders):
@@ -584,6 +603,33 @@ def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", 
 
 
 # --------------------------------------------------------------------------------------------------
+# watch
+
+@app.command("watch")
+def run_watch(folder: Path = typer.Argument(..., metavar="DIR", help="a sweep, or one of its runs"),
+              no_open: bool = typer.Option(False, "--no-open", help="write the page, show none")):
+    """The collapse and the recovery as a moving picture, in a browser.
+
+    DIR/watch.html is one file that needs no network."""
+    import claims
+    import emergence
+    import film
+    import sweep
+    runs, _ = select(folder)
+    filmed = sweep.find_film(folder, [run.name for run in runs])
+    if filmed is None:
+        raise sweep.BadInput(f"{folder} holds no film of a finished run; the command that made it, "
+                             "with --set film=60 and another --out, records one of every run")
+    events = emergence.event_table(runs, **dataclasses.asdict(claims.Specification()))
+    path = folder / "watch.html"
+    sweep.write_atomically(path, film.page(folder.resolve().name, events, *filmed))
+    out.print(f"{path}: {filmed[0]}, {len(filmed[1])} frames", soft_wrap=True, markup=False)
+    screen = os.name == "nt" or sys.platform == "darwin"
+    if not no_open and (screen or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        webbrowser.open(path.resolve().as_uri())
+
+
+# --------------------------------------------------------------------------------------------------
 # measure, tasks, bench
 
 def saved_run(folder):
@@ -594,7 +640,7 @@ def saved_run(folder):
     if len(found) != 1:
         raise ValueError(f"{folder} holds {len(found)} runs; expected the directory of one, such "
                          "as runs/modadd/nano-s0")
-    saved = sweep.read_json(found[0] / "config.json")
+    saved = {"film": 0, **sweep.read_json(found[0] / "config.json")}    # once there were no films
     sweep.check_run(found[0], saved)
     configs = []
     for kind in (models.TrainConfig, sweep.MeasureConfig):

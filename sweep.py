@@ -13,6 +13,7 @@ prints warnings alone.  A run is a folder:
     runs/<sweep>/<size>-s<seed>/
         config.json       every field, chance levels, command line, versions
         metrics.jsonl     one row per snapshot, appended as training goes on
+        film.jsonl        of a sweep's first run: hidden states at up to 60 snapshots, for `watch`
         checkpoint.pt     where to go on after a stop; replaced as a whole every 20 seconds
         weights/          with --keep N: the weights of every N-th snapshot
         done, or failed   written last: a run that has one of them is not run again
@@ -24,6 +25,7 @@ So any number of processes share a command: two terminals, torchrun, or an array
 
 Letters for shapes:  N examples, M scored places, D width, L layers, K task-levels, P parameters.
 """
+import base64
 import contextlib
 import dataclasses
 import functools
@@ -97,6 +99,7 @@ class MeasureConfig:
     llc_narrow_localization: float = 3e4
     linear_examples: int = 2000       # of each task-level, for the linear probe
     keep: int = 0                     # keep the weights of every so-many-th snapshot; 0: none
+    film: int = 0                     # so many frames of hidden states, at most FRAMES; 0: none
 
 
 class Seen(NamedTuple):
@@ -388,6 +391,79 @@ MEASURES = {
 FIRST_RUN = tuple(name for name in MEASURES if name != "llc_narrow")
 
 
+# --------------------------------------------------------------------------------------------------
+# The film: hidden states to look at, not to analyse
+
+FRAMES = 60                           # of a film: the snapshots' own grid, evenly thinned out
+FILM_LINES = 200                      # of each of its task-levels: a point in the picture
+FILM_LEVELS = 4
+FILM_DIRECTIONS = 6                   # that are kept of each frame
+
+
+def filmed_levels(levels):
+    """At most FILM_LEVELS: of a few all, of many the second levels, evenly spread over the list.
+
+    >>> filmed_levels(["add-1", "add-2", "add-3", "sham-add-1"])
+    ['add-1', 'add-2', 'add-3']
+    >>> filmed_levels([f"{name}-{k}" for name in tasks.TASKS for k in tasks.LEVELS])
+    ['copy-2', 'compare-2', 'modadd-2', 'multiply-2']
+    """
+    real = [level for level in levels if not level.startswith("sham-")] or list(levels)
+    if len(real) > FILM_LEVELS:
+        real = [level for level in real if level.endswith("-2")] or real
+    chosen = models.evenly_spaced(real, FILM_LEVELS)
+    return [level for level in real if level in chosen]
+
+
+def film_frame(snapshot, evals):
+    """One frame: the states from which RankMe is read by default, small enough to be kept.
+
+    They are those of the last block where the first answer token is predicted, (N, D), as RankMe
+    sees them: divided by their root mean square length.  Of each task-level:
+        length      that length
+        shares      the 16 largest singular values, as shares of the sum of all: RankMe is the
+                    exponential of the entropy of these shares
+        directions  (D, 6) the leading directions of the states without their mean
+        states      (n, 6) their coordinates along these, of at most FILM_LINES lines
+        scales      (6,) states are these times whole numbers from -127 to 127
+        lines, answers      in the frame of step 0: each line, and the first token of its answer
+    Numbers of one byte in base64 keep (n + D) 6 bytes, a third more in text: .5 MB for three levels
+    of nano, 2.4 MB for four of xl.  Which plane is shown can so be chosen when the run is over."""
+    frame = {}
+    for level in filmed_levels(evals.levels):
+        found, seen = evals.lines[level, "accuracy"], evals.look(snapshot)[level, "accuracy"]
+        weights, states = seen.weights.cpu(), seen.first[-2].cpu().double()         # (N,), (N, D)
+        states = states.nan_to_num(0, 0, 0)                     # a film never ends a run
+        root = weights.sqrt()[:, None]
+        length = float((root * states).norm())
+        states = states / (length or 1)
+        singular = torch.linalg.svdvals(root * states)
+        centred = states - weights @ states
+        right = torch.linalg.svd(root * centred, full_matrices=False).Vh.T[:, :FILM_DIRECTIONS]
+        shown = torch.linspace(0, len(states) - 1, min(len(states), FILM_LINES)).long()
+        codes, scales = in_bytes(centred[shown] @ right)
+        shares = singular[:16] / singular.sum().clamp_min(1e-300)
+        frame[level] = {"length": length, "shares": shares.tolist(), "states": codes,
+                        "scales": scales, "directions": in_bytes(right)[0]}
+        if snapshot.step == 0:
+            tokens, targets = found.batch
+            first = targets[targets != tasks.IGNORE].view(len(tokens), -1)[shown, 0]
+            frame[level] |= {"lines": [tasks.decode(line) for line in tokens[shown]],
+                             "answers": [tasks.VOCABULARY[token] for token in first]}
+    return frame
+
+
+def in_bytes(x):
+    """(N, r) -> (base64 of whole numbers from -127 to 127, row by row; the scale of each column).
+
+    >>> in_bytes(torch.tensor([[1.27, 0], [-1.27, 0]], dtype=torch.float64))
+    ('fwCBAA==', [0.01, 0.0])
+    """
+    scales = x.abs().amax(0) / 127
+    codes = (x / scales.clamp_min(1e-300)).round().to(torch.int8)
+    return base64.b64encode(codes.numpy().tobytes()).decode(), scales.tolist()
+
+
 def schedule(train, measure):
     """{name: steps at which it is taken} of everything that a run measures."""
     steps, taken = models.snapshot_steps(train.steps, train.snapshots), {}
@@ -408,6 +484,8 @@ class Measurement:
     def __init__(self, train, measure):
         self.train, self.measure, self.evals, self.state = train, measure, None, {}
         self.taken = schedule(train, measure)
+        steps = models.snapshot_steps(train.steps, train.snapshots)
+        self.filmed = models.evenly_spaced(steps, min(measure.film, len(steps)))
 
     def __call__(self, snapshot):
         if not all(p.isfinite().all() for p in snapshot.model.parameters()):
@@ -420,6 +498,8 @@ class Measurement:
             if snapshot.step in steps:
                 for level, columns in MEASURES[name].function(snapshot, self.evals).items():
                     levels[level] |= columns
+        if snapshot.step in self.filmed:
+            return {"levels": levels, "film": film_frame(snapshot, self.evals)}
         return {"levels": levels}
 
 
@@ -579,8 +659,13 @@ def run_config(train, measure):
 
 
 def without_stop(config):
-    """What must not change about a run: it may end later than it was to end at first."""
-    return {key: value for key, value in config.items() if key not in ("stop", "environment")}
+    """What must not change about a run: it may end later than it was to end at first.
+
+    A run without a film is one from before there were films, too: it can go on."""
+    fixed = {key: value for key, value in config.items() if key not in ("stop", "environment")}
+    if not fixed.get("film"):
+        fixed.pop("film", None)
+    return fixed
 
 
 def write_or_check_config(folder, config):
@@ -594,8 +679,9 @@ def write_or_check_config(folder, config):
                          "the directory away")
         return write_atomically(path, {**config, "environment": environment()})
     old = read_json(path)
+    before, now = without_stop(old), without_stop(config)
     different = [f"{key} was {str(old.get(key))[:60]}, now {str(config.get(key))[:60]}"
-                 for key in without_stop({**old, **config}) if old.get(key) != config.get(key)]
+                 for key in {**before, **now} if before.get(key) != now.get(key)]
     if different:
         raise BadInput(f"{folder} holds a run with another config ({'; '.join(different)}); choose "
                        "another --out, or repeat the old command")
@@ -649,7 +735,8 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
     snapshots: state -> iterator of Snapshots, such as models.train and pythia.snapshots.  state is
       what `snapshot.state()` returned at the last checkpoint; None at the start.
     measure: snapshot -> dict, with {level: {column: value}} under the key "levels".  If it has an
-      attribute `state`, a dict, that is part of the checkpoint too.
+      attribute `state`, a dict, that is part of the checkpoint too.  What is under the key "film",
+      likewise {level: {...}}, is no part of the row: it goes to film.jsonl.
     until: what the run is to reach; one that is done, but reached something else, goes on.
     seconds: between checkpoints; None: CHECKPOINT_SECONDS.
     Raises BadInput for another config, Busy if another process is at it, Failed if it failed."""
@@ -666,6 +753,7 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         if (packed := path.with_name(path.name + ".gz")).exists():
             packed.unlink()                                     # there is no second version
+        keep_frames(folder / "film.jsonl", rows)
         if hasattr(measure, "state"):
             measure.state = saved["measure"]
         seconds = CHECKPOINT_SECONDS if seconds is None else seconds
@@ -677,12 +765,15 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
                 wall["train"] += time.monotonic() - last
                 last = time.monotonic()
                 row = {"step": snapshot.step, "loss": snapshot.loss, **measure(snapshot)}
+                frame = row.pop("film", None)
                 wall["measure"] += time.monotonic() - last
                 last = time.monotonic()
                 row |= {f"wall_{what}_s": round(spent, 2) for what, spent in wall.items()}
                 rows.append(row)
                 file.write((json.dumps(rounded(row)) + "\n").encode())
                 file.flush()
+                if frame:
+                    append_frame(folder / "film.jsonl", {"step": snapshot.step, "levels": frame})
                 if config.get("keep") and (len(rows) - 1) % config["keep"] == 0:
                     kept = folder / "weights" / f"step-{snapshot.step:06d}.pt"
                     kept.parent.mkdir(exist_ok=True)
@@ -697,6 +788,32 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
                 save_checkpoint(folder, file, unsaved)
         write_atomically(folder / "done", {"until": until, "wall_train_s": wall["train"],
                                            "wall_measure_s": wall["measure"]})
+
+
+def append_frame(path, frame):
+    """It is on the disk before a checkpoint can know of its row."""
+    line = json.dumps(rounded(frame)) + "\n"
+    if not path.exists():
+        return write_atomically(path, line)
+    with open(path, "ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_frames(path):
+    try:
+        return read_rows(path)
+    except Failed:
+        raise Failed(f"{path} is damaged; delete it: nothing but the film needs it") from None
+
+
+def keep_frames(path, rows):
+    """Cut a film back to where the rows end, as the rows are: the rest comes once more."""
+    if path.exists():
+        last = rows[-1]["step"] if rows else -1
+        kept = [frame for frame in read_frames(path) if frame["step"] <= last]
+        write_atomically(path, "".join(json.dumps(frame) + "\n" for frame in kept))
 
 
 def save_checkpoint(folder, file, state):
@@ -783,6 +900,16 @@ def load(folder: Path) -> tuple[Iterator, dict, list]:
     table = (table_rows(name, config, rows) for *_, name, config, rows in found)
     return (itertools.chain.from_iterable(table),
             {name: config for *_, name, config, rows in found}, missing)
+
+
+def find_film(folder: Path, names) -> tuple[str, list] | None:
+    """The film of the first of these runs that has one: (its name, its frames).  None: no film."""
+    places = {one.resolve().name: one for one in run_folders(folder)}
+    for name in names:
+        frames = read_frames(places[name] / "film.jsonl") if name in places else []
+        if frames and frames[0]["step"] == 0:                   # there, the lines are written down
+            return name, frames
+    return None
 
 
 LAYERED = ("rankme", "rankme_centred", "mean_share")

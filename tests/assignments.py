@@ -34,7 +34,7 @@ import course
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("tasks", "models", "measures", "emergence", "claims",      # in reading order
-           "sweep", "report", "pythia", "run")
+           "sweep", "report", "film", "pythia", "run")
 WORKBOOK = "workbook.py"              # in tests/ here, beside the modules in a handout
 TESTS = "test_exercises.py"
 

@@ -136,6 +136,7 @@ def small(monkeypatch):
     monkeypatch.setitem(models.SIZES, "nano", SMALLEST)
     monkeypatch.setattr(sweep, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(sweep, "estimate", lambda *_: (0, 0, 1))
+    monkeypatch.setattr(run, "first_look", no_figure)           # its thread asks the disk whenever
     monkeypatch.setattr(claims, "specifications", lambda runs: few)
     monkeypatch.setattr(report, "FIGURES", {"choices": (no_figure, ""), "dot": (dot, "A dot.")})
 

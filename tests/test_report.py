@@ -758,7 +758,7 @@ def test_the_first_screen_is_the_story_and_then_the_curves(joint):
     events, findings, _ = joint
     findings = findings | {"claims": [claim_row("C4", verdict="cannot tell: one task")]}
     text = report.page("add", events, findings, {"floors": picture(), "curves-nano": picture()},
-                       film="<video></video>")
+                       player="<video></video>")
     found = report.story(events, findings)
     places = [text.index(part) for part in (
         "What happened", 'class="card"', 'alt="curves-nano', "<video>", 'alt="floors',
@@ -872,7 +872,7 @@ FILES = {"findings.json", "events.csv", "report.html", "choices.png", "curves-na
          "curves-micro.png", "layers-nano.png", "layers-micro.png", "floors.png", "measures.png"}
 
 
-def written(folder, sweep_of, drawing=None, width=80):
+def written(folder, sweep_of, drawing=None, width=80, player=None):
     """(names in the order of writing, what is printed)"""
     events, findings, universe = sweep_of
     names = []
@@ -881,7 +881,7 @@ def written(folder, sweep_of, drawing=None, width=80):
         names.append(path.name)
         save(path, content)
     screen = io.StringIO()
-    lines = report.write(folder, events, findings, universe, noted, drawing)
+    lines = report.write(folder, events, findings, universe, noted, drawing, player=player)
     Console(file=screen, highlight=False, width=width).print(*lines, sep="\n")
     return names, screen.getvalue()
 
@@ -903,12 +903,22 @@ def test_numbers_are_written_first_and_the_page_last(tmp_path, joint):
         "choices"]
 
 
-def test_the_moving_picture_is_named_where_there_is_one(tmp_path, joint, monkeypatch):
-    assert "watch" not in written(tmp_path, joint, killed())[1]
-    monkeypatch.setattr(report, "film_of", "<video>{}</video>".format)
-    screen = written(tmp_path, joint, killed())[1].replace("\n", "")
-    assert f"python run.py watch {tmp_path}".replace(" ", "") in screen.replace(" ", "")
-    assert f"<video>{tmp_path}</video>" in (tmp_path / "report.html").read_text()
+@pytest.mark.parametrize("player, shown", [
+    (None, ""), (lambda: "", ""), (lambda: "<video></video>", "<video></video>")])
+def test_the_moving_picture_is_named_where_there_is_one(tmp_path, joint, player, shown):
+    screen = written(tmp_path, joint, killed(), player=player)[1].replace("\n", "")
+    command = f"python run.py watch {tmp_path}".replace(" ", "")
+    assert (command in screen.replace(" ", "")) == bool(shown)
+    assert ("<video></video>" in (tmp_path / "report.html").read_text()) == bool(shown)
+
+
+@pytest.mark.parametrize("error", [ValueError("planted"), RuntimeError("planted")])
+def test_a_damaged_film_costs_itself_alone(tmp_path, joint, error):
+    def broken():
+        raise error
+    screen = written(tmp_path, joint, killed(), player=broken)[1]
+    assert "No film is shown: planted." in screen and "watch" not in screen
+    assert "No film is shown: planted." in Page((tmp_path / "report.html").read_text()).words
 
 
 def test_figures_drawn_elsewhere_make_the_same_files(tmp_path, joint):

@@ -82,7 +82,8 @@ def names(folder):
 def test_a_sweep_leaves_what_the_docstring_draws(finished):
     folder, screen = finished
     assert names(folder) == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
-    assert names(folder / "nano-s0") == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"}
+    assert names(folder / "nano-s0") == {"config.json", "metrics.jsonl", "film.jsonl",
+                                         "checkpoint.pt", "done"}
     assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "floors.png",
                                           "measures.png"}
     assert "report.html" in screen.replace("\n", "") and "parity-3" in screen
@@ -689,7 +690,7 @@ def test_a_saved_run_is_the_config_that_it_was_run_with(copied):
         levels=train.levels, steps=40, lr=0.002, snapshots=10, per_level=4, threads=1,
         dtype=models.pick_dtype("cpu"))
     assert measure == sweep.MeasureConfig(
-        eval_examples=50, hessian_snapshots=40, llc_snapshots=40)
+        eval_examples=50, hessian_snapshots=40, llc_snapshots=40, film=60)
 
 
 FEW_GRADIENTS = ["--set", "gradient_examples=42"]
