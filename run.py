@@ -209,12 +209,13 @@ def make_plan(folder, seeds, train, measure, everything_first, settings):
         if path.exists():                                       # a run keeps its number of threads
             saved = sweep.read_json(path)                       # and its film, or that it has none
             if not any(setting.startswith("threads=") for setting in settings):
-                train = dataclasses.replace(job.train, threads=saved.get("threads"))
-                plan[i] = plan[i]._replace(train=train)
+                threaded = dataclasses.replace(job.train, threads=saved.get("threads"))
+                job = job._replace(train=threaded)
             if not film_asked:
-                measure = dataclasses.replace(job.measure, film=saved.get("film", 0))
-                plan[i] = plan[i]._replace(measure=measure)
-            sweep.write_or_check_config(job.folder, sweep.run_config(*plan[i][1:]))
+                filmed = dataclasses.replace(job.measure, film=saved.get("film", 0))
+                job = job._replace(measure=filmed)
+            plan[i] = job
+            sweep.write_or_check_config(job.folder, sweep.run_config(job.train, job.measure))
     return plan
 
 

@@ -427,6 +427,7 @@ def film_frame(snapshot, evals):
     for level in filmed_levels(evals.levels):
         found, seen = evals.lines[level, "accuracy"], evals.look(snapshot)[level, "accuracy"]
         weights, states = seen.weights.cpu(), seen.first[-2].cpu().double()         # (N,), (N, D)
+        states = states.nan_to_num(0, 0, 0)                     # a film never ends a run
         root = weights.sqrt()[:, None]
         length = float((root * states).norm())
         states = states / (length or 1)
@@ -435,8 +436,9 @@ def film_frame(snapshot, evals):
         right = torch.linalg.svd(root * centred, full_matrices=False).Vh.T[:, :FILM_DIRECTIONS]
         shown = torch.linspace(0, len(states) - 1, min(len(states), FILM_LINES)).long()
         codes, scales = in_bytes(centred[shown] @ right)
-        frame[level] = {"length": length, "shares": (singular / singular.sum())[:16].tolist(),
-                        "directions": in_bytes(right)[0], "states": codes, "scales": scales}
+        shares = singular[:16] / singular.sum().clamp_min(1e-300)
+        frame[level] = {"length": length, "shares": shares.tolist(), "states": codes,
+                        "scales": scales, "directions": in_bytes(right)[0]}
         if snapshot.step == 0:
             tokens, targets = found.batch
             first = targets[targets != tasks.IGNORE].view(len(tokens), -1)[shown, 0]

@@ -137,10 +137,12 @@ def test_a_frame_holds_the_states_as_rankme_sees_them(generator):
     assert abs(found - centred).max() < 0.01 * abs(centred).max()
 
 
-def test_states_that_are_all_equal_have_a_frame_too():
-    frame, *_ = frame_of(torch.ones(30, 8))
+@pytest.mark.parametrize("value, share", [(1, 1), (0, 0), (math.inf, 0), (math.nan, 0)])
+def test_states_that_are_all_equal_or_not_finite_have_a_frame_too(value, share):
+    frame, *_ = frame_of(torch.full((30, 8), float(value)))
     one = frame["modadd-2"]
-    assert one["shares"][0] == pytest.approx(1) and np.isfinite(report.film_states(one)).all()
+    assert one["shares"][0] == pytest.approx(share) and np.isfinite(report.film_states(one)).all()
+    assert np.isfinite(report.film_plane(one, one)).all()
 
 
 @pytest.mark.parametrize("size", models.SIZES)
