@@ -14,6 +14,7 @@ torch takes two seconds to import, so that is left to the bodies of the commands
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -692,8 +693,7 @@ def run_bench(as_json: bool = typer.Option(False, "--json", help="numbers instea
         raise sweep.Failed("bench --prove: torch finds no CUDA device here (--device cpu tries the "
                            "same on the CPU)")
     device = pick_device(device.value)
-    sys.path.insert(0, str(Path(__file__).parent / "tests"))
-    import bench
+    bench = of_tests("bench", "bench needs the whole toolkit, and this tree is a handout")
     say = Console(stderr=True, highlight=False)
     if prove:
         import prove as proof
@@ -720,14 +720,17 @@ VARIANT = typer.Option(None, "--variant", metavar="SEED", help="other constants 
                        "code and tests; 0: as they are here")
 
 
-def course():
+def of_tests(module, otherwise):
+    """A module of tests/, which a handout does not have."""
     sys.path.insert(0, str(Path(__file__).parent / "tests"))
-    try:
-        import assignments
-    except ModuleNotFoundError:
-        raise ValueError("this tree is itself a handout: check yourself with python -m pytest -m "
-                         "exercise, and be graded by the whole toolkit") from None
-    return assignments
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(otherwise)
+    return importlib.import_module(module)
+
+
+def course():
+    return of_tests("assignments", "this tree is itself a handout: check yourself with python -m "
+                                   "pytest -m exercise, and be graded by the whole toolkit")
 
 
 @app.command("handout")
