@@ -119,7 +119,8 @@ WRONG = {
     "measures.effective_samples": [
         ("2 * summed - 1", "2 * summed + 1", "does the sum begin at lag 1?"),
         ("2 * summed - 1", "summed", "is the sum taken twice?"),
-        ("range(0, n - 1, 2)", "range(1, n - 1, 2)", ""),
+        ("0.0, math.inf\n    for t in range(0,", "1.0, math.inf\n    for t in range(1,",
+         "are the pairs rho_0 + rho_1, rho_2 + rho_3 ...?"),
         ("W + apart", "W", ""),
         ("ess = C * n /", "ess = n /", ""),
         ("math.sqrt(total / ess)", "total / ess", "is a root missing?"),

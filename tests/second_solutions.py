@@ -2,9 +2,11 @@
 
 That these pass shows that a docstring says enough, and that more than one way is right.  Nine of
 them were written by somebody who had only the handout: answer_targets, attention, resample_answers,
-power_iteration, llc_draws, length_penalty, emergence_index, holm and log_score.  The file
-is read as text and never imported: each function stands in its module when it is graded, and uses
-what that module imports.  They are plain: loops, no helper that the docstring does not name.
+power_iteration, llc_draws, length_penalty, emergence_index, holm and log_score.  The others are
+plain: loops, no helper that the docstring does not name.
+
+The file is read as text and never imported: each function stands in its module when it is graded,
+and uses what that module imports.
 """
 
 
