@@ -686,6 +686,7 @@ def run_bench(as_json: bool = typer.Option(False, "--json", help="numbers instea
                                          "does? ten minutes; JSON"),
               device: Device = DEVICE):
     """How fast this machine is, against its floor."""
+    bench = of_tests("bench")
     import models
     import sweep
     import torch
@@ -693,7 +694,6 @@ def run_bench(as_json: bool = typer.Option(False, "--json", help="numbers instea
         raise sweep.Failed("bench --prove: torch finds no CUDA device here (--device cpu tries the "
                            "same on the CPU)")
     device = pick_device(device.value)
-    bench = of_tests("bench", "bench needs the whole toolkit, and this tree is a handout")
     say = Console(stderr=True, highlight=False)
     if prove:
         import prove as proof
@@ -720,17 +720,13 @@ VARIANT = typer.Option(None, "--variant", metavar="SEED", help="other constants 
                        "code and tests; 0: as they are here")
 
 
-def of_tests(module, otherwise):
+def of_tests(module):
     """A module of tests/, which a handout does not have."""
     sys.path.insert(0, str(Path(__file__).parent / "tests"))
     if importlib.util.find_spec(module) is None:
-        raise ValueError(otherwise)
+        raise ValueError("this tree is itself a handout: check yourself with python -m pytest -m "
+                         "exercise; bench, handout and grade need the whole toolkit")
     return importlib.import_module(module)
-
-
-def course():
-    return of_tests("assignments", "this tree is itself a handout: check yourself with python -m "
-                                   "pytest -m exercise, and be graded by the whole toolkit")
 
 
 @app.command("handout")
@@ -739,7 +735,7 @@ def run_handout(folder: Path = typer.Argument(..., metavar="DIR", help="empty, o
                 gradescope: bool = typer.Option(False, help="also write the autograder's zip, "
                                                 "DIR-autograder.zip")):
     """A course assignment: this tree with its exercises blank; see tests/COURSE.md."""
-    assignments = course()
+    assignments = of_tests("assignments")
     exercises, points = assignments.handout(folder, problem_set, variant=variant or 0)
     out.print(escape(f"{folder}: {len(exercises)} exercises, {points} points, without their "
                      f"bodies; {folder}/SHEET.md says what to do"))
@@ -763,7 +759,7 @@ def run_grade(
     """Points for a handout that came back.
 
     Each submission runs by itself, under limits; first read tests/COURSE.md."""
-    course()
+    of_tests("assignments")
     import gradebook
     import grading
     import sweep

@@ -501,6 +501,8 @@ def test_commands_from_handout_to_csv(tmp_path, main):
     assert {test["visibility"] for test in found["tests"]} == {"visible", "after_published"}
     itself = command("grade", ".", program="run.py", cwd=mine)
     assert itself.returncode == 2 and "itself a handout" in itself.stderr
+    bench = command("bench", "--device", "cpu", program="run.py", cwd=mine)
+    assert bench.returncode == 2 and "itself a handout" in bench.stderr
 
 
 def test_the_autograders_zip_says_what_is_graded(tmp_path):
