@@ -1064,7 +1064,7 @@ def rankme_many(features, eps=1e-7):
         gram = x.mT @ x if x.shape[1] >= x.shape[2] else x @ x.mT
         s = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()     # (16, min(N, D))
         p = s / s.sum(1, keepdim=True) + eps
-        ranks.append(torch.exp(-(p * p.log()).sum(1)))
+        ranks.append(torch.exp(-torch.special.xlogy(p, p).sum(1)))
     return torch.cat(ranks)
 
 

@@ -92,7 +92,8 @@ def lanczos(matvec, start, tol=1e-2, max_iters=100):
 # Of functions that stay in a handout and come near an exercise: what the sheet says of them.
 NEIGHBOURS = {
     "tasks.answer_distribution": "`all_operands` and `can_be_listed` may be used; "
-                                 "`answer_frequencies`, which counts tokens, may be read.",
+                                 "`answer_frequencies` and `number_operands`, which count tokens "
+                                 "and operands, may be read.",
     "measures.rankme": "`pythia.rankme_squared_centred` is another measure, of squared and centred "
                        "features. It may be read.",
     "measures.gradient_gram": "`_prepare`, `per_example_gradients` and "
