@@ -111,10 +111,9 @@ def recovery(smooth, rise):
         risen = t > low  and  x_t >= (1 + rise) floor
 
     smooth: (..., S), NaN where there is no value.  Returns (floor, low, risen), of which risen is
-    (..., S) bool; floor is NaN if all values are.
+    (..., S) bool.  If all values are NaN, so is floor, and low is any index.
     Exercise: emergence.recovery (set 4, 10 points)
-    Hint: NaN is neither a minimum nor a recovery; and a curve may stand above its floor before it
-    gets there, which is not one either."""
+    Hint: NaN is neither a minimum nor a recovery, and what stands before the floor is not risen."""
     low = np.where(np.isnan(smooth), np.inf, smooth).argmin(-1)
     floor = np.take_along_axis(smooth, low[..., None], -1)                  # (..., 1)
     later = np.arange(smooth.shape[-1]) > low[..., None]
@@ -765,9 +764,9 @@ def floors(run, position, smoothing, warmup):
 def exchanges(tasks: Sequence, count: int = 10_000, seed: int = 0) -> np.ndarray:
     """Every way to exchange whole tasks, (M, T): in row m, task j gets the geometry of task [m, j].
 
-    tasks: labels; one that comes several times, as those of levels do, counts once.
-    Up to 9 tasks: all T! permutations, each once.  More: `count` rows, drawn at random with `seed`,
-    all equally likely.  The first row leaves everything as it is.
+    tasks: labels, numbered as they appear; those that come again, as of levels, count once.
+    Up to 9 tasks: all T! permutations, each once.  More: `count` rows in all, drawn at random with
+    `seed`, equally likely.  The first row of all leaves everything as it is.
     Exercise: emergence.exchanges (set 4, 10 points)
     Hint: itertools.permutations; rng.permuted(x, axis=1) shuffles each row of x by itself."""
     T = len(set(tasks))
@@ -791,10 +790,11 @@ def precursor_counts(events):
                              task i has an onset that can be dated}
         first[r, j, i] = #{those of them whose partner's onset comes before the emergence}
 
-    events.arrivals: (R, L), finite for what emerges while it is watched.  events.of_partners(dates)
-    makes (R, L, T) of (R, L), NaN where there is no date.  events.by_task(values) sums (R, L, T)
-    over the levels of each task.  An onset at the very step of emergence is not before it;
-    infinity, never, is a date that counts.
+    events.onset: (R, L), NaN where it cannot be dated; infinity, never, is a date that counts.
+    events.arrivals: (R, L), finite for what emerges while it is watched; neither infinity nor minus
+    infinity counts.  events.of_partners(dates) makes (R, L, T) of (R, L), NaN without a partner.
+    events.by_task(values) sums (R, L, T) over the levels of each task.  No more of events is
+    needed.  An onset at the very step of emergence is not before it.
     Exercise: emergence.precursor_counts (set 4, 10 points)
     Hint: events.arrivals[:, :, None] stands beside every partner."""
     onset, emergence = events.of_partners(events.onset), events.arrivals[:, :, None]

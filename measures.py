@@ -57,7 +57,7 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
         p_i = s_i / sum_j s_j + eps        RankMe = exp(-sum_i p_i log p_i)
     features: (N, D), one row per example.  Unit: dimensions, from about 1 to min(N, D).
     The s_i are not squared (26.0 would read 2.7), the rows not centred (31.4).  Report N with it.
-    Raises ValueError if features are not a matrix, not finite, or all zero.
+    Raises ValueError if features are not a matrix, not finite, empty or all zero.  eps may be 0.
     Source: Garrido et al. 2023 (arXiv 2210.02885).  Differs from the paper: nothing known.
     Exercise: measures.rankme (set 2, 10 points, without rankme_many)
     Hint: torch.linalg.svdvals; or eigenvalues s_i^2 of the smaller of X^T X and X X^T, in float64.
@@ -69,8 +69,8 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
     if not torch.isfinite(x).all() or not x.any():              # the SVD has its own error type
         raise ValueError("rankme: features must be finite and not all zero")
     s = torch.linalg.svdvals(x)                                 # (min(N, D),)
-    p = s / s.sum() + eps                                       # eps keeps log finite when s_i = 0
-    return float(torch.exp(-(p * p.log()).sum()))
+    p = s / s.sum() + eps
+    return float(torch.exp(-torch.special.xlogy(p, p).sum()))   # 0 log 0 is 0, if eps is
 
 
 def centred(features: Tensor, weights: Tensor | None = None) -> tuple:
@@ -320,7 +320,7 @@ def effective_rank(eigenvalues: Tensor) -> float:
     """Effective rank of a spectrum: the exponential of its entropy.
         p_i = l_i / sum_j l_j        rank = exp(-sum_i p_i log p_i)
     eigenvalues: (n,), none negative beyond rounding.  Unit: dimensions, from 1 to n.
-    Raises ValueError if they are not finite, all zero, or one is below -1e-6 of the largest.
+    Raises ValueError if none is above 0, not all are finite, or one is below -1e-6 of the largest.
     Source: Roy & Vetterli 2007.  RankMe is that of the singular values, plus its eps.
     Exercise: measures.effective_rank (set 2, 5 points)
     Hint: rounding can leave an eigenvalue just below 0; 0 log 0 is 0 here: torch.special.entr.
@@ -347,10 +347,11 @@ def gradient_gram(model: Module, loss_fn: Callable, data: tuple, chunk: int = 8)
     """Gram matrix of the per-example gradients, over all parameters.
         K_ij = g_i . g_j        g_i = gradient of example i's loss, (P,)
     Returns (N, N) float64 on the CPU; unit: loss^2 / weight^2.  Apart from zeros, K = G G^T has the
-    eigenvalues of G^T G, (P, P).  Memory: at most 3 * chunk gradients, or 1 GiB if that is more.
+    eigenvalues of G^T G, (P, P).  Memory: at most 3 * chunk gradients, or 1 GiB if that is more;
+    copies in float64 come on top.  Raises ValueError if a gradient is not finite.
     Differs from the paper: all parameters; there the first 50K, which are mostly embeddings.
     Exercise: measures.gradient_gram (set 2, 15 points)
-    Hint: _prepare; one backward pass per example (per_example_gradients); K in float64 at once.
+    Hint: _prepare; per_example_gradients of two chunks of rows at a time give one block of K.
     >>> w = torch.nn.Linear(2, 1, bias=False)                   # the gradient of w . x is x
     >>> x = torch.tensor([[1., 0.], [3., 4.]])
     >>> gradient_gram(w, lambda model, batch: model(batch[0])[:, 0], (x,)).tolist()
@@ -407,7 +408,8 @@ def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
         v <- Hv / |Hv|        lambda = v . Hv        residual = |Hv - lambda v| / |lambda|
     matvec: (P,) -> (P,), symmetric.  start: (P,), not zero, of any length.  max_iters: products at
     most.  It stops on the residual: v . Hv can stand still where there is no eigenvalue.
-    Returns HessianTop of the last pair, converged or not: residual 0 if Hv = 0, no ends.
+    Returns HessianTop of the last product, the v in it as eigenvector; converged is residual <= tol
+    alone; both ends stay NaN.  residual is 0 if Hv = 0, else infinite if lambda = 0.
     Exercise: measures.power_iteration (set 2, 10 points, without lanczos)
     Hint: compare Hv with lambda v before you normalise Hv; return the last pair in any case.
     >>> round(power_iteration(lambda v: torch.tensor([-2., 1.]) * v, torch.ones(2)).eigenvalue, 3)
@@ -416,7 +418,10 @@ def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
     for products in range(1, max_iters + 1):
         hv = matvec(v)
         eigenvalue = float(v @ hv)
-        residual = float((hv - eigenvalue * v).norm()) / max(abs(eigenvalue), 1e-300)
+        residual = 0.0
+        if hv.any():
+            rest = float((hv - eigenvalue * v).norm())
+            residual = rest / abs(eigenvalue) if eigenvalue else math.inf
         if residual <= tol or products == max_iters:
             return HessianTop(eigenvalue, v, products, residual, converged=residual <= tol)
         v = hv / hv.norm()
@@ -543,9 +548,9 @@ def _top(net, loss_fn, params, data, tol, max_iters, start, generator):
 def sgld_step(w, w0, gradient, noise, lr, nbeta, localization):
     """One step of stochastic gradient Langevin dynamics, in place on w.
         drift = nbeta gradient + localization (w - w0)        w <- w - lr/2 drift + sqrt(lr) noise
-    All tensors (P,).  With fresh noise, N(0, 1), this is SGLD.  In a direction of curvature c its
-    variance is 1 / (c (1 - lr c / 4)), not 1 / c.  With the mean of this step's noise and the one
-    before it is 1 / c: exactly for quadratics at any stable lr, else up to second order in lr.
+    All tensors (P,).  Returns nothing.  With fresh noise, N(0, 1), this is SGLD.  In a direction of
+    curvature c its variance is 1 / (c (1 - lr c / 4)), not 1 / c.  With the mean of this step's
+    noise and the one before it is 1 / c: for quadratics at any stable lr, else to order lr^2.
     Source: Welling & Teh 2011; Lau et al. 2023; the mean of two: Leimkuhler & Matthews 2013.
     Exercise: measures.sgld_step (set 3, 10 points)
     Hint: drift needs w before the step; change w in place (add_), the weights are views of it.
@@ -561,6 +566,7 @@ def llc_draws(losses, baselines, nbeta, num_burnin_steps):
     """What each draw says about the LLC, in nats times nbeta, bias included; (C, n, ...).
         LLC = mean of nbeta (L(w) - L(w0)), over the draws after burn-in
     losses, baselines: (C, num_burnin_steps + n, ...), at w and at w0, on the same mini-batch.
+    baselines may be (C, 1, ...): one loss at w0 for all draws of a chain.
     Exercise: measures.llc_draws (set 3, 5 points)
     Hint: the first num_burnin_steps draws of every chain go; the baseline is each draw's own.
     >>> llc_draws(torch.tensor([[9., 3., 4.]]), torch.tensor([[1., 1., 2.]]), 10.0, 1).tolist()
@@ -590,7 +596,7 @@ def split_r_hat(traces):
     """Gelman & Rubin's R-hat of chains cut in halves: do the parts agree, given their own spread?
         R^2 = (h - 1) / h + Var(means of the parts) / W        W = mean of their variances
     traces: (C, n): 2C parts of h = n // 2 draws; of an odd n the middle one is left out.  Variances
-    divide by n - 1.  Returns a float; 1 is perfect, nan if h < 2 or the parts do not vary.
+    divide by n - 1.  Returns a float; 1 is perfect, nan if h < 2 or W = 0.
     Exercise: measures.split_r_hat (set 3, 5 points)
     Hint: the halves go below one another, (2C, h); whole chains would hide that they all drift.
     >>> round(split_r_hat(torch.tensor([[1., 3., 1., 3.], [2., 4., 2., 4.]])), 4)
@@ -605,11 +611,14 @@ def split_r_hat(traces):
 
 def effective_samples(traces):
     """How many independent draws the C x n correlated ones are worth, and the error of their mean.
-        ess = C n / (1 + 2 sum_t rho_t)        mc_error = sqrt(var+ / ess)
+        ess = C n / tau        tau = 1 + 2 sum_{t >= 1} rho_t        mc_error = sqrt(var+ / ess)
         rho_t = 1 - (W - autocovariance_t) / var+        var+ = (n - 1) / n W + Var(chain means)
-    traces: (C, n), n >= 4.  W: mean variance within chains.  Autocovariance at lag t: the sum of
-    n - t products over n, averaged over chains.  The sum stops where a pair rho_{2t} + rho_{2t+1}
-    first falls below 0 (Geyer 1992; Stan).  Returns floats; (C n, 0) if the traces do not vary.
+    traces: (C, n), n >= 4.  W: mean variance within chains.  Variances divide by n - 1; Var(chain
+    means) by C - 1, and is 0 for C = 1.  Autocovariance at lag t: the sum of n - t products over n,
+    averaged over chains.  The sum goes by pairs: tau = 2 sum_k (rho_{2k} + rho_{2k+1}) - 1, with
+    rho_0 = 1.  From the first pair below 0 on none counts, nor does the last lag of an odd n; none
+    counts for more than the one before (Geyer 1992).  tau is 1 / log10(C n + 10) at the least,
+    also where it would be negative (Stan).  Returns floats; (C n, 0) if all draws are the same.
     Exercise: measures.effective_samples (set 3, 15 points)
     Hint: an fft of length 2n has all autocovariances at once; a loop over lags is as good.
     >>> effective_samples(torch.ones(2, 10))
@@ -628,7 +637,7 @@ def effective_samples(traces):
     rho[0] = 1
     pairs = rho[:n // 2 * 2].view(-1, 2).sum(1)
     pairs = pairs[(pairs >= 0).cumprod(0).bool()]
-    tau = float(2 * torch.cummin(pairs, 0).values.sum() - 1) if len(pairs) else 1.0
+    tau = float(2 * torch.cummin(pairs, 0).values.sum() - 1)
     ess = chains * n / max(tau, 1 / math.log10(chains * n + 10))
     return ess, math.sqrt(float(total) / ess)
 
@@ -1055,7 +1064,7 @@ def rankme_many(features, eps=1e-7):
         gram = x.mT @ x if x.shape[1] >= x.shape[2] else x @ x.mT
         s = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()     # (16, min(N, D))
         p = s / s.sum(1, keepdim=True) + eps
-        ranks.append(torch.exp(-(p * p.log()).sum(1)))
+        ranks.append(torch.exp(-torch.special.xlogy(p, p).sum(1)))
     return torch.cat(ranks)
 
 

@@ -63,7 +63,7 @@ def attention(qkv, mask, n_head):
         softmax(q k' / sqrt(d) + mask) v
     qkv: (B, T, 3 D): queries, then keys, then values.  Each of the three is D wide, and holds its
     heads one after another.  mask: (T, T) or (B, 1, T, T), 0 where a place may look, else -inf.
-    Returns (B, T, D), the heads one after another.  The output projection comes later.
+    Returns (B, T, D) of qkv's dtype, heads one after another.  The output projection comes later.
     Exercise: models.attention (set 1, 10 points)
     Hint: a view (B, T, 3, H, d), heads permuted before places; back with transpose and reshape.
 
@@ -220,19 +220,23 @@ def resample_answers(model: nn.Module, batch: tuple, generator: torch.Generator)
 
     batch: (tokens, targets), both (N, T).  Wherever its targets are not IGNORE, a token is drawn
     from softmax(logits) at that place.  The model is shown the line up to there, with the tokens
-    drawn before.  The token becomes the target there, and the next token of the line.
+    drawn before; what stands behind may be left out.  The token becomes the target there, and the
+    next token of the line; at the last place it becomes the target alone.
     Returns Batch.  The batch given stays as it is.
     A Fisher matrix needs labels drawn from the model.  With the true ones it is called empirical.
     Exercise: models.resample_answers (set 1, 10 points)
     Hint: from left to right, for a draw changes what is shown next; torch.multinomial draws.
     """
     tokens, targets = batch[0].clone(), batch[1].clone()
-    for t in range(tokens.shape[1] - 1):
+    T = tokens.shape[1]
+    for t in range(T):
         rows = (targets[:, t] != IGNORE).nonzero()[:, 0]                    # (n,): whose turn it is
         if len(rows):
             p = model(tokens[rows, :t + 1])[:, -1].float().softmax(-1)      # (n, V)
             drawn = torch.multinomial(p, 1, generator=generator)[:, 0]      # (n,)
-            tokens[rows, t + 1] = targets[rows, t] = drawn
+            targets[rows, t] = drawn
+            if t + 1 < T:
+                tokens[rows, t + 1] = drawn
     return Batch(tokens, targets)
 
 

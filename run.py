@@ -15,6 +15,7 @@ torch takes two seconds to import, so that is left to the bodies of the commands
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -789,6 +790,7 @@ def run_bench(as_json: bool = typer.Option(False, "--json", help="numbers instea
                                          "does? ten minutes; JSON"),
               device: Device = DEVICE):
     """How fast this machine is, against its floor."""
+    bench = of_tests("bench")
     import models
     import sweep
     import torch
@@ -796,11 +798,9 @@ def run_bench(as_json: bool = typer.Option(False, "--json", help="numbers instea
         raise sweep.Failed("bench --prove: torch finds no CUDA device here (--device cpu tries the "
                            "same on the CPU)")
     device = pick_device(device.value)
-    sys.path.insert(0, str(Path(__file__).parent / "tests"))
-    import bench
     say = Console(stderr=True, highlight=False)
     if prove:
-        import prove as proof
+        proof = of_tests("prove")
         found = proof.prove(device, say.print)
         print(json.dumps(sweep.rounded(found), indent=1))
         if not found["passed"]:
@@ -824,14 +824,13 @@ VARIANT = typer.Option(None, "--variant", metavar="SEED", help="other constants 
                        "code and tests; 0: as they are here")
 
 
-def course():
+def of_tests(module):
+    """A module of tests/, which a handout does not have."""
     sys.path.insert(0, str(Path(__file__).parent / "tests"))
-    try:
-        import assignments
-    except ModuleNotFoundError:
+    if importlib.util.find_spec(module) is None:
         raise ValueError("this tree is itself a handout: check yourself with python -m pytest -m "
-                         "exercise, and be graded by the whole toolkit") from None
-    return assignments
+                         "exercise; bench, handout and grade need the whole toolkit")
+    return importlib.import_module(module)
 
 
 @app.command("handout")
@@ -842,7 +841,7 @@ def run_handout(folder: Path = typer.Argument(..., metavar="DIR", help="empty, o
     """A course assignment: this tree, exercises blank.
 
     tests/COURSE.md says how a course uses it."""
-    assignments = course()
+    assignments = of_tests("assignments")
     exercises, points = assignments.handout(folder, problem_set, variant=variant or 0)
     out.print(escape(f"{folder}: {len(exercises)} exercises, {points} points, without their "
                      f"bodies; {folder}/SHEET.md says what to do"))
@@ -866,7 +865,7 @@ def run_grade(
     """Points for a handout that came back.
 
     Each submission runs by itself, under limits; first read tests/COURSE.md."""
-    course()
+    of_tests("assignments")
     import gradebook
     import grading
     import sweep

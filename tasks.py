@@ -410,7 +410,7 @@ def draw_operands(task, level, n, generator, split="all", train_fraction=1.0):
 def answer_targets(tokens, length):
     """What is asked of the model at each place: the next token, if it is part of the answer.
         targets[n, t] = tokens[n, t + 1]  at the places right before an answer token,  else IGNORE
-    tokens: (N, T) int64, whole lines.  The answer is their last `length` tokens.
+    tokens: (N, T) int64, whole lines.  The answer is their last `length` tokens, length < T.
     Returns (N, T) int64.  tokens stay as they are.
     Exercise: tasks.answer_targets (set 1, 5 points)
     Hint: "=" stands right before the answer's first token; the last place has no next token.
@@ -596,9 +596,7 @@ def sample_text(n, generator, shuffled=False) -> Batch:
     start = torch.randint(len(tokens) - TEXT_LINE, (n, 1), generator=generator,
                           device=generator.device)
     lines = tokens.to(generator.device)[start + torch.arange(TEXT_LINE, device=generator.device)]
-    targets = lines.roll(-1, 1)
-    targets[:, -1] = IGNORE
-    return Batch(lines, targets)
+    return Batch(lines, answer_targets(lines, TEXT_LINE - 1))
 
 
 def answer_tokens(level_name) -> int:
@@ -619,10 +617,11 @@ def answer_distribution(task, level):
     """How often each answer comes up: pairs (probability, number of answers that have it).
 
     All tuples of columns are gone through: every combination of the level's operand_ranges, made
-    into operands by Task.operands.  A few task-levels have more than LISTED of them.  For these
-    the table has a closed form, the first of Task.answers.  A test compares the two where both
-    can be had.
-    Returns a list, in any order.  count * probability adds up to 1.
+    into operands by Task.operands (all_operands does both).  A few task-levels have more than
+    LISTED of them.  For these the table has a closed form, Task.answers(size)[0].  A test compares
+    the two where both can be had.  A sham has the table of its task.
+    Returns a list, in any order; answers of one probability may stand in several of its pairs.
+    count * probability adds up to 1.
     Exercise: tasks.answer_distribution (set 1, 10 points)
     Hint: torch.meshgrid of the columns; one integer per answer; unique(return_counts=True), twice.
 

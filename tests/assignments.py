@@ -6,12 +6,15 @@ function an exercise:
     Exercise: measures.rankme (set 2, 10 points, without rankme_many)
     Hint: ...
 
+The hint ends at an empty line, at an example or with the docstring.
 `@pytest.mark.exercise(name="measures.rankme", points=4)` above a test makes it one of its tests;
 with hidden=True, it is one that grades and is not handed out.  `without` lists what does the same
-job elsewhere in the module; it is blank while this exercise is graded.
+job elsewhere in the module, or in another one (emergence.exchanged); it is blank while this
+exercise is graded, and the sheet forbids it.
 
     handout   This tree, with `raise NotImplementedError` for the marked bodies, the public tests,
-              and a SHEET.md.  The first line of each file with exercises says which set and which
+              and a SHEET.md.  What would tell a solution is left out, or replaced (course.INSTEAD).
+               The first line of each file with exercises says which set and which
               variant this is.
     grade     See grading.py, which runs each submission in a process of its own (trial.py).
 
@@ -68,11 +71,16 @@ class Exercise:
     def function(self):
         return self.name.partition(".")[2]
 
+    def home(self, name):
+        """(file, function) of a name in `without`: of this module, if it names none."""
+        module, _, function = name.rpartition(".")
+        return (f"{module}.py" if module else self.file), function
+
 
 MARK = re.compile(r"^ *Exercise: (?P<name>\w+\.\w+) "
                   r"\(set (?P<number>\d+), (?P<points>\d+) points"
-                  r"(?:, without (?P<without>[\w, ]+))?\)\n"
-                  r" *Hint: (?P<hint>.*)\n?", re.M)
+                  r"(?:, without (?P<without>[\w., ]+))?\)\n"
+                  r" *Hint: (?P<hint>.*(?:\n(?! *>>>) *\S.*)*)\n?", re.M)
 
 
 def exercises(number=None, root=ROOT, variant=0):
@@ -94,9 +102,9 @@ def marked(node, tests):
     if mark is None:
         return None
     name = mark["name"]
-    without = tuple(re.findall(r"\b(?!and\b)\w+", mark["without"] or ""))
-    text = MARK.sub("", doc + "\n").strip()
-    return Exercise(name, int(mark["number"]), int(mark["points"]), without, mark["hint"], text,
+    without = tuple(re.findall(r"\b(?!and\b)[\w.]+", mark["without"] or ""))
+    hint, text = " ".join(mark["hint"].split()), MARK.sub("", doc + "\n").strip()
+    return Exercise(name, int(mark["number"]), int(mark["points"]), without, hint, text,
                     signature(node), tuple(tests.get(name, ())))
 
 
@@ -133,21 +141,27 @@ def parsed(text):
 
 
 def place(source, name):
-    """Where a function or class stands at the top level of a module, in line numbers from 1.
+    """Where a function or class stands in a module, in line numbers from 1.  name: one at the top
+    level, or a method, "Sampler.step".
 
     Returns (first line, decorators included; first line behind the docstring; last line), or None
     where there is none of that name."""
-    found = [node for node in parsed(source).body
-             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name]
-    if not found:
-        return None
-    node = found[-1]
+    inside = parsed(source).body
+    for part in name.split("."):
+        found = [node for node in inside
+                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == part]
+        if not found:
+            return None
+        node = found[-1]
+        inside = node.body
     lines = source.split("\n")                                 # splitlines also splits elsewhere
     body = node.body[0].lineno
     if ast.get_docstring(node) is not None:
         body = node.body[0].end_lineno + 1
     # Comments behind the last statement belong to the body too; empty lines at its end do not.
     last = node.end_lineno
+    if "." in name:
+        return first_line(node), body, last
     while last < len(lines) and (not lines[last].strip() or lines[last][0] in " \t"):
         last += 1
     while not lines[last - 1].strip():
@@ -172,6 +186,23 @@ def graft(source, name, function):
     lines = source.split("\n")
     first, _, last = place(source, name)
     return "\n".join([*lines[:first - 1], function.strip("\n"), *lines[last:]])
+
+
+def leave_out(source, name):
+    """Without a function, and without the comment above it, if that is no heading."""
+    lines = source.split("\n")
+    first, _, last = place(source, name)
+    above = lines[:first - 1]
+    while not above[-1].strip():
+        above.pop()
+    while above[-1].startswith("#") and not above[-1].startswith("# --"):
+        above.pop()
+    while not above[-1].strip():
+        above.pop()
+    below = lines[last:]
+    while below and not below[0].strip():
+        below.pop(0)
+    return "\n".join([*above, "", "", *below])
 
 
 def unsolved(exercise):
@@ -203,9 +234,10 @@ def read(file, root=ROOT, variant=0):
         if file == TESTS:
             text = changed(text, row.tests, row.values[0], value)
         elif file == f"{module}.py":
-            first, _, last = place(text, function)
-            source = "\n".join(text.split("\n")[first - 1:last])
-            text = graft(text, function, changed(source, row.source, row.values[0], value))
+            for name, templates in {function: row.source, **dict(row.beside)}.items():
+                first, _, last = place(text, name)
+                source = "\n".join(text.split("\n")[first - 1:last])
+                text = graft(text, name, changed(source, templates, row.values[0], value))
     return text
 
 
@@ -297,11 +329,11 @@ def sheet(chosen, number, variant):
     """SHEET.md: what to write, what it is worth, one hint each, and the written questions."""
     numbers = sorted({e.number for e in chosen})
     written = sum(q.points for n in numbers for q in course.QUESTIONS[n])
-    total = sum(e.points for e in chosen) + written
     minutes = sum(course.EFFORT[e.name][0] for e in chosen)
     hours = f"{minutes / 60:.0f} hours" if minutes > 90 else f"{minutes} minutes"
-    out = [course.SHEET.format(count=len(chosen), total=total, hours=hours,
-                               heading=heading(number, variant))]
+    out = [course.SHEET.format(count=len(chosen), points=sum(e.points for e in chosen),
+                               written=written, hours=hours, heading=heading(number, variant),
+                               left_out=course.LEFT_OUT)]
     for n in numbers:
         out.append(f"\n## Set {n}: {course.TITLES[n]}")
         for k, e in enumerate([e for e in chosen if e.number == n], 1):
@@ -316,10 +348,14 @@ def sheet_entry(label, exercise):
     minutes, difficulty = course.EFFORT[exercise.name]
     public = [f"`{test.name}` ({test.points})" for test in exercise.tests if not test.hidden]
     rest = sum(test.points for test in exercise.tests if test.hidden)
+    beside = [f"May not be used: `{name}`. It does the same job or calls this function, and is "
+              "blank while this exercise is graded.\n" for name in exercise.without]
+    if exercise.name in course.NEIGHBOURS:
+        beside.append(course.NEIGHBOURS[exercise.name] + "\n")
     return [f"\n### {label} `{exercise.name}` ({exercise.points} points)\n",
             f"{difficulty}, about {minutes} minutes\n",
             f"```\n{exercise.signature}\n\n{exercise.text}\n```\n",
-            f"Hint: {exercise.hint}\n",
+            f"Hint: {exercise.hint}\n", *beside,
             f"Tests and their points: {', '.join(public)}; others that you do not see: {rest}"]
 
 
@@ -365,29 +401,40 @@ def handed_out(root, chosen, number, variant):
                                                                                ".gitignore")
         if kept and path.is_file() and not path.is_symlink():
             texts[path.name] = path.read_text(encoding="utf-8")
-    for name in ("conftest.py", "bench.py"):
-        texts[f"tests/{name}"] = (root / "tests" / name).read_text(encoding="utf-8")
+    texts["README.md"] = f"> {course.LEFT_OUT}\n\n{texts['README.md']}"
+    texts["tests/conftest.py"] = (root / "tests" / "conftest.py").read_text(encoding="utf-8")
     names = [e.name for e in chosen]
     texts[f"tests/{TESTS}"] = tests_for(read(TESTS, root, variant), names)
     for file in sorted({e.file for e in chosen}):
-        here = [e for e in chosen if e.file == file]
-        texts[file] = heading(number, variant) + "\n" + unsolved_file(file, here, root, variant)
+        texts[file] = heading(number, variant) + "\n" + unsolved_file(file, chosen, root, variant)
     return texts
 
 
 def unsolved_file(file, chosen, root, variant):
-    """A module without the bodies of its exercises, and without what would tell them."""
+    """A module without the bodies of its exercises, and without what would tell one of `chosen`."""
     text = read(file, root, variant)
+    here = [e for e in chosen if e.file == file]
     if file == WORKBOOK:                                       # of one set, only its own
-        names, tests = {e.name for e in chosen}, {}
+        names, tests = {e.name for e in here}, {}
         nodes = [node for node in parsed(text).body
                  if (e := marked(node, tests)) is None or e.name in names]
         text = joined(text, nodes)
-    for e in chosen:
+    for e in here:
         text = blank(text, e.function, unsolved(e))
-        for name, instead in course.INSTEAD.get(e.name, {}).items():
-            text = graft(text, name, instead)
+    for name, instead in instead_in(file, chosen).items():
+        text = graft(text, name, instead) if instead else leave_out(text, name)
     return text
+
+
+def instead_in(file, chosen):
+    """{function of this file: what a handout with these exercises has in its place}."""
+    found = {}
+    for e in chosen:
+        for name, instead in course.INSTEAD.get(e.name, {}).items():
+            module, _, function = name.partition(".")
+            if f"{module}.py" == file:
+                found[function] = instead
+    return found
 
 
 # --------------------------------------------------------------------------------------------------

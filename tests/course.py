@@ -41,15 +41,35 @@ EFFORT = {                            # exercise: (minutes, difficulty)
 
 
 # --------------------------------------------------------------------------------------------------
-# What a handout has in the place of functions that would tell the solution
+# What a handout has in the place of functions that would tell the solution; "": nothing
 
 INSTEAD = {
-    "measures.rankme": {"rankme_many": '''
-def rankme_many(features, eps=1e-7):
+    "measures.rankme": {"measures.rankme_many": '''
+def rankme_many(features, *eps):
     """RankMe of M feature matrices, (M, N, D), one after another: (M,) float64."""
-    return torch.tensor([rankme(x, eps) for x in features], dtype=torch.float64)
+    return torch.tensor([rankme(x, *eps) for x in features], dtype=torch.float64)
 '''},
-    "measures.power_iteration": {"lanczos": '''
+    "measures.gradient_gram": {"measures.gradient_blocks": ""},
+    "measures.sgld_step": {"measures.Sampler.step": '''
+    def step(self, gradient):
+        """sgld_step with momentum p (BAOAB: Leimkuhler & Matthews 2013).  c = 0: mean of two.
+            p <- p - h drift                        w <- w + h/2 p        h^2 = lr
+            p <- c p + sqrt(1 - c^2) noise          w <- w + h/2 p        c = momentum"""
+        h, c = math.sqrt(self.lr), self.momentum
+        moved, still = self.w.clone(), torch.zeros_like(self.w)
+        sgld_step(moved, self.w0, gradient, still, self.lr, self.nbeta, self.localization)
+        self.p.add_(moved.sub_(self.w), alpha=2 / h)            # without noise: -lr/2 drift
+        self.w.add_(self.p, alpha=h / 2)
+        self.p.mul_(c).add_(self.noise(), alpha=math.sqrt(1 - c * c))
+        self.w.add_(self.p, alpha=h / 2)
+'''},
+    "workbook.exchange_test": {"emergence.exchanged": '''
+def exchanged(table, permutations):
+    """What a table (..., T, T) adds up to under each exchange: (..., M)."""
+    picked = np.eye(table.shape[-1])[permutations]                          # (M, T, T), 0 or 1
+    return np.tensordot(table, picked, axes=([-2, -1], [1, 2]))
+'''},
+    "measures.power_iteration": {"measures.lanczos": '''
 def lanczos(matvec, start, tol=1e-2, max_iters=100):
     """Both ends of the spectrum by power_iteration: the second time of H - lambda I."""
     top = power_iteration(matvec, start.reshape(-1, start.shape[-1]).sum(0), tol, max_iters)
@@ -66,7 +86,25 @@ def lanczos(matvec, start, tol=1e-2, max_iters=100):
     return HessianTop(top.eigenvalue, top.eigenvector, top.iterations + end.iterations,
                       top.residual, top.converged, smallest, largest, residual_smallest,
                       residual_largest, vectors=torch.stack([low, high]))
-''', "extended": "", "ritz_ends": "", "surely_larger": ""},
+''', "measures.extended": "", "measures.ritz_ends": "", "measures.surely_larger": ""},
+}
+
+# Of functions that stay in a handout and come near an exercise: what the sheet says of them.
+NEIGHBOURS = {
+    "tasks.answer_distribution": "`all_operands` and `can_be_listed` may be used; "
+                                 "`answer_frequencies` and `number_operands`, which count tokens "
+                                 "and operands, may be read.",
+    "measures.rankme": "`pythia.rankme_squared_centred` is another measure, of squared and centred "
+                       "features. It may be read.",
+    "measures.gradient_gram": "`_prepare`, `per_example_gradients` and "
+                              "`per_example_gradients_vmap` may be used.",
+    "workbook.stiffness": "`measures.llc` has a stiffness from an estimate of the curvature, and "
+                          "another right lr. It may be read.",
+    "emergence.precursor_counts": "`claims.rate_beside_chance` counts each task's own onsets "
+                                  "alone. It may be read.",
+    "workbook.exchange_test": "`emergence.exchanges` and `emergence.p_value` may be used; "
+                              "`claims.rate_beside_chance`, which has these numbers of rates, may "
+                              "be read.",
 }
 
 
@@ -78,6 +116,7 @@ class Constant(NamedTuple):
     values: tuple                     # the first: as it is in this tree; each: for {0}, {1} ...
     source: tuple                     # where it stands in the function, docstring included
     tests: tuple                      # where it stands in the tests
+    beside: tuple = ()                # (function, where it stands there), in the same module
 
 
 VARIANTS = [
@@ -85,9 +124,11 @@ VARIANTS = [
              ("{0} * 2 + 5 * 6 mod 7, which is {1}", "({0} a + 5 b)", "[[6]], [[{1}]])",
               "({0} * a + 5 * b)"),
              ("FACTOR = {0}",)),
-    Constant("measures.rankme", (("1e-7",), ("1e-5",), ("1e-6",), ("1e-8",)),
-             ("eps: float = {0}",),
-             ("EPS = {0}",)),
+    Constant("measures.rankme", (("1e-7", "nothing known"), ("1e-5", "its eps is 1e-7"),
+                                 ("1e-6", "its eps is 1e-7"), ("1e-8", "its eps is 1e-7")),
+             ("eps: float = {0}", "paper: {1}."),
+             ("EPS = {0}",),
+             (("rankme_many", ("eps={0}",)), ("rankme_centred", ("eps: float = {0}",)))),
     Constant("measures.effective_rank", (("1e-6",), ("1e-4",), ("1e-3",), ("1e-5",)),
              ("-{0} of the largest", "-{0} * "),
              ("BELOW = {0}",)),
@@ -124,16 +165,23 @@ SHEET = """# Problem sheet
 docstring says what a function must do, and nothing else is asked of it. Any correct way counts. \
 An error is asked for by its type, never by its wording. Only the function itself is taken when \
 you are graded: what it needs, imports and helpers included, belongs inside its body (what the \
-file already has, you may use, but not another function that does the same job). Every test has \
-its own points. Check yourself with
+file already has, you may use, such as `digits` of tasks.py; what does the same job, or calls the \
+function, you may not, such as `rankme_many` for rankme: each exercise says what that is). Every \
+test has its own points. Check yourself with
 
 ```
 python -m pytest -m exercise
 ```
 
-{total} points in all; the functions take about {hours}. Hand in this folder, a zip of it, or the \
-files that you changed, under their names. Keep their first line (`{heading}`): it says which \
-handout this is."""
+{points} points for the functions, {written} for the questions; the functions take about {hours}. \
+Hand in this folder, a zip of it, or the files that you changed, under their names. Keep their \
+first line (`{heading}`): it says which handout this is.
+
+{left_out}"""
+
+LEFT_OUT = ("This folder is a handout. Of what README.md names, results/ and most of tests/ are "
+            "left out, and so are the commands that need them (bench, handout, grade); some "
+            "functions are slower than the README says.")
 
 
 class Question(NamedTuple):

@@ -199,14 +199,15 @@ def examine(entry, exercise):
 
 def job_for(exercise, function, variant=0):
     """The clean module with the submission's function in it, `without` blank, and the tests."""
-    source = read(exercise.file, ROOT, variant)
+    files = {exercise.file: read(exercise.file, ROOT, variant)}
     for name in exercise.without:
-        source = blank(source, name, f"{exercise.function} is to do the work itself, without "
-                                     f"{name}")
-    return {"name": exercise.name,
-            "files": {exercise.file: graft(source, exercise.function, function),
-                      f"tests/{TESTS}": tests_for(read(TESTS, ROOT, variant), [exercise.name],
-                                                  hidden=True)}}
+        file, other = exercise.home(name)
+        files.setdefault(file, read(file, ROOT, variant))
+        files[file] = blank(files[file], other, f"{exercise.function} is to do the work itself, "
+                                                f"without {other}")
+    files[exercise.file] = graft(files[exercise.file], exercise.function, function)
+    files[f"tests/{TESTS}"] = tests_for(read(TESTS, ROOT, variant), [exercise.name], hidden=True)
+    return {"name": exercise.name, "files": files}
 
 
 class Grader:

@@ -1,8 +1,12 @@
 """A second solution of every exercise, written from its docstring alone.
 
-That these pass shows that a docstring says enough, and that more than one way is right.  The file
-is read as text and never imported: each function stands in its module when it is graded, and uses
-what that module imports.  They are plain: loops, no helper that the docstring does not name.
+That these pass shows that a docstring says enough, and that more than one way is right.  Nine of
+them were written by somebody who had only the handout: answer_targets, attention, resample_answers,
+power_iteration, llc_draws, length_penalty, emergence_index, holm and log_score.  The others are
+plain: loops, no helper that the docstring does not name.
+
+The file is read as text and never imported: each function stands in its module when it is graded,
+and uses what that module imports.
 """
 
 
@@ -10,15 +14,11 @@ what that module imports.  They are plain: loops, no helper that the docstring d
 # Set 1
 
 def answer_targets(tokens, length):
-    N, T = tokens.shape
-    rows = []
-    for line in tokens.tolist():
-        asked = [IGNORE] * T
-        for t in range(T - 1):
-            if t + 1 >= T - length:
-                asked[t] = line[t + 1]
-        rows.append(asked)
-    return torch.tensor(rows, dtype=torch.int64).reshape(N, T)
+    T = tokens.shape[1]
+    asked = torch.full_like(tokens, IGNORE)
+    for place in range(max(T - 1 - length, 0), T - 1):
+        asked[:, place] = tokens[:, place + 1]
+    return asked
 
 
 def answer_distribution(task, level):
@@ -36,31 +36,25 @@ def answer_distribution(task, level):
 
 
 def attention(qkv, mask, n_head):
-    B, T, width = qkv.shape
-    q, k, v = qkv.split(width // 3, dim=2)
-    d = width // 3 // n_head
-    out = torch.zeros_like(v)
-    for b in range(B):
-        where = mask if mask.dim() == 2 else mask[b, 0]
-        for h in range(n_head):
-            part = slice(h * d, (h + 1) * d)
-            scores = q[b, :, part] @ k[b, :, part].T / math.sqrt(d)
-            out[b, :, part] = torch.softmax(scores + where, dim=1).to(v.dtype) @ v[b, :, part]
-    return out
+    q, k, v = (part.unflatten(2, (n_head, -1)) for part in qkv.chunk(3, dim=2))     # (B, T, H, d)
+    scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[3])
+    weights = torch.softmax(scores + mask, dim=3).to(v.dtype)               # (B, H, T, T)
+    return torch.einsum("bhts,bshd->bthd", weights, v).flatten(2)
 
 
 def resample_answers(model, batch, generator):
-    tokens, targets = batch
-    tokens, targets = tokens.clone(), targets.clone()
-    with torch.no_grad():
-        for t in range(tokens.shape[1]):
-            for n in range(len(tokens)):
-                if targets[n, t] != IGNORE and t + 1 < tokens.shape[1]:
-                    p = torch.softmax(model(tokens[n:n + 1, :t + 1])[0, t].double(), 0)
-                    u = torch.rand((), generator=generator, dtype=torch.float64)
-                    token = int((p.cumsum(0) < u).sum().clamp(max=len(p) - 1))
-                    targets[n, t] = token
-                    tokens[n, t + 1] = token
+    tokens, targets = (part.clone() for part in batch)
+    T = tokens.shape[1]
+    for t in range(T):
+        rows = (targets[:, t] != IGNORE).nonzero()[:, 0]
+        if len(rows) == 0:
+            continue
+        logits = model(tokens[rows, :t + 1])[:, -1]                         # (n, V)
+        p = logits.float().softmax(dim=1).to(generator.device)
+        drawn = torch.multinomial(p, 1, generator=generator)[:, 0].to(tokens.device)
+        targets[rows, t] = drawn
+        if t + 1 < T:
+            tokens[rows, t + 1] = drawn
     return Batch(tokens, targets)
 
 
@@ -92,7 +86,7 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
     if features.ndim != 2 or not bool(torch.isfinite(features).all()):
         raise ValueError("not a finite matrix")
     x = features.double()
-    if x.abs().max() == 0:
+    if not bool(x.any()):
         raise ValueError("nothing but zeros")
     x = x / x.abs().max()
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
@@ -100,7 +94,7 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
     entropy = 0.0
     for value in s:
         p = value / sum(s) + eps
-        entropy -= p * math.log(p)
+        entropy -= p * math.log(p) if p > 0 else 0.0
     return math.exp(entropy)
 
 
@@ -145,20 +139,22 @@ def gradient_gram(model: Module, loss_fn: Callable, data: tuple, chunk: int = 8)
 
 
 def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
-    v, made = start / torch.sqrt((start * start).sum()), 0
+    def unit(x):
+        x = x / x.abs().max()                       # squares of tiny numbers would vanish
+        return x / x.norm()
+
+    hv, count = start, 0
     while True:
-        image = matvec(v)
-        made += 1
-        value = float((v * image).sum())
-        rest = float(torch.sqrt(((image - value * v) ** 2).sum()))
-        if value == 0:
-            residual = 0.0 if rest == 0 else math.inf
+        v = unit(hv)
+        hv, count = matvec(v), count + 1
+        value = float(v @ hv)
+        miss = float((hv - value * v).norm())
+        if not hv.any():
+            value, residual = 0.0, 0.0
         else:
-            residual = rest / abs(value)
-        if residual <= tol or made >= max_iters:
-            break
-        v = image / torch.sqrt((image * image).sum())
-    return HessianTop(value, v, made, residual, residual <= tol)
+            residual = miss / abs(value) if value else math.inf
+        if residual <= tol or count >= max_iters:
+            return HessianTop(value, v, count, residual, residual <= tol)
 
 
 def renyi_rank(features):
@@ -180,11 +176,9 @@ def sgld_step(w, w0, gradient, noise, lr, nbeta, localization):
 
 
 def llc_draws(losses, baselines, nbeta, num_burnin_steps):
-    rows = []
-    for chain, at_w0 in zip(losses, baselines):
-        rows.append(torch.stack([nbeta * (loss - at_w0[k]) for k, loss in enumerate(chain)
-                                 if k >= num_burnin_steps]))
-    return torch.stack(rows)
+    # first the difference: a baseline of one draw may serve all of a chain (plain_llc)
+    excess = losses - baselines
+    return nbeta * excess[:, num_burnin_steps:]
 
 
 def split_r_hat(traces):
@@ -216,13 +210,14 @@ def effective_samples(traces):
     def rho(t):
         covariance = float((y[:, t:] * y[:, :n - t]).sum(1).mean()) / n
         return 1.0 if t == 0 else 1 - (W - covariance) / total
-    summed = 0.0
+    summed, last = 0.0, math.inf
     for t in range(0, n - 1, 2):
-        pair = rho(t) + rho(t + 1)
-        if pair < 0:
+        last = min(last, rho(t) + rho(t + 1))
+        if last < 0:
             break
-        summed += pair
-    ess = C * n / (2 * summed - 1)
+        summed += last
+    tau = max(2 * summed - 1, 1 / math.log10(C * n + 10))
+    ess = C * n / tau
     return ess, math.sqrt(total / ess)
 
 
@@ -234,28 +229,20 @@ def stiffness(lr, nbeta, curvatures, localization):
 
 
 def length_penalty(states):
-    M, D = states.shape
-    total = 0
-    for row in states:
-        total = total + ((row * row).sum() / (2 * D) - 1) ** 2
-    return total / M
+    x = states if states.dtype in (torch.float32, torch.float64) else states.float()
+    share = torch.einsum("md,md->m", x, x) / (2 * x.shape[1])
+    return ((share - 1) ** 2).mean()
 
 
 # --------------------------------------------------------------------------------------------------
 # Set 4
 
 def emergence_index(values, steps, chance, examples, threshold, persistence, lasting):
-    values = np.asarray(values, dtype=float)
-    chance = np.broadcast_to(chance, (*values.shape[:-1], 1))
-    examples = np.broadcast_to(examples, (*values.shape[:-1], 1))
-    out = np.zeros(values.shape[:-1], dtype=int)
-    for place in np.ndindex(*values.shape[:-1]):
-        c, n = float(chance[place][0]), float(examples[place][0])
-        bar = max(threshold, 3 * math.sqrt(c / (1 - c) / n))
-        flags = np.array([not math.isnan(v) and (v - c) / (1 - c) >= bar - 1e-12
-                          for v in values[place]])
-        out[place] = first_lasting(flags, steps, persistence, lasting)
-    return out
+    values, chance = np.asarray(values, dtype=float), np.asarray(chance, dtype=float)
+    noise = 3 * np.sqrt(chance / (1 - chance) / np.asarray(examples, dtype=float))
+    bar = np.maximum(threshold, noise)
+    flags = (values - chance) / (1 - chance) >= bar - 1e-12                 # False for NaN
+    return first_lasting(flags, steps, persistence, lasting)
 
 
 def recovery(smooth, rise):
@@ -273,11 +260,12 @@ def recovery(smooth, rise):
 
 
 def holm(p_values):
-    made = sorted(p for p in p_values if p is not None)
-    n, best = len(made), {}
-    for k in range(1, n + 1):
-        best[made[k - 1]] = max(min(1, (n - j + 1) * made[j - 1]) for j in range(1, k + 1))
-    return [None if p is None else best[p] for p in p_values]
+    made = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted, largest = [None] * len(p_values), 0.0
+    for left, (p, place) in zip(range(len(made), 0, -1), made):
+        largest = max(largest, min(1.0, left * p))
+        adjusted[place] = largest
+    return adjusted
 
 
 def exchanges(tasks, count=10_000, seed=0):
@@ -329,16 +317,17 @@ def exchange_test(table):
 
 
 def log_score(forecasts, happened):
-    rows = []
-    for q, y in zip(forecasts, happened):
-        if not 0 <= q <= 1:
-            raise ValueError("a forecast is a probability")
-        if y == y:
-            rows.append((min(0.99, max(0.01, q)), y))
-    if not rows:
-        raise ValueError("nothing was watched")
-    share = sum(y for _, y in rows) / len(rows)
-    share = min(0.99, max(0.01, share))
-    score = sum(math.log(q if y else 1 - q) for q, y in rows) / len(rows)
-    base = sum(math.log(share if y else 1 - share) for _, y in rows) / len(rows)
-    return score, score - base
+    pairs = [(float(q), float(y)) for q, y in zip(forecasts, happened)]
+    if not all(0 <= q <= 1 for q, _ in pairs):      # NaN is neither
+        raise ValueError("log_score: a forecast must be a probability, from 0 to 1")
+    pairs = [(q, y) for q, y in pairs if not math.isnan(y)]
+    if not pairs:
+        raise ValueError("log_score: nothing was watched")
+
+    def score(guesses):
+        moved = [min(max(q, 0.01), 0.99) for q in guesses]
+        logs = [math.log(q if y == 1 else 1 - q) for q, (_, y) in zip(moved, pairs)]
+        return sum(logs) / len(logs)
+    share = sum(y for _, y in pairs) / len(pairs)
+    found = score([q for q, _ in pairs])
+    return found, found - score([share] * len(pairs))

@@ -26,7 +26,7 @@ import pytest
 import assignments
 import course
 from assignments import ROOT, blank, exercises, graft, handout, parsed, place, read
-from grading import cut_out
+from grading import cut_out, job_for
 from mistakes import WRONG
 
 pytestmark = [pytest.mark.system,        # a course: not while editing
@@ -97,6 +97,19 @@ def test_every_mark_is_in_the_form_that_is_read():
     assert sorted(re.findall(r"^ *Exercise: (\S+)", text, re.M)) == sorted(ALL)
 
 
+def test_a_hint_of_two_lines_is_a_hint_of_two_lines():
+    """It ends before an example, at an empty line, or with the docstring."""
+    assert ALL["workbook.exchange_test"].hint.endswith("no task's geometry goes to two.")
+    mark = "Exercise: a.f (set 1, 5 points, without b.g)\nHint: one,\n    two.\n"
+    for rest in ("", "\nMore.", ">>> f()\n1"):
+        doc = 'def f():\n    """What.\n\n' + mark + rest + '\n"""\n'
+        found = assignments.marked(ast.parse(doc).body[0], {})
+        assert found.hint == "one, two." and found.without == ("b.g",)
+        assert found.text.split() == ["What.", *rest.split()]
+    for exercise in ALL.values():
+        assert exercise.hint[-1] in ".?" or exercise.hint.endswith("twice"), exercise.hint
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_an_exercise_has_points_for_each_test_some_seen_and_some_hidden(name):
     exercise = ALL[name]
@@ -105,8 +118,9 @@ def test_an_exercise_has_points_for_each_test_some_seen_and_some_hidden(name):
     shown = sum(test.points for test in exercise.tests if not test.hidden)
     assert exercise.points / 2 <= shown < exercise.points, "the tests that are seen are worth more"
     assert exercise.hint and exercise.text
-    for function in (exercise.function, *exercise.without):
-        assert place(read(exercise.file), function), function
+    assert place(read(exercise.file), exercise.function)
+    for file, function in map(exercise.home, exercise.without):
+        assert place(read(file), function), function
     minutes, difficulty = course.EFFORT[name]
     assert 5 <= minutes <= 60 and difficulty in ("easy", "medium", "hard")
 
@@ -236,14 +250,16 @@ def test_a_handout_keeps_all_lines_but_those_of_the_bodies(given):
         for e in here:
             assert got.count(f"exercise {e.name} is not solved yet") == 1
             got = graft(got, e.function, reference(e, variant))
-            for name, instead in course.INSTEAD.get(e.name, {}).items():
-                start, _, end = place(source, name)
-                there = "\n".join(source.split("\n")[start - 1:end])
-                assert there not in got
-                if instead:
-                    got = graft(got, name, there)
-                else:
-                    source = graft(source, name, "")
+        for name, instead in assignments.instead_in(f"{module}.py", chosen).items():
+            start, _, end = place(source, name)
+            there = "\n".join(source.split("\n")[start - 1:end])
+            assert there not in got
+            if instead:
+                got = graft(got, name, there)
+            else:
+                source = assignments.leave_out(source, name)
+                assert place(got, name) is None and "Ritz pairs" not in got
+        assert "\n\n\n\n" not in got
         assert got == source, f"{module}.py: the rest is not what it was"
     with pytest.raises(ValueError, match="not an empty folder"):
         handout(folder)
@@ -277,7 +293,16 @@ def test_a_handout_has_the_public_tests_and_the_sheet_of_its_exercises_and_no_ot
     folder, chosen, number, variant = given
     names, sheet = {e.name for e in chosen}, (folder / "SHEET.md").read_text()
     assert {path.name for path in (folder / "tests").iterdir()} == {
-        "conftest.py", "bench.py", assignments.TESTS}
+        "conftest.py", assignments.TESTS}
+    assert course.LEFT_OUT in sheet and (folder / "README.md").read_text()[2:].startswith(
+        course.LEFT_OUT)
+    for e in chosen:
+        assert f"Hint: {e.hint}\n" in sheet and course.NEIGHBOURS.get(e.name, "") in sheet
+        for name in e.without:
+            assert f"May not be used: `{name}`" in sheet
+    written = sum(q.points for n in {e.number for e in chosen} for q in course.QUESTIONS[n])
+    assert (f"{sum(e.points for e in chosen)} points for the functions, {written} for the "
+            "questions") in sheet
     marks = {node.name: assignments.marks_of(node)[0]["name"]
              for node in parsed((folder / "tests" / assignments.TESTS).read_text()).body
              if isinstance(node, ast.FunctionDef) and assignments.marks_of(node)}
@@ -290,6 +315,67 @@ def test_a_handout_has_the_public_tests_and_the_sheet_of_its_exercises_and_no_ot
         assert all(question.text in sheet for question in course.QUESTIONS[n])
         assert not any(what in sheet for q in course.QUESTIONS[n] for _, what in q.rubric)
     assert assignments.heading(number, variant) in sheet
+
+
+def test_what_is_left_out_goes_with_its_comment_and_a_method_is_replaced_alone():
+    source = "# -- heading\n\nx = 1\n\n\n# on f\n# and more\n\ndef f():\n    return 1\n\n\n" \
+             "class A:\n    def g(self):\n        return 1\n\n    def h(self):\n        return 2\n"
+    left = assignments.leave_out(source, "f")
+    assert left.startswith("# -- heading\n\nx = 1\n\n\nclass A:")
+    assert graft(left, "A.g", "    g = 3").endswith("class A:\n    g = 3\n\n"
+                                                   "    def h(self):\n        return 2\n")
+    assert place(source, "A.f") is None
+
+
+def test_neighbours_and_substitutes_are_there():
+    """What a table names exists, whatever it says of it."""
+    for name, functions in course.INSTEAD.items():
+        assert name in ALL
+        for other in functions:
+            module, _, function = other.partition(".")
+            assert place(read(f"{module}.py"), function), other
+    for name, sentence in course.NEIGHBOURS.items():
+        files = [ALL[name].file, "tasks.py"] if name.startswith("workbook") else [ALL[name].file]
+        for other in re.findall(r"`([\w.]+)`", sentence):
+            module, _, function = other.rpartition(".")
+            assert any(place(read(file), function)
+                       for file in ([f"{module}.py"] if module else files)), other
+
+
+def test_substitutes_have_the_values_of_what_they_replace():
+    import emergence
+    import measures
+    import numpy as np
+    import torch
+    found = {}
+    for file, name in (("emergence", "workbook.exchange_test"), ("measures", "measures.sgld_step")):
+        text = read(f"{file}.py")
+        for function, instead in assignments.instead_in(f"{file}.py", [ALL[name]]).items():
+            text = graft(text, function, instead)
+        found[file] = types.ModuleType(file)
+        exec(compile(text, file, "exec"), vars(found[file]))
+    table = np.arange(32.0).reshape(2, 4, 4) ** 2
+    orders = emergence.exchanges(range(4))
+    got = found["emergence"].exchanged(table, orders)
+    assert got.tolist() == emergence.exchanged(table, orders).tolist()
+
+    def loss_fn(model, batch):
+        return (model(batch[0])[:, 0] - 1).square()
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(3, 1), torch.randn(40, 3)
+    one, other = (module.llc(model, loss_fn, (x,), num_draws=20, num_burnin_steps=10)
+                  for module in (measures, found["measures"]))
+    assert other.losses.tolist() != one.losses.tolist()
+    assert other.losses.numpy() == pytest.approx(one.losses.numpy(), rel=1e-3)
+
+
+def test_what_an_exercise_is_to_do_without_is_blank_while_it_is_graded():
+    files = job_for(ALL["workbook.exchange_test"], "def exchange_test(table):\n    pass\n")["files"]
+    assert set(files) == {"workbook.py", "emergence.py", f"tests/{assignments.TESTS}"}
+    said = "exchange_test is to do the work itself, without exchanged"
+    assert files["emergence.py"].count(said) == 1 and "p_value(sums)" not in files["workbook.py"]
+    assert "rankme_many" in job_for(ALL["measures.rankme"], reference(ALL["measures.rankme"]))[
+        "files"]["measures.py"].partition("to do the work itself, without")[2][:20]
 
 
 def test_comments_at_the_end_of_a_body_do_not_leak():
@@ -415,6 +501,8 @@ def test_commands_from_handout_to_csv(tmp_path, main):
     assert {test["visibility"] for test in found["tests"]} == {"visible", "after_published"}
     itself = command("grade", ".", program="run.py", cwd=mine)
     assert itself.returncode == 2 and "itself a handout" in itself.stderr
+    bench = command("bench", "--device", "cpu", program="run.py", cwd=mine)
+    assert bench.returncode == 2 and "itself a handout" in bench.stderr
 
 
 def test_the_autograders_zip_says_what_is_graded(tmp_path):

@@ -174,6 +174,8 @@ def test_answers_of_many_digits_and_answers_too_many_to_list():
     check("multiply-2: products", pairs_of(tasks.answer_distribution("multiply", 2)), products)
     check("copy-1: a thousand answers", pairs_of(tasks.answer_distribution("copy", 1)),
           [(0.001, 1000)])
+    check("sham-compare-1", pairs_of(tasks.answer_distribution("sham-compare", 1)),
+          [(round(1 / 3, 12), 3)])
     got = tasks.answer_distribution("copy", 3)
     check("copy-3, by the closed form", pairs_of(got), [(1e-8, 10 ** 8)])
 
@@ -208,7 +210,13 @@ def test_attention_heads_are_apart():
         columns = [part * 8 + head * 2 + i for part in range(3) for i in range(2)]
         q, k, v = qkv[:, :, columns].split(2, -1)
         weights = (q @ k.mT / math.sqrt(2) + mask).softmax(-1)
-        check(f"head {head} of 4", whole[:, :, 2 * head:2 * head + 2], weights @ v, tol=1e-5)
+        mixed = [head * 6 + part * 2 + i for part in range(3) for i in range(2)]
+        q, k, other = qkv[:, :, mixed].split(2, -1)
+        check(f"head {head} of 4", whole[:, :, 2 * head:2 * head + 2], weights @ v,
+              ((q @ k.mT / math.sqrt(2) + mask).softmax(-1) @ other,
+               "is the first third the queries of all heads, and so on?"), tol=1e-5)
+    half = models.attention(qkv.bfloat16(), mask, 4)
+    check("in bfloat16: is the dtype that of qkv", half.dtype == torch.bfloat16, True)
 
 
 def counting_model(tokens):
@@ -254,6 +262,11 @@ def test_resampled_answers_are_drawn_not_chosen():
           (0.0, "is the token drawn, or is it the most likely one?"), tol=0.05)
     follows = torch.where(drawn[0][:, 1] == 1, 3, 2)
     check("what follows on what was drawn", drawn[0][:, 2], follows)
+    asked = torch.tensor([[tasks.IGNORE, tasks.IGNORE, 0]])
+    drawn = models.resample_answers(counting_model, (torch.tensor([[1, 2, 3]]), asked),
+                                    torch.Generator().manual_seed(0))
+    check("where the last place is asked for", (drawn[0], drawn[1]),
+          ([[1, 2, 3]], [[tasks.IGNORE, tasks.IGNORE, 6]]))
 
 
 @exercise(name="models.attention_mask", points=6)
@@ -264,6 +277,7 @@ def test_attention_mask_of_one_line_is_causal():
     minus = torch.tensor(-math.inf)
     check("the mask of one line of 5 places", mask[0, 0], torch.where(allowed, 0, minus),
           (torch.where(allowed.T, 0, minus), "may a place look at later ones?"),
+          (torch.zeros(5, 5), "may a place look at later ones?"),
           (torch.where(allowed.tril(-1), 0, minus), "may a place look at itself?"))
 
 
@@ -349,7 +363,10 @@ def test_rankme_adds_its_eps_and_refuses_what_has_no_rank():
           rank_by_hand([1.0] + [0.0] * 29, EPS),
           (1.0, "is eps added after dividing by the sum?"), tol=2e-7)
     check("rankme with eps 0.01", measures.rankme(x, 0.01), rank_by_hand([1.0] + [0.0] * 29, 0.01))
+    check("rankme of two directions of 30, eps 0", measures.rankme(x + x.roll((1, 1), (0, 1)), 0.0),
+          2.0)
     refuses("rankme of zeros", measures.rankme, torch.zeros(5, 3))
+    refuses("rankme of no rows", measures.rankme, torch.zeros(0, 3))
     refuses("rankme of NaN", measures.rankme, torch.full((5, 3), math.nan))
     refuses("rankme of infinity", measures.rankme, torch.full((5, 3), math.inf))
     refuses("rankme of a vector", measures.rankme, torch.ones(3))
@@ -376,6 +393,7 @@ def test_effective_rank_of_small_and_of_impossible_spectra():
     too_far = torch.tensor([1.0, -BELOW * 2], dtype=torch.float64)
     refuses("effective_rank of a negative eigenvalue", measures.effective_rank, too_far)
     refuses("effective_rank of zeros", measures.effective_rank, torch.zeros(3))
+    refuses("effective_rank of nothing", measures.effective_rank, torch.zeros(0))
     refuses("effective_rank of NaN", measures.effective_rank, torch.tensor([1.0, math.nan]))
 
 
@@ -465,7 +483,9 @@ def test_power_iteration_finds_the_largest_in_size_sign_included():
         check("the length of the eigenvector", got.eigenvector.norm(), 1.0)
         v = got.eigenvector
         left = (h @ v - got.eigenvalue * v).norm() / abs(exact)
-        check("the residual of what it returns", got.residual, float(left), tol=1e-6)
+        check("10,000 times the residual of what it returns", 1e4 * got.residual, 1e4 * float(left),
+              (1e4 * float(left) * abs(exact), "is it divided by |lambda|?"),
+              (1e4 * got.residual, "does the eigenvector go with the residual?"), tol=1e-2)
 
 
 @exercise(name="measures.power_iteration", points=4, hidden=True)
@@ -485,6 +505,10 @@ def test_power_iteration_that_cannot_converge_says_so():
     check("of the zero matrix: eigenvalue, residual, products",
           (zero.eigenvalue, zero.residual, zero.iterations), (0.0, 0.0, 1))
     check("what it does not compute", once.smallest, math.nan)
+    turns = measures.power_iteration(lambda v: signs * v, ones, max_iters=2)
+    check("spectrum 1, -1 from (1, 1): eigenvalue, residual, converged",
+          (round(turns.eigenvalue, 9), turns.residual > 1e9, bool(turns.converged)),
+          (0.0, True, False))
 
 
 def renyi_by_hand(s, order):
@@ -558,6 +582,12 @@ def test_llc_draws_are_paired_and_without_burn_in():
           (10 * (losses - baselines)[:, :2], "are the first draws left out, not the last?"),
           (10 * losses[:, 2:], "is the loss at w0 taken away?"),
           ((losses - baselines)[:, 2:], "is nbeta left out?"))
+    try:
+        got = measures.llc_draws(losses, baselines[:, :1], 10.0, 2)
+    except RuntimeError:                                       # of sizes that do not fit
+        got = torch.zeros(2, 0)
+    check("with one loss at w0 for each chain", got, torch.tensor([[20.0, 40], [-50, -30]]),
+          (torch.zeros(2, 0), "is the difference taken first?"))
 
 
 @exercise(name="measures.llc_draws", points=2, hidden=True)
@@ -576,7 +606,8 @@ def test_r_hat_of_chains_by_hand():
     whole = math.sqrt(3 / 4 + 2.0 / even.var(1).mean())
     check("R-hat of 1 3 5 7 and 2 4 8 10", measures.split_r_hat(even), math.sqrt(0.5 + 5),
           (5.5, "is the root missing?"), (whole, "are the chains cut in halves?"),
-          (math.sqrt(6), "is it (h - 1) / h?"))
+          (math.sqrt(6), "is it (h - 1) / h?"),
+          *[(math.sqrt(0.5 + x), "do variances divide by n - 1?") for x in (10.0, 7.5, 3.75)])
     odd = torch.tensor([[1.0, 3, 99, 5, 7], [2, 4, 99, 8, 10]])
     check("with a middle draw that is left out", measures.split_r_hat(odd), math.sqrt(5.5))
 
@@ -595,6 +626,13 @@ def test_r_hat_of_chains_that_drift_or_stand_still():
 
 @exercise(name="measures.effective_samples", points=8)
 def test_effective_samples_of_independent_and_of_constant_draws():
+    few = torch.tensor([[3.0, 3, 9, 3, 3, 8, 8, 9, 7], [6, 4, 1, 2, 6, 4, 3, 0, 9]])
+    check("ess of twice 9 draws", measures.effective_samples(few)[0], 13.155893,
+          (5.344088, "does the sum begin at lag 1?"), (15.201366, "is the sum taken twice?"),
+          (17.676259, "are the pairs rho_0 + rho_1, rho_2 + rho_3 ...?"),
+          (14.179260, "does the sum end at the first pair below 0?"),
+          (9.080032, "does a pair count for no more than the one before it?"),
+          (18.0, "are the correlations summed?"), (11.832638, "do variances divide by n - 1?"))
     ess, error = measures.effective_samples(normal(4, 2000))
     check("of 8000 independent draws", ess / 8000, 1.0, tol=0.15)
     check("the error of their mean, times sqrt(8000)", error * 8000 ** 0.5, 1.0,
@@ -618,6 +656,8 @@ def test_effective_samples_of_correlated_chains_and_of_chains_apart():
     ess, error = measures.effective_samples(normal(1, 3000, seed=5))
     check("of one chain", ess / 3000, 1.0, tol=0.2)
     check("are both floats", isinstance(ess, float) and isinstance(error, float), True)
+    swinging, _ = measures.effective_samples(torch.tensor([[1.0, -1.0] * 10] * 2))
+    check("of chains that swing from side to side", swinging, 40 * math.log10(50))
 
 
 @exercise(name="workbook.stiffness", points=6)
@@ -638,6 +678,7 @@ def test_stiffness_where_nothing_holds_a_chain_back():
     got = workbook.stiffness(1e-3, 1000.0, normal(200).abs(), 0.0)
     sharpest = 1000 * float(normal(200).abs().max())
     check("200 curvatures", got, (1e-3 * sharpest, RIGHT / sharpest))
+    check("are both floats", [isinstance(x, float) for x in got], [True, True])
 
 
 @exercise(name="workbook.length_penalty", points=3)
@@ -662,6 +703,9 @@ def test_length_penalty_moves_states_to_their_length():
     size = states.detach().square().mean(1, keepdim=True)
     exact = 2 * (size / LENGTH - 1) / LENGTH * 2 * states.detach() / 4 / 3
     check("the gradient of the other rows", states.grad, exact)
+    half = 300 * normal(3, 4).half()                           # whose squares float16 cannot hold
+    check("in half precision", workbook.length_penalty(half),
+          workbook.length_penalty(half.double()), tol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -680,6 +724,9 @@ def test_emergence_of_several_curves():
     on_the_bar = np.array([0, 0, 0, 0.3, 0.3, 0.3, 0.3, 0.3])
     got = emergence.emergence_index(on_the_bar, steps, 0.0, math.inf, 0.3, 3, 1.25)
     check("values exactly on the bar", got, 3, (-1, "does a value on the bar count?"))
+    rounded = np.array([0.5, 0.5, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7])
+    got = emergence.emergence_index(rounded, steps, 0.5, math.inf, 0.4, 3, 1.25)
+    check("on the bar, but for rounding", got, 2, (-1, "does a value on the bar count?"))
     hole = np.array([0, 1, math.nan, 1, 1, 1, 1, 1])
     got = emergence.emergence_index(hole, steps, 0.0, math.inf, 0.3, 3, 1.25)
     check("a value that was not measured", got, 3)
@@ -738,7 +785,9 @@ def test_holm_by_hand():
     check("holm of .01 .04 None .03", got, [0.03, 0.06, None, 0.06],
           ([0.03, 0.04, None, 0.06], "is the largest so far kept?"),
           ([0.03, 0.12, None, 0.09], "is the factor smaller for each next one?"),
-          ([0.04, 0.09, None, 0.09], "does a test that was not made count?"))
+          ([0.04, 0.09, None, 0.09], "does a test that was not made count?"),
+          ([0.03, 0.08, None, 0.08], "are they taken from the smallest up?"),
+          ([0.03, 0.08, None, 0.03], "are they taken from the smallest up?"))
     check("what was given, afterwards", given, [0.01, 0.04, None, 0.03])
 
 
@@ -788,6 +837,7 @@ class Dates:
 
     def __init__(self, onset, arrivals, levels):
         self.onset, self.arrivals = np.array(onset, dtype=float), np.array(arrivals, dtype=float)
+        self.emergence = np.where(self.arrivals == -math.inf, 0.0, self.arrivals)
         self.levels, self.runs = levels, range(len(onset))
         self.tasks = [level.partition("-")[0] for level in levels]
         names = list(dict.fromkeys(self.tasks))
@@ -815,7 +865,10 @@ def test_precursor_counts_by_counting():
     arrivals = [[20, inf, -inf, 60], [30, inf, 70, inf]]
     events = Dates(onset, arrivals, ("add-1", "add-2", "copy-1", "copy-2"))
     first, counted = emergence.precursor_counts(events)
-    check("counted, in two runs", counted, np.ones((2, 2, 2)))
+    seen = np.ones((2, 2, 2))
+    seen[0, 1] = 2
+    check("counted, in two runs", counted, np.ones((2, 2, 2)),
+          (seen, "is it events.arrivals? Does what was there from the start count?"))
     # run 0: add-1 at 20, its own onset 10, copy-1's 5; copy-2 at 60, its own never, add-2's 50
     # run 1: add-1 at 30, its own 30 is not before, copy-1's never; copy-1 at 70, never; add-1's 30
     check("first, in two runs", first, np.array([[[1, 1], [1, 0]], [[0, 0], [1, 0]]]),
@@ -912,4 +965,5 @@ def test_log_score_of_certain_forecasts():
           (math.log(0.5), math.log(0.5) - best))
     refuses("a forecast of 1.2", workbook.log_score, [0.5, 1.2], [1, 0])
     refuses("a forecast of NaN", workbook.log_score, [0.5, math.nan], [1, 0])
+    refuses("a forecast of 1.2 that nobody watched", workbook.log_score, [0.5, 1.2], [1, math.nan])
     refuses("nothing watched", workbook.log_score, [0.5], [math.nan])

@@ -135,6 +135,8 @@ def test_rankme_many_equals_rankme_down_to_collapse(shape):
     assert many.dtype == torch.float64
     for got, features in zip(many.tolist(), x):
         assert got == pytest.approx(rankme(features), abs=1e-3)
+    two = torch.diag(torch.tensor([1.0, 1, 0, 0]))
+    assert rankme(two, 0.0) == pytest.approx(2) == float(rankme_many(two[None], 0.0))
 
 
 def test_rankme_many_names_the_matrix_that_has_no_rank():
@@ -911,6 +913,8 @@ def test_effective_samples_of_known_series():
     apart = WHITE + torch.arange(4.0)[:, None]
     assert effective_samples(apart)[0] < 40
     assert effective_samples(torch.ones(2, 10)) == (20.0, 0.0)
+    swinging = torch.tensor([[1.0, -1.0] * 50] * 2)            # no pair counts: the most there is
+    assert effective_samples(swinging)[0] == pytest.approx(200 * math.log10(210))
 
 
 # ------------------------------------------------------------------------------------ linear probe

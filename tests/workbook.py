@@ -98,15 +98,17 @@ def length_penalty(states):
     So a row of D numbers whose mean square is 2 costs nothing.  Added to the loss of training, it
     takes from the network the freedom to grow its states.  models.Intervention.penalty is the place
     for it.
-    states: (M, D), of any floating type.  Returns a scalar tensor, through which gradients flow to
-    the states.  A row of zeros costs 1 and has the gradient 0, not NaN.
+    states: (M, D), of any floating type; half precision is computed in float32.  Returns a scalar
+    tensor, through which gradients flow to the states.  A row of zeros costs 1 and has the gradient
+    0, not NaN.
     Exercise: workbook.length_penalty (set 3, 5 points)
     Hint: a square root has an infinite slope at 0, and none is needed.
 
     >>> length_penalty(torch.tensor([[1.0, -1.0], [2.0, 2.0]])).item()        # 1/4 and 1
     0.625
     """
-    return (states.square().mean(1) / 2 - 1).square().mean()
+    x = states.to(torch.promote_types(states.dtype, torch.float32))
+    return (x.square().mean(1) / 2 - 1).square().mean()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -119,10 +121,10 @@ def exchange_test(table):
 
     table: (T, T), T at least 2; entry (j, i) says how often task i's geometry came before task j's
     emergence.  Entry (j, j) is the task's own.
-    Returns three floats: observed; the mean over all exchanges of whole tasks; and p, the share of
-    exchanges whose sum is at least the observed one, but for 1e-9.  The exchange that leaves all as
-    it is counts too, among the exchanges, in the mean and in p.
-    Exercise: workbook.exchange_test (set 4, 10 points)
+    Returns three floats: observed; the mean over the rows of emergence.exchanges; and p, the share
+    of these rows whose sum is at least the observed one, but for 1e-9.  The exchange that leaves
+    all as it is counts too, in the mean and in p.
+    Exercise: workbook.exchange_test (set 4, 10 points, without emergence.exchanged)
     Hint: emergence.exchanges has a row m for each exchange, emergence.p_value counts.  Not every
     way to choose an i for each j is an exchange: no task's geometry goes to two.
 
@@ -145,7 +147,8 @@ def log_score(forecasts, happened):
     such rows are left out, of the share too.  The share is moved into [0.01, 0.99] as well.
     Returns two floats, in nats for each forecast; 0 is perfect, and a gain below 0 is worse than
     nothing.
-    Raises ValueError if a forecast is NaN or outside [0, 1], or if no row was watched.
+    Raises ValueError if a forecast is NaN or outside [0, 1], also in a row that nobody watched, or
+    if no row was watched.
     Exercise: workbook.log_score (set 4, 10 points)
     Hint: log 0 must not come up, not even in a branch that is thrown away.
 
