@@ -1484,7 +1484,8 @@ dfn:hover::after, dfn:focus::after {
 }
 </style></head><body>
 <h1>When a capability emerges, what changed first?</h1>
-<p class="soft">Sweep {{ title }}: {{ findings.runs | length }} runs (
+<p class="soft">Sweep {{ title }}: {{ findings.runs | length }} run
+{{- "s" if findings.runs | length > 1 }} (
 {%- for size, rows in by_size(findings.levels) -%}
 {{ ", " if not loop.first }}{{ size or "all" }} x {{ rows[0].seeds }}
 {%- endfor %}), {{ run.levels | length }} task-levels in each,

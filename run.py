@@ -111,6 +111,11 @@ def with_controls(text, count):
     return levels + tasks.controls(dict.fromkeys(names), count or 0), called
 
 
+def plural(number, what):
+    """1 run, 2 runs."""
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
 def minutes(seconds):
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -339,8 +344,8 @@ def show_plan(folder, plan, workers):
     train, sizes = plan[0].train, [job.train.size for job in plan]
     counts = ", ".join(f"{size} x {sizes.count(size)}" for size in dict.fromkeys(sizes))
     many = len(train.levels)
-    out.print(f"[bold]{folder}[/bold]: {many} task-levels in one model, {train.steps:,} steps of "
-              f"{train.per_level * many} examples")
+    out.print(f"[bold]{folder}[/bold]: {plural(many, 'task-level')} in one model, {train.steps:,} "
+              f"steps of {train.per_level * many} examples")
     out.print(f"{counts}; {train.dtype} on {train.device} (workers: {workers}, threads of each: "
               f"{train.threads})")
 
@@ -373,8 +378,8 @@ def show_cost(plan, waiting, workers, in_full):
         if parts and in_full:
             out.print(f"{job.folder.name} also: {', '.join(parts)}")
     total = max(sum(totals) / workers, max(totals, default=0))  # the longest run has one worker
-    out.print(f"{len(waiting)} runs to do, {len(plan) - len(waiting)} done already; about "
-              f"{minutes(total)} on this machine")
+    out.print(f"{plural(len(waiting), 'run')} to do, {len(plan) - len(waiting)} done already; "
+              f"about {minutes(total)} on this machine")
 
 
 def progress_of(job, begin):
@@ -512,7 +517,8 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="c
         events = emergence.event_table(runs, **dataclasses.asdict(specification))
         drawing = pool and pool.submit(report.draw, runs, dataclasses.asdict(specification))
         choices = claims.specifications(runs=runs)
-        out.print(f"analysing {len(runs)} runs under {len(choices)} combinations of choices")
+        out.print(f"analysing {plural(len(runs), 'run')} under {len(choices)} combinations of "
+                  "choices")
         with bar("{task.description}") as progress:
             each = functools.partial(progress.track, description="choices")
             universe = claims.multiverse(runs, choices, each=each)

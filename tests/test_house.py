@@ -221,7 +221,7 @@ def test_the_public_names_are_there():
 # that no wrong number passes in silence; report has what happened in words, and a page; the others
 # hold what interventions, own data and the film need.
 LONGER = {"measures.py": 1145, "pythia.py": 1360, "claims.py": 1140, "emergence.py": 1100,
-          "report.py": 1600, "sweep.py": 1080, "run.py": 1125}
+          "report.py": 1605, "sweep.py": 1080, "run.py": 1130}
 
 BESIDE = {"README.md", "pyproject.toml", "LICENSE", "CITATION.cff", "tests", "results"}
 

@@ -211,7 +211,7 @@ def test_another_config_or_the_version_before_is_not_taken_for_this_one(copied, 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):
     status, screen, _ = call(capsys, "sweep", *SMALL, "--dry-run", "--out", tmp_path / "x")
-    assert status == 0 and "1 runs to do" in screen and not (tmp_path / "x").exists()
+    assert status == 0 and "1 run to do" in screen and not (tmp_path / "x").exists()
 
 
 def test_held_back_operands_have_a_folder_and_columns_of_their_own(tmp_path, capsys, untimed):
