@@ -219,7 +219,7 @@ def test_the_public_names_are_there():
 
 # Rooms that have grown past one sitting: measures and pythia ask much of what they are given, so
 # that no wrong number passes in silence; the others hold what interventions and own data need.
-LONGER = {"measures.py": 1140, "pythia.py": 1360, "claims.py": 1100, "emergence.py": 1100,
+LONGER = {"measures.py": 1240, "pythia.py": 1360, "claims.py": 1100, "emergence.py": 1100,
           "report.py": 1180}
 
 BESIDE = {"README.md", "pyproject.toml", "LICENSE", "CITATION.cff", "tests", "results"}
