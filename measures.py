@@ -34,6 +34,7 @@ torch.Size([2, 20])
 """
 import copy
 import functools
+import inspect
 import math
 import random
 import sys
@@ -180,9 +181,12 @@ def _copy(name, model):
         model = getattr(model, WRAPPERS[type(model).__name__])
     if not isinstance(model, Module):
         raise ValueError(f"{name}: model must be a torch.nn.Module, got {type(model).__name__}")
-    memo, seen = {}, set()                                      # memo: what stands for what
-    for module in model.modules():
+    memo, seen, own = {}, set(), {id(module) for module in model.modules()}
+    for module in model.modules():                              # memo: what stands for what
         for key, value in vars(module).items():
+            if key != "_compiled_call_impl" and own & _carried(value):
+                raise ValueError(f"{name}: {type(module).__name__}.{key} was replaced by a "
+                                 "function that holds the model, which a copy would still call")
             if key.endswith("_hooks") and isinstance(value, dict):      # torch's own stay
                 memo[id(value)] = type(value)(
                     (i, hook) for i, hook in value.items()
@@ -216,6 +220,14 @@ def _check_storage(name, model):
     for (_, end, a, trained), (begin, _, b, too) in zip(spans, spans[1:]):
         if begin < end and (trained or too):
             raise ValueError(f"{name}: {a} and {b} share their storage: make them one Parameter")
+
+
+def _carried(function):
+    """Ids of what a plain function carries along, of a bound method its object: copies share it."""
+    if not isinstance(function, types.FunctionType):
+        return set()
+    cells = inspect.getclosurevars(function).nonlocals.values()
+    return {id(getattr(x, "__self__", x)) for x in (*cells, *(function.__defaults__ or ()))}
 
 
 def _tensors(value, seen):

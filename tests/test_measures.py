@@ -1480,6 +1480,12 @@ def keeps_its_activation():
     return model
 
 
+def compiled_in_place():
+    model = small_net()
+    model.compile()
+    return model
+
+
 def in_half_precision(dtype=torch.bfloat16):
     """Weights that bfloat16 can hold, so that the number is that of float32."""
     return rounded_net().to(dtype)
@@ -1514,6 +1520,7 @@ MODELS = {
     "hooks": with_hooks,
     "keeps its activation": keeps_its_activation,
     "own copy of a weight": with_tied_weights,
+    "compiled in place": compiled_in_place,
     "compiled in parallel": lambda: torch.compile(nn.DataParallel(small_net())),
     "TorchScript": lambda: torch.jit.script(small_net()),
     "traced": lambda: torch.fx.symbolic_trace(small_net()),
@@ -1668,7 +1675,7 @@ def test_other_data_is_refused_by_a_sentence_that_says_what_to_write(name):
         assert "\n" not in str(caught.value)
 
 
-OUTSIDE = small_net()
+OUTSIDE, THE_MODEL = small_net(), [small_net()]
 
 
 def ignores_the_model(model, batch):
@@ -1740,6 +1747,12 @@ def averages_over_all_tokens(model, batch):
     return cross_entropy(model, batch) * lengths / lengths.mean()
 
 
+def uses_a_part_of_another(model, batch):
+    """A mistake in a closure: its first layer is that of the caller's model."""
+    logits = model[2:](THE_MODEL[0][:2](batch[0]))
+    return nn.functional.cross_entropy(logits, batch[1], reduction="none")
+
+
 def has_a_bug(model, batch):
     return batch["labels"]
 
@@ -1754,13 +1767,14 @@ BAD_LOSSES = [
     (has_a_bug, "loss_fn fails"), (draws_from_python, "random"), (draws_from_numpy, "random"),
     (detaches_a_part, "depends on parameters for which it has no gradient"),
     (is_relative_to_the_best, "couples its examples"),
+    (uses_a_part_of_another, "uses the model itself"),
     (averages_over_all_tokens, "couples its examples")]
 
 
 @pytest.mark.parametrize("loss, words", BAD_LOSSES)
 @pytest.mark.parametrize("name", LOSS_MEASURES)
 def test_a_loss_that_cannot_be_measured_is_refused_in_one_sentence(name, loss, words):
-    model, state, python = small_net(), torch.get_rng_state(), random.getstate()
+    model, state, python = THE_MODEL[0], torch.get_rng_state(), random.getstate()
     numpys = str(np.random.get_state())
     with pytest.raises(ValueError, match=words) as caught:
         LOSS_MEASURES[name](model, loss, small_data())
@@ -1809,8 +1823,8 @@ BAD_MODELS = [
     (that_cannot_be_copied, "cannot be copied"), (lambda: cross_entropy, "torch.nn.Module"),
     (lambda: nn.Sequential(nn.LazyLinear(3)), "nothing at all in parameter '0.weight'"),
     (lambda: small_net().to("meta"), "nothing at all"),
-    (whose_block_is_replaced, "uses the model itself"),
-    (whose_forward_is_replaced, "ignores the model"), (DropsByHand, "random"),
+    (whose_block_is_replaced, "Linear.forward was replaced"),
+    (whose_forward_is_replaced, "Sequential.forward was replaced"), (DropsByHand, "random"),
     (lambda: Checkpointed(use_reentrant=True), "no gradient.*use_reentrant=False"),
     (lambda: small_net().requires_grad_(False), "requires gradients")]
 
@@ -1905,6 +1919,7 @@ def test_random_calls_give_the_number_or_a_sentence(count):
             loss = dict_loss
         reference(name)                                         # not first computed in a context
         built, state = make(), torch.get_rng_state()
+        THE_MODEL[0] = built
         with CONTEXTS[context]():
             try:
                 result = LOSS_MEASURES[name](built, loss, known[kind])

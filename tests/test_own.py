@@ -341,7 +341,7 @@ def test_three_lists_are_drawn():
     ("run,level,step,quantity,value\nr,a,-1,accuracy,1\n", "'r' has a step that is no number"),
     ("run,level,step,quantity,value\nr,a,0,accuracy,50\n", "divide percent by 100"),
     ("run,level,step,quantity,value\nr,a,0,chance,1\nr,a,0,accuracy,1\n", "chance {'a': 1}"),
-    ("step,accuracy\n0,1,2,3\n", "more cells"), (b"\xff\xfe\x00s\x00t", "codec can't decode"),
+    ("step,accuracy\n0,1,2,3\n", "more cells"), (b"\xff\xfe\x00s\x00", "codec can't decode"),
     ("step,accuracy\n0,1\n\0,\0\n", "row 2: step"), ("step\n0\n", "no rows")])
 def test_a_bad_table_is_named_in_one_sentence(content, words, tmp_path, capsys):
     path = tmp_path / "bad.csv"

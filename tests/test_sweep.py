@@ -640,7 +640,7 @@ def test_the_record_of_a_command_does_not_say_where_it_wrote(monkeypatch):
     found = sweep.environment()
     assert found["command"] == ["python", "run.py", "sweep", "--task", "add"]
     assert found["torch"] == torch.__version__ and set(found) == {
-        "command", "git", "git_dirty", "torch", "python", "system", "processor", "gpu"}
+        "command", "git", "git_dirty", "torch", "numpy", "python", "system", "processor", "gpu"}
 
 
 # --------------------------------------------------------------------------------------------------
