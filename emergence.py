@@ -208,7 +208,7 @@ def lead_time(geometry_step: int | None, emergence_step: int | None) -> int | No
 
 
 # "Never", as other libraries write it: pandas, R, SQL, and tables for people.
-NEVER = ("", "none", "nan", "nat", "na", "n/a", "<na>", "null", "never", "-")
+NEVER = ("", "none", "nan", "nat", "na", "n/a", "<na>", "null", "never", "-", "--")
 
 
 def as_times(dates):

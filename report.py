@@ -90,8 +90,9 @@ def read_table(path, columns=None):
         content = path.read_bytes()                             # UTF-16: of Excel, and PowerShell
         utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         if path.suffix == ".jsonl":
-            rows = json.loads("[" + ",".join(filter(str.strip, text.splitlines())) + "]")
+            rows = json.loads("[" + ",".join(filter(str.strip, text.split("\n"))) + "]")
         elif path.suffix == ".json":
             rows = json.loads(text)
         elif path.suffix in (".csv", ".tsv"):

@@ -33,8 +33,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 out = Console(highlight=False)
-if out.width < 40:                                              # COLUMNS=1, left by some editors
-    out.width = 40
+if out.width < 40:                                              # no screen: some editors say 1
+    out.width = 80
 TYPER = dict(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
              pretty_exceptions_enable=False)
 app = typer.Typer(**TYPER, help="When a neural network suddenly gains a capability, what changed "

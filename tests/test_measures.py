@@ -1932,6 +1932,7 @@ def test_random_calls_give_the_number_or_a_sentence(count):
                 seen["number"] += 1
         assert torch.equal(torch.get_rng_state(), state)
     check()
+    print(f"{sum(seen.values())} random calls: {seen}")
     assert min(seen.values()) > 0.2 * count, seen
 
 
