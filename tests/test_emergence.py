@@ -3,6 +3,7 @@ the way from a table of measurements to events, on made-up runs whose events are
 import doctest
 import functools
 import itertools
+import json
 import math
 import random
 
@@ -113,6 +114,39 @@ def test_flags_last_by_the_slow_way_too():
                 slow = t
                 break
         assert emergence.first_lasting(flags, steps, 2, 1.5) == slow
+
+
+class Series:
+    """As pandas has it: a label is no place.  labels: those of the values."""
+
+    def __init__(self, values, labels):
+        self.values, self.labels = list(values), list(labels)
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, label):
+        return self.values[self.labels.index(label)]            # ValueError for a place
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+
+@pytest.mark.parametrize("make", [
+    list, tuple, np.array, lambda x: Series(x, range(100, 100 + len(x))),
+    lambda x: np.array(x, dtype=object), lambda x: np.array(x, dtype=np.float32)])
+def test_curves_and_dates_may_be_of_any_library_and_results_go_into_json(make):
+    steps, ranks = make(range(10)), make([9, 5, 2, 2, 3, 4, 5, 6, 7, 8])
+    accuracy = make([0, 0, 0, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1])
+    found = [emergence_step(steps, accuracy), collapse(steps, ranks),
+             risk_set_test(make([5, 20, 5]), make([10, 30, 40])),
+             concordance(make([1, 2, 3]), make([1, 3, 2])), lead_time(*make([2, 3]))]
+    assert json.loads(json.dumps(found))[:2] == [3, [2.0, 2, 4]]
+    assert found[3] == pytest.approx(2 / 3) and found[4] == 1
+    assert found[2] == risk_set_test([5, 20, 5], [10, 30, 40])
 
 
 def test_dates_may_be_text_as_csv_has_them():
