@@ -1248,6 +1248,15 @@ def test_a_slow_chain_is_not_called_diverged():
     assert not warns(right, "diverged")
 
 
+@pytest.mark.parametrize("loss", [
+    lambda w: (w ** 4).sum(), lambda w: (w ** 6).sum(), lambda w: w.abs().sum(),
+    lambda w: (w[::2] * w[1::2]).square().sum(), lambda w: 1e-4 * w.square().sum()])
+def test_other_slow_chains_are_told_to_take_larger_steps(loss):
+    slow = toy_llc(torch.zeros(10), loss, nbeta=100.0, lr=1e-6, num_chains=4, num_draws=200)
+    assert slow.num_diverged == 0 and not slow.usable and not warns(slow, "diverged")
+    assert warns(slow, "not mixed") and warns(slow, "a larger lr") and not warns(slow, "smaller lr")
+
+
 def test_more_effective_draws_than_draws_are_named():
     losses = torch.rand(2, 100, generator=seeded(), dtype=torch.float64)
     for ess, named in ((400.0, True), (150.0, False)):
@@ -1897,7 +1906,7 @@ def test_results_are_rows_of_plain_numbers():
 
 # Whatever is called with whatever: the number, or a sentence.
 
-@pytest.mark.parametrize("count", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")
 def test_random_calls_give_the_number_or_a_sentence(count):
     losses = [(cross_entropy, True)] * 30 + [(loss, False) for loss, _ in BAD_LOSSES]
