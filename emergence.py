@@ -26,6 +26,7 @@ forecast, M data sets (the observed one, then M - 1 in which whole tasks were ex
 import functools
 import itertools
 import math
+import re
 import warnings
 from collections import namedtuple
 from dataclasses import dataclass, replace
@@ -83,6 +84,7 @@ def emergence_step(steps: Sequence, accuracy: Sequence, chance: float = 0.0,
     if not 0 <= chance < 1:
         raise ValueError(f"emergence_step: chance {chance}: expected at least 0 and below 1")
     check_share(values, "emergence_step: accuracy")
+    check_threshold(threshold)
     index = emergence_index(values, steps, chance, examples or math.inf, threshold, persistence,
                             lasting)
     return None if index < 0 else steps[index]
@@ -102,6 +104,12 @@ def check_share(values, what):
     if len(wrong):
         raise ValueError(f"{what} {wrong[0]:g}: an accuracy lies between 0 and 1; divide percent "
                          "by 100")
+
+
+def check_threshold(threshold):
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold {threshold:g}: expected a share of the way from chance to 1, "
+                         "between 0 and 1; divide percent by 100")
 
 
 def recovery(smooth, rise):
@@ -198,9 +206,15 @@ def lead_time(geometry_step: int | None, emergence_step: int | None) -> int | No
     return plain(behaviour - geometry)
 
 
+# "Never", as other libraries write it: pandas, R, SQL, and tables for people.
+NEVER = ("", "none", "nan", "nat", "na", "n/a", "<na>", "null", "never", "-", "--")
+
+
 def as_times(dates):
-    """Steps; None, NaN, "" or infinity for "never" -> floats, infinity for "never"."""
-    times = np.array([math.inf if date is None or date == "" else date for date in dates], float)
+    """Steps; None, NaN, infinity or a word of NEVER -> floats, infinity for "never"."""
+    if not (isinstance(dates, np.ndarray) and dates.dtype.kind == "f"):
+        dates = [math.inf if str(date).strip().lower() in NEVER else date for date in dates]
+    times = np.array(dates, float)
     return np.where(np.isnan(times), np.inf, times)
 
 
@@ -440,11 +454,13 @@ class Run:                        # NaN: not measured
 
 def in_order(layers):
     """From the embedding to the final norm, measured or not, with the blocks between them: numbers
-    in their order, names in that of appearance.  Numbers from 0 on are places in a list of hidden
+    in their order, also within a name that they have in common (a logger may put block10 before
+    block2); other names in that of appearance.  Numbers from 0 on are places in a list of hidden
     states, of which the first is the embedding and the last the final norm."""
     blocks = [layer for layer in layers if layer not in ENDS]
-    if all(layer.isdigit() for layer in blocks):
-        blocks.sort(key=int)
+    numbers = {layer: re.fullmatch(r"(\D*)(\d+)(\D*)", layer) for layer in blocks}
+    if all(numbers.values()) and len({found.group(1, 3) for found in numbers.values()}) == 1:
+        blocks.sort(key=lambda layer: int(numbers[layer][2]))
     places = blocks[:1] == ["0"] and len(blocks) == len(layers)
     return blocks if places else [ENDS[0], *blocks, ENDS[1]]
 
@@ -638,7 +654,8 @@ def event_table(runs, threshold=0.3, persistence=3, lasting=1.25, behaviour="acc
       is known there), all "answer" tokens, or the "last" token of the line (all of it is known).
     layer: -2 the last block, -1 the final LayerNorm; at position "first" also 0, the embedding.
     smoothing: snapshots of RankMe's running median.  warmup: does the learning rate's count?
-    ValueError if the runs do not have the same levels."""
+    ValueError if the runs do not have the same levels, or the threshold is in percent."""
+    check_threshold(threshold)
     lasts = dict(persistence=persistence, lasting=lasting, warmup=warmup)
     where = dict(position=position, layer=layer, smoothing=smoothing, rise=rise)
     dated_by = dict(threshold=threshold, behaviour=behaviour, onset=onset, **lasts, **where)

@@ -34,8 +34,11 @@ torch.Size([2, 20])
 """
 import copy
 import functools
+import inspect
 import math
+import random
 import sys
+import types
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -44,6 +47,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.func import functional_call, grad, vmap
 from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -130,8 +134,8 @@ def _prepare(name, model, loss_fn, data, only=None):
     is the same inside, and all is left as it was.  What cannot be measured is a ValueError."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with ExitStack() as stack:
-        for context in (torch.inference_mode(False), torch.enable_grad(),
-                        torch.random.fork_rng(devices)):
+        for context in (temporarily_clear_interpreter_stack(), torch.inference_mode(False),
+                        torch.enable_grad(), torch.random.fork_rng(devices), _other_states()):
             stack.enter_context(context)
         if "torch._dynamo" in sys.modules:                      # compiled code has no Hessian
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -147,8 +151,23 @@ def _prepare(name, model, loss_fn, data, only=None):
 
         def loss(net, batch):
             return loss_fn(net, tuple(batch) if keys is None else dict(zip(keys, batch)))
-        _check_loss(name, loss, net, params, [x[:8] for x in columns])
-        yield net, loss, params, columns, len(columns[0])
+        n = len(columns[0])                                     # a few rows, from all over data
+        few = [x[::max(n // 8, 1)][:8] for x in columns]
+        _check_loss(name, loss, net, params, few, list(model.parameters()))
+        yield net, loss, params, columns, n
+
+
+@contextmanager
+def _other_states():
+    """A loss may draw from Python's or numpy's generator, too."""
+    numpy, state = sys.modules.get("numpy.random"), random.getstate()
+    theirs = numpy and numpy.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if numpy:
+            numpy.set_state(theirs)
 
 
 HALF = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
@@ -162,31 +181,66 @@ def _copy(name, model):
         model = getattr(model, WRAPPERS[type(model).__name__])
     if not isinstance(model, Module):
         raise ValueError(f"{name}: model must be a torch.nn.Module, got {type(model).__name__}")
-    memo, spans = {}, {}                                        # memo: what stands for what
+    memo, seen, own = {}, set(), {id(module) for module in model.modules()}
+    for module in model.modules():                              # memo: what stands for what
+        for key, value in vars(module).items():
+            if key != "_compiled_call_impl" and own & _carried(value):
+                raise ValueError(f"{name}: {type(module).__name__}.{key} was replaced by a "
+                                 "function that holds the model, which a copy would still call")
+            if key.endswith("_hooks") and isinstance(value, dict):      # torch's own stay
+                memo[id(value)] = type(value)(
+                    (i, hook) for i, hook in value.items()
+                    if type(hook).__module__.startswith("torch.nn.utils"))
+            for x in _tensors(value, seen):
+                if x.grad_fn is not None:                       # such as activations that it keeps
+                    memo[id(x)] = x.detach().clone()
+    _check_storage(name, model)
+    try:
+        net = copy.deepcopy(model, memo).eval()
+        for p in net.parameters():
+            if not p.is_leaf:                                   # of TorchScript: still the model's
+                p.detach_().requires_grad_()
+        return net
+    except Exception as error:
+        raise ValueError(f"{name}: the model cannot be copied ({_line(error)})") from error
+
+
+def _check_storage(name, model):
+    """Two tensors that share memory, which torch does not know, would part in a copy."""
+    spans = {}
     for path, module in model.named_modules():
         for key, value in vars(module).items():
-            held = value if isinstance(value, dict) else {key: value}
-            if key.endswith("_hooks"):                          # torch's own stay: weight_norm
-                memo[id(value)] = type(value)(
-                    (i, hook) for i, hook in held.items()
-                    if type(hook).__module__.startswith("torch.nn.utils"))
-            for label, x in held.items():
-                if isinstance(x, Tensor) and x.grad_fn is not None:     # such as an activation
-                    memo[id(x)] = x.detach().clone()
-                elif isinstance(x, Tensor) and not (is_lazy(x) or x.is_meta or x.numel() == 0
-                                                    or x.layout != torch.strided):
+            for label, x in (value if isinstance(value, dict) else {key: value}).items():
+                if isinstance(x, Tensor) and x.grad_fn is None and not (
+                        is_lazy(x) or x.is_meta or x.numel() == 0 or x.layout != torch.strided):
                     last = sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
                     end = x.data_ptr() + (last + 1) * x.element_size()
                     spans[id(x)] = x.data_ptr(), end, f"{path}.{label}".strip("."), x.requires_grad
-    # two tensors that share memory, which torch does not know, would part in the copy
     spans = sorted(spans.values())
     for (_, end, a, trained), (begin, _, b, too) in zip(spans, spans[1:]):
         if begin < end and (trained or too):
             raise ValueError(f"{name}: {a} and {b} share their storage: make them one Parameter")
-    try:
-        return copy.deepcopy(model, memo).eval()
-    except Exception as error:
-        raise ValueError(f"{name}: the model cannot be copied ({_line(error)})") from error
+
+
+def _carried(function):
+    """Ids of what a plain function carries along, of a bound method its object: copies share it."""
+    if not isinstance(function, types.FunctionType):
+        return set()
+    cells = inspect.getclosurevars(function).nonlocals.values()
+    return {id(getattr(x, "__self__", x)) for x in (*cells, *(function.__defaults__ or ()))}
+
+
+def _tensors(value, seen):
+    """The tensors that an attribute of a module holds, however deep."""
+    if isinstance(value, Tensor):
+        yield value
+    elif id(value) not in seen and not isinstance(value, (Module, type, types.ModuleType)):
+        seen.add(id(value))
+        inner = getattr(value, "__dict__", {}).values()
+        if isinstance(value, (Mapping, list, tuple, set)):
+            inner = value.values() if isinstance(value, Mapping) else value
+        for x in inner:
+            yield from _tensors(x, seen)
 
 
 def _trainable(name, net, only):
@@ -219,9 +273,11 @@ def _columns(name, data, like):
             raise TypeError("a DataLoader?")
         for x in columns:
             if not isinstance(x, Tensor):
-                x = torch.as_tensor(x, device="cpu").to(like.device)
+                x = torch.as_tensor(_plain_array(x), device="cpu").to(like.device)
                 x = x.to(like.dtype) if x.is_floating_point() else x
-            tensors.append(x.detach().clone() if x.is_inference() else x.detach())
+            if x.layout != torch.strided or x.is_nested or x.is_quantized:
+                raise TypeError("sparse, nested or quantized")
+            tensors.append(x.detach().clone())                  # the loss may change its batch
     except Exception as error:
         raise ValueError(
             f"{name}: data must be tensors with a row for each example ({_line(error)}): stack "
@@ -233,26 +289,66 @@ def _columns(name, data, like):
     return keys, tensors
 
 
-def _check_loss(name, loss_fn, net, params, batch):
-    """Is it the loss of this model, and of each example on its own?  A few rows tell."""
+def _plain_array(x):
+    """A numpy array that torch can read: in the machine's byte order, not reversed."""
+    if getattr(x, "mask", None) is not None:
+        raise TypeError("a masked array: what is masked would be read")
+    if not hasattr(x, "__array__"):
+        return x
+    array = x.__array__()
+    return array.astype(array.dtype.newbyteorder("="), order="C")
+
+
+def _check_loss(name, loss_fn, net, params, batch, originals):
+    """Is it the loss of this model, and of each example on its own?  A few rows tell.
+    originals: the parameters of the caller's model, which the copy must not use."""
+    def call(*batches):
+        with torch.no_grad():
+            return torch.cat([_losses(name, loss_fn, net, rows) for rows in batches])
     losses, pieces = _losses(name, loss_fn, net, batch), [None]
-    ends = [[x[:1] for x in batch], [x[-1:] for x in batch]]
     if losses.requires_grad:
-        pieces = torch.autograd.grad(losses.sum(), params, allow_unused=True)
-    with torch.no_grad():
-        again = _losses(name, loss_fn, net, batch)
-        alone = torch.cat([_losses(name, loss_fn, net, row) for row in ends])
-    allowed = (0.02 if losses.dtype in HALF else 1e-3) * losses.abs().max() + 1e-6
+        try:
+            pieces = torch.autograd.grad(losses.sum(), params, allow_unused=True, retain_graph=True)
+        except RuntimeError as error:
+            raise ValueError(f"{name}: loss_fn has no gradient ({_line(error)}): does it call "
+                             "torch.utils.checkpoint?  With use_reentrant=False") from error
+    again, alone = call(batch), call([x[:1] for x in batch], [x[-1:] for x in batch])
+    allowed = (0.02 if losses.dtype in HALF else 1e-3) * losses.detach().abs().max() + 1e-6
+    silent, moved = [p for p, piece in zip(params, pieces) if piece is None], again
+    if silent:
+        kept = [p.detach().clone() for p in silent]
+        with torch.no_grad():
+            for p in silent:
+                p.mul_(1.5).add_(0.5)
+            moved = call(batch)
+            for p, before in zip(silent, kept):
+                p.copy_(before)
     for wrong, sentence in (
             (not losses.requires_grad, "has no gradient: is there no_grad, detach or item in it?"),
             (all(piece is None for piece in pieces), "ignores the model that it is given: no "
              "trainable parameter has a gradient"),
+            (_leaves(losses.grad_fn) & {id(p) for p in originals}, "uses the model itself, not the "
+             "copy that it is given: does it, or a forward that was replaced, name the model?"),
             (((losses - again).abs() > allowed).any(), "is random: the same rows have another loss "
              "the second time (dropout that eval mode leaves on?)"),
+            (silent and not torch.isclose(moved, again, 0, float(allowed), equal_nan=True).all(),
+             "depends on parameters for which it has no gradient: requires_grad_(False) for those; "
+             "use_reentrant=False in checkpoint"),
             (((losses[[0, -1]] - alone).abs() > allowed).any(), "couples its examples: a row alone "
              "has another loss than in a batch")):
         if wrong:
             raise ValueError(f"{name}: loss_fn {sentence}")
+
+
+def _leaves(node):
+    """Ids of the parameters at which the graph of a loss ends."""
+    seen, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [inner for inner, _ in node.next_functions]
+    return {id(node.variable) for node in seen if hasattr(node, "variable")}
 
 
 def _losses(name, loss_fn, net, batch):
@@ -291,6 +387,12 @@ def _gradient(loss, params, *args, **options):
     pieces = torch.autograd.grad(loss, params, *args, allow_unused=True, materialize_grads=True,
                                  **options)
     return torch.cat([piece.reshape(-1) for piece in pieces])
+
+
+def _power_of_two(x):
+    """About the largest size of a number in x: dividing by it rounds nothing.  Else 1."""
+    largest = float(x.detach().abs().max()) if x.numel() else 0.0
+    return 2.0 ** math.frexp(largest)[1] if 0 < largest < math.inf else 1.0
 
 
 def _generator(generator, device="cpu"):
@@ -361,7 +463,9 @@ def gradient_gram(model: Module, loss_fn: Callable, data: tuple, chunk: int = 8)
         # K is a sum over parameters.  per_example_gradients has the same g, but takes longer.
         for g in gradient_blocks(net, loss_fn, data, chunk):
             g = g.flatten(1)                                    # (N, size of one parameter)
-            gram += g @ g.mT                                    # the sum is in float64
+            unit = _power_of_two(g)                             # squares stay in range; exact
+            g = g / unit
+            gram += (g @ g.mT).double() * unit ** 2             # the sum is in float64
     _check_finite("gradient_gram: the gradient", gram.diagonal())
     return ((gram + gram.mT) / 2).cpu()
 
@@ -536,11 +640,20 @@ def _top(net, loss_fn, params, data, tol, max_iters, start, generator):
         start = torch.randn(count, generator=generator, dtype=torch.float32, device="cpu")
     if start.shape[-1] != count:
         raise ValueError(f"hessian_top: start must be ({count},), got {tuple(start.shape)}")
+    units = []
+
+    def scaled(v):                                              # so that squares stay in range
+        hv = matvec(v)
+        units.append(units[0] if units else _power_of_two(hv))
+        return hv / units[0]
     try:
         matvec = hessian_matvec(net, loss_fn, data, params)
-        return lanczos(matvec, start.detach().clone().to(params[0]), tol, max_iters)
+        found = lanczos(scaled, start.detach().clone().to(params[0]), tol, max_iters)
     except RuntimeError as error:
         raise ValueError(f"hessian_top: loss_fn has no second derivative ({_line(error)})")
+    for end in ("eigenvalue", "smallest", "largest"):
+        setattr(found, end, getattr(found, end) * units[0])
+    return found
 
 
 # --------------------------------------------------------------- 4  local learning coefficient
@@ -815,9 +928,10 @@ class Sampler:
 
     def heat(self, index, gradient):
         """The noise d of the mini-batch gradient, and how the losses curve along it.
-            nbeta^2 (|d|^2, d . s, |s|^2, c_1, .., c_J)      s = nbeta H d, c_j = nbeta d . H_j d"""
+            (|d|^2, d . s, |s|^2, c_1, .., c_J)      s = nbeta H d, c_j = nbeta d . H_j d
+        d, times nbeta, is of the size of the drift, whatever the scale of the loss."""
         _, other = self.loss_and_gradient(self.minibatch())
-        d = (gradient - other) / math.sqrt(2)                   # of two: twice the variance of one
+        d = self.nbeta * (gradient - other) / math.sqrt(2)      # of two: twice the variance of one
         here, ends = self.w.clone(), []
         h = (0.01 * (here.norm() + (here - self.w0).norm())).clamp(min=1e-3)
         h = h / d.norm().clamp(min=1e-30)
@@ -828,7 +942,7 @@ class Sampler:
         (up, g_up), (middle, _), (down, g_down) = ends
         s = self.nbeta * (g_up - g_down) / (2 * h)
         curved = self.nbeta * (up - 2 * middle + down) / h ** 2
-        return self.nbeta ** 2 * torch.cat([torch.stack([d @ d, d @ s, s @ s]).double(), curved])
+        return torch.cat([torch.stack([d @ d, d @ s, s @ s]).double(), curved])
 
     @torch.no_grad()
     def noise_only(self, draws=8):

@@ -47,7 +47,11 @@ import claims
 import emergence
 import measures
 from models import IGNORE, Batch, Snapshot, example_loss
-from sweep import Failed
+from sweep import Failed, decoded, parse_json
+
+
+class Missing(ImportError):
+    """The extra `pythia` is not installed."""
 
 
 def extra(module):
@@ -55,7 +59,7 @@ def extra(module):
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ImportError(f"{module} is missing: pip install '.[pythia]'") from None
+        raise Missing(f"{module} is missing: pip install '.[pythia]'") from None
 
 
 # A full disk, and a hub that does not answer: the libraries derive their errors from these.
@@ -69,9 +73,9 @@ def explained(what):
     Failed: the disk or the connection.  ValueError: this file is absent, damaged or refused."""
     try:
         yield
-    except ImportError:
+    except Missing:
         raise
-    except Exception as error:
+    except Exception as error:                                  # also of what a config asks for
         names = {kind.__name__ for kind in type(error).__mro__}
         words = " ".join(str(error).split())[:300] or type(error).__name__
         if "UnpicklingError" in names:                          # torch's advice is to run it anyway
@@ -202,7 +206,7 @@ def files_of(model, step, commit) -> tuple:
         if Path(model).is_dir():
             files = []
             for path in sorted((Path(model) / commit).iterdir()):
-                if any(fnmatch(path.name, layout) for layout in wanted):
+                if path.is_file() and any(fnmatch(path.name, layout) for layout in wanted):
                     files.append(WeightFile(path.name, path.stat().st_size, sha256(path), commit))
             return tuple(files)
         files, hub = [], extra("huggingface_hub").HfApi()
@@ -349,6 +353,7 @@ class LanguageModel(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model.eval()
+        self.model.config.return_dict = True                    # a file may say otherwise
 
     def forward(self, tokens):                                  # (B, T) int64 -> (B, T, V)
         return self.model(input_ids=tokens, use_cache=False).logits
@@ -481,7 +486,7 @@ def download(model, files, cache_dir) -> Path:
                 index = fetch(model, name, cache_dir, f.commit)
     if index:
         with explained(name):
-            named = set(json.loads(index.read_text("utf-8-sig"))["weight_map"].values())
+            named = set(parse_json(decoded(index.read_bytes()))["weight_map"].values())
         wanted = [f for f in files if f.file in named]
     for f in wanted:
         path = fetch(model, f.file, cache_dir, f.commit)
@@ -556,11 +561,11 @@ def read_probes(path, tell=warnings.warn) -> list:
     string or a list; and those of `bbh_item` (.json) and `blimp_item` (.jsonl).
     Raises ValueError for a file that cannot be read, or without any item."""
     try:
-        content = Path(path).read_text(encoding="utf-8-sig")
+        content = decoded(Path(path).read_bytes())
         if Path(path).suffix == ".json":
-            entries = list(json.loads(content)["examples"])
-        else:
-            entries = [line for line in content.splitlines() if line.strip()]
+            entries = list(parse_json(content)["examples"])
+        else:                                                   # other marks may stand in a text
+            entries = [line for line in content.split("\n") if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: no probes: {error!r}") from None
     targets = [entry.get("target") for entry in entries if isinstance(entry, dict)]
@@ -568,7 +573,7 @@ def read_probes(path, tell=warnings.warn) -> list:
     items, wrong = [], []
     for number, entry in enumerate(entries, 1):
         try:
-            entry = json.loads(entry) if isinstance(entry, str) else entry
+            entry = parse_json(entry) if isinstance(entry, str) else entry
             items.append(probe_item(entry, targets))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             wrong.append(f"item {number} ({error!r})")
@@ -587,7 +592,7 @@ def probe_item(entry, targets):
         item = blimp_item(entry)
     else:
         wrong = entry["wrong"]
-        wrong = [wrong] if isinstance(wrong, str) else wrong
+        wrong = wrong if isinstance(wrong, list) else [wrong]
         item = Item(entry["prompt"], entry["right"], tuple(wrong))
     if not item.wrong or not all(isinstance(text, str) for text in (*item[:2], *item.wrong)):
         raise TypeError("expected texts")
@@ -618,12 +623,14 @@ def blimp_item(entry):
 
 
 def tokenizer(path):
-    """A tokenizer.json -> the function text -> list of ids.  It may say to cut texts, or to fill
-    them up, which was right for what it was saved for: switched off."""
+    """A tokenizer.json -> the function text -> list of ids.  It may say to cut texts, to fill them
+    up, or to divide them at random, which was right for what it was saved for: switched off."""
     with explained(path):
         encoder = extra("tokenizers").Tokenizer.from_file(str(path))
     encoder.no_padding()
     encoder.no_truncation()
+    if getattr(encoder.model, "dropout", None) is not None:
+        encoder.model.dropout = None
     return lambda text: encoder.encode(text, add_special_tokens=False).ids
 
 
@@ -890,12 +897,12 @@ def read_evals(folder, tell=warnings.warn) -> list:
     found, wrong = {}, []
     for path in sorted(Path(folder).rglob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = parse_json(decoded(path.read_bytes()))
             model, step = evaluated(path.relative_to(folder), content, Path(folder).resolve().name)
             if step is None:
                 continue
             results = evaluation_results(content)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
             wrong.append(f"{path}: not a result file of lm-evaluation-harness: {error!r}")
             continue
         for task, metrics in results.items():
@@ -936,22 +943,29 @@ def evaluated(path, content, folder):
 
 def evaluation_results(content):
     """{task: {metric: (value, stderr)}} of a result file; what is no number ("N/A") is left out.
+    ValueError for two values of one metric ("acc" beside "acc,none").
     Where all 57 subjects of MMLU are there (hendrycksTest-*), mmlu_mean57 is their mean."""
     results = {}
     for task, values in content["results"].items():
         mine = results.setdefault(task, {})
         for metric, value in values.items():
             kind, _, chosen = metric.partition(",")             # newer versions: "acc,none"
-            if isinstance(value, (int, float)) and not kind.endswith("_stderr"):
+            if is_number(value) and not kind.endswith("_stderr"):
                 stderr = values.get(f"{kind}_stderr,{chosen}" if chosen else f"{kind}_stderr")
                 name = metric if chosen not in ("", "none") else kind
-                mine[name] = float(value), stderr if isinstance(stderr, (int, float)) else None
+                row = float(value), stderr if is_number(stderr) else None
+                if mine.setdefault(name, row) != row:
+                    raise ValueError(f"two values for {task} ({name})")
     subjects = [mine["acc"] for task, mine in results.items() if task.startswith("hendrycksTest-")]
     if len(subjects) == 57:
         variance = sum(stderr ** 2 for _, stderr in subjects)
         results["mmlu_mean57"] = {"acc": (sum(value for value, _ in subjects) / 57,
                                           variance ** 0.5 / 57)}
     return results
+
+
+def is_number(x):
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def between(steps, step):
@@ -993,6 +1007,7 @@ def evals_emergence(rows, metric="acc", threshold=0.05, persistence=3, chance=No
         for model in sorted(models, key=model_size):
             curve = [row for row in mine if row.model == model]
             steps, values = [row.step for row in curve], [row.value for row in curve]
+            emergence.check_share(torch.tensor(values), f"{task} of {model}: {metric}")
             base = max(guess, values[0] if steps[0] == 0 else 0)
             clear = [row.value if row.value - base >= 3 * (row.stderr or 0) else base
                      for row in curve]                          # accuracy where clearly above base

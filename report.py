@@ -12,6 +12,7 @@ dates no event and tests nothing, reads no run directory and knows nothing of to
 Letters in shapes:  R runs, S snapshots, M data sets (the observed one, then shuffled ones).
 """
 import base64
+import codecs
 import contextlib
 import csv
 import html
@@ -92,14 +93,22 @@ def read_table(path, columns=None):
 
     ValueError names the file, and what is wrong with it."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()                             # UTF-16: of Excel, and PowerShell
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         if path.suffix == ".jsonl":
-            rows = json.loads("[" + ",".join(filter(str.strip, text.splitlines())) + "]")
+            rows = json.loads("[" + ",".join(filter(str.strip, text.split("\n"))) + "]")
         elif path.suffix == ".json":
             rows = json.loads(text)
         elif path.suffix in (".csv", ".tsv"):
             mark = max(",;\t", key=text.partition("\n")[0].count)
-            rows = list(csv.DictReader(io.StringIO(text), delimiter=mark))
+            reader = csv.DictReader(io.StringIO(text), delimiter=mark, skipinitialspace=True)
+            names = [name for name in reader.fieldnames or () if name]
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"there are two columns {twice[0]!r}")
+            rows = list(reader)
         else:
             raise ValueError("expected a sweep's directory, or a .csv, .tsv, .json or .jsonl file")
         if not (rows and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
@@ -122,8 +131,12 @@ def long_rows(rows, columns):
     for number, row in enumerate(rows, start=1):
         if None in row:
             raise ValueError(f"row {number} has more cells than the header")
-        row = {ours.get(name, name.lower() if str(name).lower() in emergence.COLUMNS else name): x
-               for name, x in row.items()}
+        names = [ours.get(name, name.lower() if name.lower() in emergence.COLUMNS else name)
+                 for name in map(str, row)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"row {number} has two columns for one of {', '.join(names)}")
+        row = {name: x for name, x in zip(names, row.values())
+               if name and not name.startswith("Unnamed:")}     # pandas' own count of rows
         needed = {"step", *columns.keys() - named, *(["quantity"] if "value" in row else [])}
         for name in sorted(needed - row.keys()):
             raise ValueError(f"row {number} has no {columns.get(name, name)!r}, only "
@@ -680,15 +693,22 @@ def png(figures):
     return images
 
 
+def attempt(kind, function, *arguments):
+    """({name: PNG} of what a function draws, what went wrong in sentences)."""
+    try:
+        figures = function(*arguments)
+        return png(figures if isinstance(figures, dict) else {kind: figures}), []
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return {}, [f"Figure {kind} could not be drawn ({why})."]
+
+
 def try_to_draw(kinds, *arguments):
     """Some rows of FIGURES: ({name: PNG}, what went wrong in sentences)."""
     images, wrong = {}, []
     for kind in kinds:
-        function, _ = FIGURES[kind]
-        try:
-            images |= png(function(*arguments))
-        except Exception as error:
-            wrong.append(f"Figure {kind} could not be drawn ({type(error).__name__}: {error}).")
+        drawn, sentences = attempt(kind, FIGURES[kind][0], *arguments)
+        images, wrong = images | drawn, wrong + sentences
     return images, wrong
 
 

@@ -39,6 +39,8 @@ from rich.table import Table
 # progress is lines of their own.
 NOTEBOOK = "JPY_PARENT_PID" in os.environ
 out = Console(highlight=False, force_terminal=False if NOTEBOOK else None)
+if out.width < 40:                                              # no screen: some editors say 1
+    out.width = 80
 TYPER = dict(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
              pretty_exceptions_enable=False)
 app = typer.Typer(**TYPER, help="When a neural network suddenly gains a capability, what changed "
@@ -124,6 +126,27 @@ def minutes(seconds):
 
 def plain_table(*columns):
     return Table(*columns, box=None, pad_edge=False, header_style="dim")
+
+
+def save_figure(path, function, *arguments):
+    """A figure into a file.  One that cannot be drawn costs a sentence; -> was it drawn?"""
+    import report
+    import sweep
+    images, wrong = report.attempt(path.stem, function, *arguments)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for image in images.values():
+        sweep.write_atomically(path, image)
+    for sentence in wrong:
+        out.print(escape(sentence))
+    return not wrong
+
+
+def draw_elsewhere(stack, *arguments):
+    """A future of report.draw, in a process of its own; None where there cannot be one."""
+    import report
+    with contextlib.suppress(OSError, ImportError, NotImplementedError, RuntimeError):
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        return stack.enter_context(pool).submit(report.draw, *arguments)
 
 
 def bar(text):
@@ -297,7 +320,7 @@ def run_sweep(
     models.new_intervention(train)                              # an unknown name is said here
     folder = out_dir / f"{name}{name_of_arm(train)}"
     plan = make_plan(folder, seeds, train, measure, measures is None, settings)
-    launched = "TORCHELASTIC_RUN_ID" in os.environ              # torchrun started several of us
+    launched = sweep.local_rank() is not None                   # torchrun started several of us
     waiting = [job for job in plan if not job.is_done()]
     room = torch.cuda.device_count() if device == "cuda" else cores() // plan[0].train.threads
     workers = 1 if launched else max(1, min(workers or room, len(waiting)))
@@ -329,7 +352,7 @@ def first_look(folder):
     import emergence
     import report
     import sweep
-    with contextlib.suppress(sweep.Failed, sweep.BadInput):     # `analyse` will say what is wrong
+    with contextlib.suppress(sweep.Failed, ValueError, OSError):    # `analyse` says what is wrong
         runs, _ = select(folder)
         events = emergence.event_table(runs, **dataclasses.asdict(claims.Specification()))
         images, _ = report.try_to_draw(report.FIGURES.keys() & {"curves"}, events)
@@ -512,10 +535,9 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="c
         raise ValueError(f"{folder}: {report.HAPPENED['only shams']}")
     begin, specification = time.monotonic(), claims.Specification()
     large = sum(run.accuracy.size for run in runs) > 10_000     # else a process begins too late
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn) if large else contextlib.nullcontext() as pool:
+    with contextlib.ExitStack() as stack:
         events = emergence.event_table(runs, **dataclasses.asdict(specification))
-        drawing = pool and pool.submit(report.draw, runs, dataclasses.asdict(specification))
+        drawing = large and draw_elsewhere(stack, runs, dataclasses.asdict(specification))
         choices = claims.specifications(runs=runs)
         out.print(f"analysing {plural(len(runs), 'run')} under {len(choices)} combinations of "
                   "choices")
@@ -651,6 +673,10 @@ def saved_run(folder):
     sweep.check_run(found[0], saved)
     configs = []
     for kind in (models.TrainConfig, sweep.MeasureConfig):
+        lacks = [field.name for field in dataclasses.fields(kind) if field.name not in saved]
+        if lacks:
+            raise ValueError(f"{found[0]}/config.json lacks {', '.join(lacks[:5])}: expected a run "
+                             "that `sweep` made")
         values = {field.name: saved[field.name] for field in dataclasses.fields(kind)}
         configs.append(kind(**{key: tuple(value) if isinstance(value, list) else value
                                for key, value in values.items()}))
@@ -671,8 +697,9 @@ def snapshot_at(folder, train, step):
         model = models.new_model(train)
         model.load_state_dict(state)
         return models.Snapshot(step, model, None, None)
-    made, here = sweep.read_json(folder / "config.json").get("environment", {}), sweep.environment()
-    other = [f"{key} was {made.get(key)}, is {here[key]}"
+    config, here = sweep.read_json(folder / "config.json"), sweep.environment()
+    places = [entry.get("environment", {}) for entry in (config, *config.get("resumed", ()))]
+    other = [f"{key} was {made.get(key)}, is {here[key]}" for made in places
              for key in ("torch", "system", "processor", "gpu") if made.get(key) != here[key]]
     if other:
         raise ValueError(f"{folder}: the weights of step {step} were not kept, and training again "
@@ -725,8 +752,8 @@ def show_chains(found, path):
     for warning in found.warnings:
         out.print(f"Warning: {warning}.")
     draws = measures.llc_draws(found.losses, found.baselines, found.nbeta, 0)
-    report.figure_traces(draws.tolist(), found.mean, found.noise_only)["traces"].savefig(path)
-    out.print(f"traces: {path}")
+    if save_figure(path, report.figure_traces, draws.tolist(), found.mean, found.noise_only):
+        out.print(f"traces: {path}")
 
 
 @app.command("measure")
@@ -1026,12 +1053,10 @@ def pythia_evals(
                       f"{e.best_step:,}", last)
     out.print(table)
     say("\n".join(pythia.eval_notes(rows, events)))
-    if events:
-        figure.parent.mkdir(parents=True, exist_ok=True)
-        report.figure_evals(rows, events, pythia.CHANCE).savefig(figure, dpi=160)
+    drawn = events and save_figure(figure, report.figure_evals, rows, events, pythia.CHANCE)
     out.print(f"emerges: after one checkpoint and by the next: {threshold:g} of the way from "
               f"chance to 1, and 3 standard errors, {persistence} checkpoints in a row. "
-              f"{len(rows)} results; figure: {figure if events else 'none'}")
+              f"{len(rows)} results; figure: {figure if drawn else 'none'}")
 
 
 def measured(folder):
@@ -1073,8 +1098,8 @@ def pythia_compare(
     sweep.write_atomically(target / "c9.json", {"verdict": verdict, "notes": notes,
                                                 "orders": [o._asdict() for o in orders]})
     for one in found:
-        figure = report.figure_compare(one.rows, one)
-        figure.savefig(target / "figures" / f"compare-{one.run.name}.png", dpi=160)
+        path = target / "figures" / f"compare-{one.run.name}.png"
+        save_figure(path, report.figure_compare, one.rows, one)
     say("\n".join([*notes, verdict, f"{target}/c9.json, figures/compare-*.png"]))
 
 
@@ -1098,6 +1123,9 @@ def main():
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)   # like Ctrl-C
+    home = str(Path(__file__).parent)
+    if home not in sys.path:                                    # python -I leaves it out
+        sys.path.insert(0, home)
     # Before torch starts its threads: one that waits for another one sleeps.  Left to spin, two
     # threads on two cores take five times as long as soon as anything else wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -11,7 +11,8 @@ one function, one row of MEASURES.  This file decides nothing about emergence, d
 prints warnings alone.  A run is a folder:
 
     runs/<sweep>/<size>-s<seed>/
-        config.json       every field, chance levels, command line, versions
+        config.json       every field, chance levels, command line, versions; where it went on
+                          in another environment, that too, with its first step
         metrics.jsonl     one row per snapshot, appended as training goes on
         film.jsonl        of a sweep's first run: hidden states at up to 60 snapshots, for `watch`
         checkpoint.pt     where to go on after a stop; replaced as a whole every 20 seconds
@@ -26,10 +27,12 @@ So any number of processes share a command: two terminals, torchrun, or an array
 Letters for shapes:  N examples, M scored places, D width, L layers, K task-levels, P parameters.
 """
 import base64
+import codecs
 import contextlib
 import dataclasses
 import functools
 import gzip
+import importlib.metadata
 import io
 import itertools
 import json
@@ -537,11 +540,31 @@ def write_atomically(path, content):
     os.replace(temporary, path)
 
 
+def decoded(content):
+    """Bytes -> text: UTF-8, with a mark at its beginning or without, or UTF-16 with one."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig")
+
+
+def parse_json(text):
+    """What a JSON text says.  ValueError for what is none, and for a name that comes twice."""
+    def once(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"two values for {max(names, key=names.count)!r}")
+        return found
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def read_json(path):
     """A file that holds a JSON object -> dict.  Raises Failed for any other."""
     try:
-        return dict(json.loads(path.read_bytes()).items())
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        return dict(parse_json(decoded(path.read_bytes())).items())
+    except (OSError, ValueError, AttributeError) as error:
         raise Failed(f"{path} is no readable JSON object ({str(error)[:200]}); {AGAIN}") from None
 
 
@@ -619,22 +642,26 @@ def load_saved(path):
 # --------------------------------------------------------------------------------------------------
 # One run
 
+@functools.cache
+def git(*arguments):
+    """What git says of this tree; None without git, or outside a checkout."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, check=True,
+                              capture_output=True, text=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def environment():
-    """What a run depends on besides its config: for the record, never compared."""
-    def git(*arguments):
-        try:
-            done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, check=True,
-                                  capture_output=True, text=True)
-            return done.stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
+    """What a run depends on besides its config: for the record; a run may go on in another one."""
     changed = git("status", "--porcelain", "--untracked-files=no")
     words = [word for before, word in zip(sys.argv, sys.argv[1:])       # where it goes is left out
              if "--out" not in (before, word) and not word.startswith("--out=")]
     return {"command": ["python", "run.py", *words], "git": git("rev-parse", "HEAD"),
             "git_dirty": None if changed is None else bool(changed), "torch": torch.__version__,
             "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(),
+            "python": platform.python_version(), "numpy": importlib.metadata.version("numpy"),
             "processor": torch.backends.cpu.get_cpu_capability(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
@@ -662,7 +689,8 @@ def without_stop(config):
     """What must not change about a run: it may end later than it was to end at first.
 
     A run without a film is one from before there were films, too: it can go on."""
-    fixed = {key: value for key, value in config.items() if key not in ("stop", "environment")}
+    fixed = {key: value for key, value in config.items()
+             if key not in ("stop", "environment", "resumed")}
     if not fixed.get("film"):
         fixed.pop("film", None)
     return fixed
@@ -687,6 +715,31 @@ def write_or_check_config(folder, config):
                        "another --out, or repeat the old command")
     if old.get("stop") != config.get("stop"):
         write_atomically(path, {**old, "stop": config["stop"]})
+
+
+COMPARED = ("python", "numpy", "torch", "system", "processor", "gpu", "git")
+
+
+def note_environment(folder, rows):
+    """A run that goes on elsewhere says so; config.json has each environment with its first step.
+
+    environment: the first.  resumed: [{"step": went on from there, "environment"}].
+    A run that begins again has one environment, that of now."""
+    path, here = folder / "config.json", rounded(environment())
+    config = read_json(path)
+    step = rows[-1]["step"] if rows else -1
+    resumed = [entry for entry in config.get("resumed", ()) if entry["step"] < step]
+    made = (resumed[-1] if resumed else config).get("environment") or {}
+    different = [f"{key} was {made[key]}, is {here[key]}" for key in COMPARED
+                 if key in made and made[key] != here[key]]     # what it does not name: not known
+    if different and rows:
+        print(f"{folder}: goes on from step {step} in another environment ({'; '.join(different)})"
+              "; config.json says which steps were made where", file=sys.stderr)
+        resumed.append({"step": step, "environment": here})
+    elif different:
+        config["environment"] = here
+    if different or len(resumed) < len(config.get("resumed", ())):
+        write_atomically(path, {**config, "resumed": resumed})
 
 
 def failure(folder):
@@ -749,6 +802,7 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
         if failure(folder):
             raise Failed(f"{failure(folder)}; its rows are kept: other settings, another --out")
         saved, rows = where_to_go_on(folder, config)
+        note_environment(folder, rows)
         path, wall, unsaved = folder / "metrics.jsonl", saved["wall"], None
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         if (packed := path.with_name(path.name + ".gz")).exists():
@@ -858,6 +912,11 @@ def is_own(config):
 def check_run(folder, config):
     """Raise Failed where a run's config.json is not one that analysis can use."""
     if is_own(config):
+        size, _, seed = folder.resolve().name.rpartition("-s")
+        if size in models.SIZES and seed.isdecimal():           # a name that only a sweep gives
+            lacks = " and ".join(sorted({"levels", "measures"} - config.keys()))
+            raise Failed(f"{folder}/config.json lacks {lacks}, which every run of a sweep has; "
+                         f"{AGAIN} (a run of your own needs another name)")
         return
     if "numbers" not in config:
         raise Failed(f"{folder} was written by an earlier version, or by another program: use the "
@@ -1017,13 +1076,23 @@ def in_words(error):
             "before is kept)")
 
 
-def run_worker(plan, alone=False):
+def local_rank():
+    """Which process of this machine we are, where torchrun started several; else None.
+
+    The only reader of a launcher's variables.  LOCAL_RANK or RANK without torchrun's own mark were
+    left behind by another launcher, or a shell, and say nothing."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    return int(rank) if "TORCHELASTIC_RUN_ID" in os.environ and rank.isdecimal() else None
+
+
+def run_worker(plan, alone=False, rank=None):
     """Carry out the jobs of a plan until each is done or has failed -> what failed, in words.
 
     A run that another process holds is looked at again later, for that process may be killed; if we
-    are `alone`, it is a failure."""
+    are `alone`, it is a failure.  rank: of this process on its machine; None: see local_rank."""
     if plan and plan[0].train.device == "cuda":                 # each process of a machine: a GPU
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        rank = local_rank() if rank is None else rank
+        torch.cuda.set_device((rank or 0) % torch.cuda.device_count())
     failures = {}
     while waiting := [job for job in plan
                       if job.folder not in failures and not job.is_done()]:
@@ -1048,8 +1117,7 @@ def worker_process(rank, plan, queue):
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is for the parent
     threading.Thread(target=watch, daemon=True).start()
-    os.environ["LOCAL_RANK"] = str(rank)
-    queue.put(run_worker(plan))
+    queue.put(run_worker(plan, rank=rank))
 
 
 def run_workers(count, plan):

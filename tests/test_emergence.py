@@ -3,6 +3,7 @@ the way from a table of measurements to events, on made-up runs whose events are
 import doctest
 import functools
 import itertools
+import json
 import math
 import random
 
@@ -113,6 +114,56 @@ def test_flags_last_by_the_slow_way_too():
                 slow = t
                 break
         assert emergence.first_lasting(flags, steps, 2, 1.5) == slow
+
+
+class Series:
+    """As pandas has it: a label is no place.  labels: those of the values."""
+
+    def __init__(self, values, labels):
+        self.values, self.labels = list(values), list(labels)
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, label):
+        return self.values[self.labels.index(label)]            # ValueError for a place
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+
+@pytest.mark.parametrize("make", [
+    list, tuple, np.array, lambda x: Series(x, range(100, 100 + len(x))),
+    lambda x: np.array(x, dtype=object), lambda x: np.array(x, dtype=np.float32)])
+def test_curves_and_dates_may_be_of_any_library_and_results_go_into_json(make):
+    steps, ranks = make(range(10)), make([9, 5, 2, 2, 3, 4, 5, 6, 7, 8])
+    accuracy = make([0, 0, 0, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1])
+    found = [emergence_step(steps, accuracy), collapse(steps, ranks),
+             risk_set_test(make([5, 20, 5]), make([10, 30, 40])),
+             concordance(make([1, 2, 3]), make([1, 3, 2])), lead_time(*make([2, 3]))]
+    assert json.loads(json.dumps(found))[:2] == [3, [2.0, 2, 4]]
+    assert found[3] == pytest.approx(2 / 3) and found[4] == 1
+    assert found[2] == risk_set_test([5, 20, 5], [10, 30, 40])
+
+
+def test_dates_may_be_text_as_csv_has_them():
+    as_numbers = risk_set_test([5, 20, 5, None], [10, 30, 40, None])
+    for make in (list, np.array, tuple):
+        onsets, emergences = make(["5", "20", "5", ""]), make(["10", "30.0", "40", ""])
+        assert risk_set_test(onsets, emergences) == as_numbers
+    assert lead_time("40", "50") == 10 and concordance(["9", "10"], ["1", "2"]) == 1
+
+
+@pytest.mark.parametrize("threshold", [30, -0.1, 1.01, math.nan])
+def test_a_threshold_in_percent_is_refused(threshold):
+    with pytest.raises(ValueError, match="threshold .*between 0 and 1"):
+        emergence_step([0, 1, 2], [0.0, 0.5, 1.0], threshold=threshold)
+    runs = from_table([("mine", "x-1", step, "accuracy", step / 9) for step in range(9)])
+    with pytest.raises(ValueError, match="threshold .*between 0 and 1"):
+        event_table(runs, threshold=threshold)
 
 
 def test_accuracy_in_percent_is_refused():
@@ -253,8 +304,10 @@ def test_what_is_not_watched_any_more_leaves_the_risk_set():
         risk_set_test([1], [1], [1, 2])
 
 
-@pytest.mark.parametrize("never", [None, math.nan, math.inf, ""])
-def test_never_has_four_spellings(never):
+@pytest.mark.parametrize("never", [
+    None, math.nan, math.inf, "", "nan", "None", "NA", "<NA>", "null", " never ", np.float32("nan"),
+    np.datetime64("NaT"), np.ma.masked])
+def test_never_has_many_spellings(never):
     plain = risk_set_test([5, 20, 5, None], [10, 30, 40, None])
     assert risk_set_test([5, 20, 5, never], [10, 30, 40, never]) == plain
     assert concordance([1, never, 3], [1, 9, never]) == concordance([1, None, 3], [1, 9, None])
@@ -437,6 +490,9 @@ def test_rankme_is_collected_by_position_and_layer():
     (("embedding", "block1", "block2", "final_norm"), 2, 3, 0),
     (("final_norm", "block1", "block2", "embedding"), 2, 0, 3),
     (("block1", "block2"), 1, None, None),                    # floor 5.5, not 11.0
+    (("block1", "block10", "block2"), 1, None, None),         # in the order of letters
+    (("final_norm", "layer_9", "layer_10", "layer_0", "embedding"), 2, 0, 4),
+    (("attn 2", "mlp 1"), 1, None, None),                     # two names: as they come
     (("0", "1"), 0, 1, 0)])                                   # of the last block and the norm
 def test_layers_have_names_where_rows_name_them(names, last_block, norm, embedding):
     rows = [measured("x-1", 0, f"rankme.first.{name}", place) for place, name in enumerate(names)]

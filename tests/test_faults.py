@@ -539,6 +539,31 @@ def test_an_old_locale_and_an_output_that_goes_nowhere(line, status, message, sw
     assert done.stderr.count(b"\n") == bool(message), done.stderr
 
 
+ODD_PLACE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "RANK": "",
+             "LOCAL_RANK": "x", "COLUMNS": "1", "MPLCONFIGDIR": os.devnull}
+
+
+@pytest.mark.system
+def test_variables_of_notebooks_launchers_and_editors_change_no_number(sweeps, tmp_path):
+    """In a folder with a matplotlibrc that names what is not there, by python -I."""
+    shutil.copytree(sweeps / "finished/parity", tmp_path / "parity")
+    for name in ("findings.json", "events.csv", "report.html"):
+        (tmp_path / "parity" / name).unlink()
+    (tmp_path / "matplotlibrc").write_text("backend: nonsense\ntext.usetex: True\n")
+    done = subprocess.run([sys.executable, "-I", run.__file__, "analyse", "parity"], cwd=tmp_path,
+                          capture_output=True, text=True, env=os.environ | ODD_PLACE)
+    assert done.returncode == 0 and "could not be drawn" not in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr and "parity-1" in done.stdout
+    assert 40 < max(map(len, done.stdout.splitlines())) <= 80
+    found = json.loads((tmp_path / "parity/findings.json").read_text())
+    expected = json.loads((sweeps / "finished/parity/findings.json").read_text())
+    assert found["levels"] == expected["levels"] and found["runs"] == expected["runs"]
+    events = (sweeps / "finished/parity/events.csv").read_text()
+    assert (tmp_path / "parity/events.csv").read_text() == events
+    page = (tmp_path / "parity/report.html").read_text()
+    assert page.count("data:image/png") >= 2
+
+
 def test_no_file_that_is_read_can_run_code():
     """What could: pickle, eval, exec, and torch.load without weights_only."""
     for path in Path(run.__file__).parent.glob("*.py"):

@@ -215,6 +215,22 @@ def test_every_entry_has_a_row_in_whatever_shape_it_comes(tmp_path, two):
         assert (remarks == "") == (said == ""), f"{name}: {remarks}"
 
 
+@pytest.mark.parametrize("name, encoding, why", [
+    ("measures.py", "utf-8-sig", ""), ("Measures.py", "utf-8", ""),
+    ("my work/Copy of measures.py", "utf-8", ""), ("measures .py", "utf-8", ""),
+    ("homework.ipynb", "utf-8-sig", ""), ("measures.py", "utf-16", "cannot be read"),
+    ("measures.py.txt", "utf-8", "no .py file")])
+def test_a_file_is_read_as_editors_name_and_write_it(name, encoding, why, tmp_path):
+    path = tmp_path / "ann" / name
+    path.parent.mkdir(parents=True)
+    text = handed_out()["measures.py"]
+    path.write_bytes((notebook(text) if name.endswith("ipynb") else text).encode(encoding))
+    [entry] = entries.entries([tmp_path])
+    found, wrong, _ = entries.module_text(entry, TWO[0])
+    assert why in entry.why and bool(wrong) == bool(why) == bool(entry.why)
+    assert why or "def rankme(" in found
+
+
 def test_a_zip_that_is_locked_or_endless_is_not_read(tmp_path):
     data = bytearray(zipped({"measures.py": right()}))
     for start in (data.index(b"PK\x03\x04") + 6, data.index(b"PK\x01\x02") + 8):

@@ -263,6 +263,17 @@ def test_json_lines_tabs_and_semicolons_are_tables_too(tmp_path):
         assert planted(tmp_path / name)[0] == {("r", "a"): 100}, name
 
 
+@pytest.mark.parametrize("text, encoding", [
+    ("step,accuracy\n0,0.5\n", "utf-8-sig"), ("step\taccuracy\n0\t0.5\n", "utf-16"),
+    ("step, accuracy\n0, 0.5\n", "ascii"), (",step,accuracy\n0,0,0.5\n", "ascii"),
+    ("Unnamed: 0,step,accuracy\n7,0,0.5\n", "ascii"), ("step,accuracy\r0,0.5\r", "ascii")])
+def test_a_table_is_read_as_spreadsheets_and_pandas_write_it(text, encoding, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(text.encode(encoding))
+    [row] = report.read_table(path)
+    assert (row["step"], row["quantity"], row["value"]) == (0, "accuracy", 0.5)
+
+
 def test_a_pandas_frame_is_a_table():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(step_curve("r", "a", 100, STEPS), columns=list(emergence.COLUMNS))
@@ -341,8 +352,11 @@ def test_three_lists_are_drawn():
     ("run,level,step,quantity,value\nr,a,-1,accuracy,1\n", "'r' has a step that is no number"),
     ("run,level,step,quantity,value\nr,a,0,accuracy,50\n", "divide percent by 100"),
     ("run,level,step,quantity,value\nr,a,0,chance,1\nr,a,0,accuracy,1\n", "chance {'a': 1}"),
-    ("step,accuracy\n0,1,2,3\n", "more cells"), (b"\xff\xfe\x00s\x00t", "codec can't decode"),
-    ("step,accuracy\n0,1\n\0,\0\n", "row 2: step"), ("step\n0\n", "no rows")])
+    ("step,accuracy\n0,1,2,3\n", "more cells"), (b"\xff\xfe\x00s\x00", "codec can't decode"),
+    ("step,accuracy\n0,1\n\0,\0\n", "row 2: step"), ("step\n0\n", "no rows"),
+    ("step,accuracy,accuracy\n0,0,1\n", "two columns 'accuracy'"),
+    ("step,Step,accuracy\n0,9,1\n", "two columns for one of step, step, accuracy"),
+    ("step,accuracy\n0,90%\n", "accuracy is '90%'"), ("step;accuracy\n0;0,9\n", "is '0,9'")])
 def test_a_bad_table_is_named_in_one_sentence(content, words, tmp_path, capsys):
     path = tmp_path / "bad.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

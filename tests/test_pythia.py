@@ -27,6 +27,7 @@ import claims
 import hub as loopback                                          # tests/hub.py
 import measures
 import pythia
+import report
 import run
 import sweep
 
@@ -1170,6 +1171,56 @@ def test_each_filter_of_a_metric_is_a_row(tmp_path):
     found = {row.metric: (row.value, row.stderr) for row in pythia.read_evals(tmp_path)}
     assert found == {"exact_match,strict-match": (0.02, 0.004),
                      "exact_match,flexible-extract": (0.31, 0.01)}
+
+
+@pytest.mark.parametrize("results", [
+    '{"sciq": {"acc": 0.1, "acc,none": 0.3}}', '{"sciq": {"acc": 0.1, "acc": 0.9}}',
+    '{"sciq": {"acc": 0.1}, "sciq": {"acc": 0.9}}'])
+def test_a_file_with_two_values_of_one_metric_is_left_out_and_named(results, tmp_path):
+    (tmp_path / "70m_step8.json").write_text(f'{{"results": {results}}}')
+    (tmp_path / "70m_step16.json").write_text(
+        '{"results": {"sciq": {"acc": 0.3, "acc,none": 0.3}}}')     # one value, written twice
+    told = []
+    [row] = pythia.read_evals(tmp_path, told.append)
+    assert (row.step, row.metric, row.value) == (16, "acc", 0.3)
+    assert "70m_step8.json" in told[0] and "two values for" in told[0]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "true", "null", '"N/A"', '"0.5"', "[0.5]"])
+def test_what_is_no_number_is_no_result(value, tmp_path):
+    (tmp_path / "70m_step8.json").write_text(
+        f'{{"results": {{"sciq": {{"acc": {value}}}, "piqa": {{"acc": 0.5, "acc_stderr": {value}'
+        "}}}")
+    rows = pythia.read_evals(tmp_path)
+    assert [(row.task, row.value, row.stderr) for row in rows] == [("piqa", 0.5, None)]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"results": {"x": {"acc": 1' + b"0" * 400
+                                     + b"}}}", b"\xff\xfe\x00", b"null", b'{"results": null}'])
+def test_odd_files_of_evals_are_left_out(content, tmp_path):
+    (tmp_path / "70m_step8.json").write_bytes(content)
+    text = json.dumps({"results": {"sciq": {"acc": 0.5}}})
+    (tmp_path / "70m_step16.json").write_bytes(text.encode("utf-16"))
+    told = []
+    assert [row.step for row in pythia.read_evals(tmp_path, told.append)] == [16]
+    assert "1 files left out" in told[0] and "70m_step8.json" in told[0]
+
+
+def test_evals_in_percent_are_refused_by_name(tmp_path):
+    write_evals(tmp_path, {"sciq": {0: 25.0, 8: 55.0}})
+    with pytest.raises(ValueError, match="sciq of pythia-160m: acc 25: .*divide percent by 100"):
+        pythia.evals_emergence(pythia.read_evals(tmp_path))
+
+
+def test_a_figure_of_evals_that_cannot_be_drawn_costs_itself_alone(tmp_path, command, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of ink")
+    monkeypatch.setattr(report, "figure_evals", fails)
+    write_evals(tmp_path / "evals", {"sciq": {step: 0.25 + step / 40 for step in range(0, 24, 8)}})
+    done = command("evals", tmp_path / "evals", "--figure", tmp_path / "x.png")
+    assert done.returncode == 0 and "sciq" in done.stdout and "figure: none" in done.stdout
+    assert "Figure x could not be drawn (RuntimeError: out of ink)." in done.stdout
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_folders_above_the_given_one_do_not_name_the_model(tmp_path):

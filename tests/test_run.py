@@ -448,6 +448,24 @@ def test_of_a_large_sweep_another_process_draws_the_figures(tmp_path, capsys, mo
                                           "measures.png"} <= names(folder / "figures")
 
 
+@pytest.mark.parametrize("error", [OSError("no semaphores"), ImportError("no _multiprocessing"),
+                                   NotImplementedError("no processes"), RuntimeError("no threads")])
+def test_where_there_can_be_no_other_process_this_one_draws(error, monkeypatch):
+    def fails(*_):
+        raise error
+    monkeypatch.setattr(run, "ProcessPoolExecutor", fails)
+    with contextlib.ExitStack() as stack:
+        assert run.draw_elsewhere(stack, [], {}) is None
+
+
+def test_a_first_look_that_fails_leaves_the_sweep_alone(copied, monkeypatch):
+    for error in (OSError("full"), ValueError("odd"), sweep.Failed("gone")):
+        def fails(*_, error=error, **__):
+            raise error
+        monkeypatch.setattr(claims, "Specification", fails)
+        run.first_look(copied)
+
+
 # --------------------------------------------------------------------------------------------------
 # What grows is one row of one table
 
@@ -721,6 +739,25 @@ def test_measure_llc_prints_how_far_it_can_be_trusted_and_draws_its_chains(name,
         assert words in text, words
     (figure,) = (copied / "nano-s0").glob(f"{name}-*.png")
     assert figure.read_bytes()[:4] == b"\x89PNG" and figure.name in text.replace(" ", "")
+
+
+def test_traces_that_cannot_be_drawn_cost_the_figure_alone(copied, capsys, monkeypatch):
+    def fails(*_):
+        raise OSError("no\nfont")
+    monkeypatch.setattr(report, "figure_traces", fails)
+    status, screen, err = call(capsys, "measure", copied, "--measure", "llc", *FEW_DRAWS)
+    assert status == 0 and not err and "joint: LLC" in screen and "traces: " not in screen
+    assert "could not be drawn (OSError: no font)." in " ".join(screen.split())
+    assert not list(copied.rglob("llc-*.png"))
+
+
+def test_a_run_that_went_on_elsewhere_is_not_trained_again_here(copied, capsys):
+    path = copied / "nano-s0/config.json"
+    config = json.loads(path.read_text())
+    config["resumed"] = [{"step": 20, "environment": config["environment"] | {"torch": "1.0"}}]
+    path.write_text(json.dumps(config))
+    status, _, err = call(capsys, "measure", copied, "--measure", "rankme", "--step", "7")
+    assert status == 2 and one_sentence(err) and "torch was 1.0" in err
 
 
 @pytest.mark.parametrize("arguments, message", [

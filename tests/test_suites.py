@@ -499,20 +499,124 @@ def test_one_bad_checkpoint_is_named_and_the_series_goes_on(tmp_path):
     assert "hidden_size" in found[4] and "\n" not in found[4]
 
 
+def as_text(**changes):
+    """A damage: fields of config.json get other values."""
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+    return change
+
+
+def instead(content):
+    return lambda folder: (folder / "model.safetensors").write_bytes(content)
+
+
+def becomes_a_folder(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
 @needs_extra
-@pytest.mark.parametrize("setting", ["padding", "truncation"])
+@pytest.mark.parametrize("damage", [
+    as_text(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    as_text(_attn_implementation="flash_attention_2"), as_text(model_type="never heard of"),
+    as_text(num_hidden_layers=3), as_text(hidden_size=None), instead(b""),
+    instead(b"<html>log in</html>"), becomes_a_folder])
+def test_whatever_is_wrong_with_one_checkpoint_the_others_are_read(damage, tmp_path):
+    state = stored(tiny_model())
+    for step in (0, 1, 2):
+        write(tmp_path / f"mine/checkpoint-{step}", {key: x + step for key, x in state.items()})
+    damage(tmp_path / "mine/checkpoint-1")
+    listing, found = pythia.manifest(str(tmp_path / "mine")), {}
+    try:
+        for one in pythia.snapshots(str(tmp_path / "mine"), [0, 1, 2], listing, tmp_path / "c"):
+            found[one.step] = one.state().get("left_out")
+    except sweep.Failed as error:
+        assert "step 1 of" in str(error) and "1 of 3" in str(error)
+        found[1] = str(error)
+    assert found[0] is found[2] is None and found[1] and "\n" not in found[1]
+
+
+@needs_extra
+@pytest.mark.parametrize("changes", [
+    {"return_dict": False}, {"output_hidden_states": True, "output_attentions": True},
+    {"torch_dtype": "bfloat16", "dtype": "float16", "attention_dropout": 0.5}])
+def test_settings_for_another_use_change_no_logit(changes, tmp_path):
+    model, tokens = tiny_model(0.3), torch.arange(40)[None] % 97
+    model.model.save_pretrained(tmp_path)
+    as_text(**changes)(tmp_path)
+    loaded = pythia.load_model(tmp_path)
+    torch.testing.assert_close(loaded(tokens), model(tokens))
+    states, logits = loaded.read(tokens, torch.tensor([3]))
+    assert len(states) == 4 and logits.shape[:2] == (1, 1)
+
+
+@needs_extra
+@pytest.mark.parametrize("setting", ["padding", "truncation", "multiples", "from the left"])
 def test_a_tokenizers_padding_and_truncation_are_switched_off(setting, tmp_path):
     plain = word_tokenizer()
     plain.save(str(tmp_path / "plain.json"))
     if setting == "padding":
         plain.enable_padding(length=8)
+    elif setting == "multiples":
+        plain.enable_padding(pad_to_multiple_of=8, direction="left")
     else:
-        plain.enable_truncation(3)
+        plain.enable_truncation(3, direction="left" if setting == "from the left" else "right")
     plain.save(str(tmp_path / "set.json"))
     for text in ("a", "a b c d e f g h i j", ""):
         ids = pythia.tokenizer(tmp_path / "set.json")(text)
         assert ids == pythia.tokenizer(tmp_path / "plain.json")(text)
         assert len(ids) == len(text.split())
+
+
+@needs_extra
+def test_a_tokenizer_that_divides_at_random_does_so_no_more(tmp_path):
+    vocabulary = {"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4}
+    model = tokenizers.models.BPE(vocabulary, [("a", "b"), ("ab", "c")], dropout=0.5)
+    tokenizers.Tokenizer(model).save(str(tmp_path / "x.json"))
+    ids = pythia.tokenizer(tmp_path / "x.json")
+    assert {tuple(ids("abc")) for _ in range(40)} == {(4,)}
+
+
+def stale_index(folder, old):
+    for path in old.iterdir():                                  # shards, and what names them
+        if path.name != "config.json":
+            shutil.copy(path, folder)
+
+
+def other_kinds(folder, old):
+    for name in ("adapter_model.safetensors", "consolidated.safetensors", "model.fp16.safetensors"):
+        safetensors_torch.save_file({"x": torch.ones(1)}, folder / name)
+    torch.save(tiny_model(0.3, seed=1).model.state_dict(), folder / "pytorch_model.bin")
+
+
+def half_written(folder, old):
+    for name in ("model.safetensors.tmp", "._model.safetensors", ".model.safetensors.swp"):
+        (folder / name).write_bytes(b"x")
+
+
+@needs_extra
+@pytest.mark.parametrize("litter", [stale_index, other_kinds, half_written])
+def test_what_lies_beside_the_weights_is_not_read(litter, tmp_path):
+    model, folder = tiny_model(0.3), tmp_path / "mine/checkpoint-7"
+    sharded(tmp_path / "old", tiny_model(0.3, seed=1))
+    folder.mkdir(parents=True)
+    model.model.save_pretrained(folder)
+    litter(folder, tmp_path / "old")
+    read = served_from(tmp_path / "mine", tmp_path)
+    assert pythia.fingerprint(read) == pythia.fingerprint(model)
+
+
+@pytest.mark.parametrize("line", [
+    "[" * 100_000, '{"prompt": "a", "right": " b", "right": " x", "wrong": " c"}', "\0\0",
+    '{"prompt": "a", "right": " b", "wrong": {"x": 1}}', "null", "1e999"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_one_odd_line_is_left_out(line, encoding, tmp_path):
+    good = '{"prompt": "a\u2028b", "right": " b", "wrong": " c"}\r\n'
+    (tmp_path / "x.jsonl").write_bytes((good + line).encode(encoding))
+    told = []
+    assert pythia.read_probes(tmp_path / "x.jsonl", told.append) == [("a\u2028b", " b", (" c",))]
+    assert "1 of 2 items left out: item 2 (" in told[0]
 
 
 @needs_extra

@@ -314,6 +314,20 @@ def test_what_is_no_json_object_is_refused_by_name(content, tmp_path):
     assert sweep.read_json(path) == {"a": 1}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_is_read_as_editors_and_shells_write_it(encoding, tmp_path):
+    (tmp_path / "x.json").write_text('{"a": "\u00e9"}', encoding=encoding)
+    assert sweep.read_json(tmp_path / "x.json") == {"a": "\u00e9"}
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"b": {"a": 1, "c": 1, "a": 1}}',
+                                  '{"b": [{"a": 1, "a": null}]}'])
+def test_two_values_under_one_name_are_refused(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(sweep.Failed, match="x.json is no readable.*two values for 'a'"):
+        sweep.read_json(tmp_path / "x.json")
+
+
 def test_a_lock_is_held_by_one(tmp_path):
     with sweep.locked(tmp_path):
         with pytest.raises(sweep.Busy, match="another process"), sweep.locked(tmp_path):
@@ -433,6 +447,59 @@ def test_a_line_that_was_cut_off_is_dropped_on_resume(tmp_path):
         file.write('{"step": 4, "lev')
     record(tmp_path / "run")
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
+
+
+def elsewhere(monkeypatch, **changes):
+    """From now on, this is another environment."""
+    real = sweep.environment
+    monkeypatch.setattr(sweep, "environment", lambda: real() | changes)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("python", "3.9.1"), ("torch", "2.6.0"), ("numpy", "1.26.4"), ("system", "Plan9 mips"),
+    ("processor", "NO AVX"), ("gpu", "a large one"), ("git", "0" * 40)])
+def test_a_run_that_goes_on_elsewhere_says_so_and_records_where(
+        key, value, tmp_path, capsys, monkeypatch):
+    stopped(tmp_path, seconds=0)
+    first = sweep.read_json(tmp_path / "config.json")
+    elsewhere(monkeypatch, **{key: value})
+    stopped(tmp_path, at=5, seconds=0)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "from step 3 in another" in err and value in err, err
+    config = sweep.read_json(tmp_path / "config.json")
+    [entry] = config.pop("resumed")
+    assert config == first and entry["step"] == 3 and entry["environment"][key] == value
+    record(tmp_path)                                            # the same environment as just now
+    assert not capsys.readouterr().err
+    assert sweep.read_json(tmp_path / "config.json")["resumed"] == [entry]
+    assert [row["step"] for row in rows_of(tmp_path)] == list(range(6))
+
+
+def test_a_run_has_as_many_environments_as_made_its_rows(tmp_path, capsys, monkeypatch):
+    """One that made no row is not recorded; where a run begins again, there is one."""
+    def places():
+        config = sweep.read_json(tmp_path / "config.json")
+        return [(0, config["environment"]["torch"]), *[
+            (entry["step"], entry["environment"]["torch"]) for entry in config.get("resumed", ())]]
+    stopped(tmp_path, at=2, seconds=0)
+    for at, torchs in ((2, "a"), (4, "b"), (5, "c")):
+        elsewhere(monkeypatch, torch=torchs)
+        stopped(tmp_path, at=at, seconds=0)
+    assert places() == [(0, torch.__version__), (1, "b"), (3, "c")]
+    (tmp_path / "checkpoint.pt").unlink()
+    record(tmp_path)
+    assert places() == [(0, "c")]
+
+
+def test_what_a_record_does_not_name_is_no_change(tmp_path, capsys):
+    """Of an older version, or by hand."""
+    for recorded in ({}, {"torch": torch.__version__}, None):
+        folder = tmp_path / str(recorded and len(recorded))
+        stopped(folder, seconds=0)
+        config = sweep.read_json(folder / "config.json") | {"environment": recorded}
+        sweep.write_atomically(folder / "config.json", config)
+        record(folder)
+        assert not capsys.readouterr().err
 
 
 class Sum:
@@ -640,7 +707,7 @@ def test_the_record_of_a_command_does_not_say_where_it_wrote(monkeypatch):
     found = sweep.environment()
     assert found["command"] == ["python", "run.py", "sweep", "--task", "add"]
     assert found["torch"] == torch.__version__ and set(found) == {
-        "command", "git", "git_dirty", "torch", "python", "system", "processor", "gpu"}
+        "command", "git", "git_dirty", "torch", "numpy", "python", "system", "processor", "gpu"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -730,6 +797,23 @@ def test_a_config_that_analysis_cannot_use_is_refused(change, match, three_runs)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(sweep.Failed, match=f"nano-s0 is not a run that `sweep` wrote .*{match}"):
         sweep.load(three_runs)
+
+
+@pytest.mark.parametrize("lacks", [("levels",), ("measures",), ("levels", "measures")])
+def test_a_config_that_lacks_what_every_run_of_a_sweep_has_is_refused(lacks, three_runs, capsys):
+    path = three_runs / "nano-s0/config.json"
+    config = {key: x for key, x in json.loads(path.read_text()).items() if key not in lacks}
+    path.write_text(json.dumps(config))
+    match = f"nano-s0/config.json lacks {' and '.join(lacks)}"
+    with pytest.raises(sweep.Failed, match=match):
+        sweep.load(three_runs)
+    status, _, err = faults.call(capsys, "measure", path.parent, "--measure", "rankme")
+    assert status == 1 and err.count("\n") == 1 and match in err
+    path.parent.rename(three_runs / "mine")                     # a run of one's own may lack them
+    _, configs, _ = sweep.load(three_runs)
+    assert configs["mine"] == config
+    status, _, err = faults.call(capsys, "measure", three_runs / "mine", "--measure", "rankme")
+    assert status == 2 and err.count("\n") == 1 and "config.json lacks" in err
 
 
 def test_a_run_of_the_version_before_is_not_analysed(three_runs):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import models
 import run
@@ -226,6 +227,45 @@ class Process:
 
     def kill(self):
         self.owner.killed += 1
+
+
+UNDER_TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "3", "WORLD_SIZE": "4"}
+LEFT_BEHIND = [{"RANK": "1"}, {"RANK": ""}, {"LOCAL_RANK": "2"}, {"LOCAL_RANK": ""},
+               {"LOCAL_RANK": "x", "RANK": "x", "WORLD_SIZE": "x"},
+               {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"},
+               {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NTASKS": "2"},
+               {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+               UNDER_TORCHRUN, UNDER_TORCHRUN | {"LOCAL_RANK": "-1"}]
+
+
+@pytest.mark.parametrize("variables", LEFT_BEHIND)
+def test_what_another_launcher_left_behind_changes_nothing(variables, monkeypatch, capsys):
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    plain = call(capsys, "tasks", "copy")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert sweep.local_rank() is None
+    assert call(capsys, "tasks", "copy") == plain and "copy-1" in plain[1]
+
+
+@pytest.mark.parametrize("variables, rank, device", [
+    (UNDER_TORCHRUN | {"LOCAL_RANK": "1"}, None, 1),
+    (UNDER_TORCHRUN | {"LOCAL_RANK": "6"}, None, 2),
+    ({"LOCAL_RANK": "1"}, None, 0), ({}, 3, 3), ({"LOCAL_RANK": "1"}, 2, 2)])
+def test_each_process_of_a_machine_has_a_device(variables, rank, device, monkeypatch, tmp_path):
+    """Of four.  rank: as the parent of a worker gave it."""
+    chosen = []
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    train = models.TrainConfig(device="cuda")
+    monkeypatch.setattr(sweep, "is_done", lambda *_: True)
+    sweep.run_worker([sweep.Job(tmp_path, train, sweep.MeasureConfig())], rank=rank)
+    assert chosen == [device]
 
 
 @pytest.mark.parametrize("rounds", [[(0, -9)], [(-9, -9), (-9, 0)], [(-9, -9)] * 3 + [(0, 0)]])
