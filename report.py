@@ -1056,7 +1056,7 @@ def happened_lines(found):
 
 def cannot_lines(found):
     """... and what the sweep cannot tell."""
-    command = f"This can: {found.command}" if found.command else ""
+    command = f"This asks it: {found.command}" if found.command else ""
     return [Text(line) for text in (found.cannot, command) for line in indented(text, "", "  ")]
 
 
@@ -1320,17 +1320,17 @@ HAPPENED = {
     "stayed": "RankMe did not collapse (first {start}, lowest {floor})",
     "unmeasured": "RankMe was not measured",
     "emerged .": "; accuracy emerged at {emergence}{emerged}",
-    ".": "; accuracy had not emerged by {unit} {last}",
+    ".": "; accuracy had not emerged for good by {unit} {last}",
     "fell recovered emerged .": (
         ", began to recover at {onset}{recovered}, and accuracy emerged at {emergence}{emerged}"),
     "fell emerged recovered .": (
         " and began to recover at {onset}{recovered}, no sooner than accuracy emerged, at "
         "{emergence}{emerged}"),
     "fell recovered .": (
-        " and began to recover at {onset}{recovered}, but accuracy had not emerged by {unit} "
-        "{last}"),
+        " and began to recover at {onset}{recovered}, but accuracy had not emerged for good by "
+        "{unit} {last}"),
     "fell emerged .": " and did not recover, yet accuracy emerged at {emergence}{emerged}",
-    "fell .": " and did not recover; accuracy had not emerged by {unit} {last}",
+    "fell .": " and did not recover; accuracy had not emerged for good by {unit} {last}",
     # all task-levels of a size
     "all fell": (
         "RankMe collapsed in {collapsed} of {measured} capabilities ({levels} task-levels, "
@@ -1340,8 +1340,8 @@ HAPPENED = {
         "was {rank:.1f} at first and {median:.1f} at its lowest."),
     "all unmeasured": "{levels} task-levels, {seeds}; RankMe was not measured.",
     "some emerged after": (
-        "{emerged} of {many} emerged by {unit} {last} ({dated}); in {rankme_first} of these RankMe "
-        "had recovered before."),
+        "{emerged} of {many} emerged by {unit} {last} ({dated}); in {rankme_first} of these "
+        "RankMe had recovered before."),
     "some emerged": "{emerged} of {many} emerged by {unit} {last} ({dated}).",
     "none emerged": "None of {many} emerged by {unit} {last}.",
     "never": "Never, in any seed: {never}.",
@@ -1522,7 +1522,8 @@ dfn:hover::after, dfn:focus::after {
 </ul>
 {% if story.cannot %}
 <div class="card"><p>{{ glossed(story.cannot, met) }}
-{% if story.command %}This command can: <code>{{ story.command }}</code>{% endif %}</p></div>
+{% if story.command %}This command asks it; <code>--dry-run</code>
+behind it says how long that takes: <code>{{ story.command }}</code>{% endif %}</p></div>
 {% endif %}
 {% macro draw(kind) %}
 {% for name in kinds[kind] %}

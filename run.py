@@ -44,7 +44,9 @@ if out.width < 40:                                              # no screen: som
 TYPER = dict(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
              pretty_exceptions_enable=False)
 app = typer.Typer(**TYPER, help="When a neural network suddenly gains a capability, what changed "
-                                "inside it first?")
+                                "inside it first?",
+                  epilog="To begin, in about a minute: python run.py sweep --task modadd --sizes "
+                         "nano --seeds 1 --measures rankme")
 checkpoints = typer.Typer(**TYPER, help="The same question, asked of public checkpoints.  It needs "
                                         "pip install '.[pythia]'.")
 app.add_typer(checkpoints, name="pythia")
@@ -94,8 +96,9 @@ def pick_levels(option, text):
         of[family] = [level for name in names for level in of[name]]
     parts = {part.strip() for part in text.split(",")}
     for wrong in sorted(parts - set(of) - set(every)):
-        raise ValueError(f"{option} {text!r}: {wrong!r} is not one of {', '.join(of)}, nor one of "
-                         "their levels, such as add-1 (several: separated by commas)")
+        raise ValueError(f"{option} {text!r}: {wrong!r} is not one of {', '.join(TASKS)}, nor a "
+                         "level, such as add-1, nor one of the other tasks and families that "
+                         "`python run.py tasks` lists (several: separated by commas)")
     asked = {level for part in parts for level in of.get(part, [part])}
     return tuple(level for level in every if level in asked)
 
@@ -401,8 +404,12 @@ def show_cost(plan, waiting, workers, in_full):
         if parts and in_full:
             out.print(f"{job.folder.name} also: {', '.join(parts)}")
     total = max(sum(totals) / workers, max(totals, default=0))  # the longest run has one worker
-    out.print(f"{plural(len(waiting), 'run')} to do, {len(plan) - len(waiting)} done already; "
-              f"about {minutes(total)} on this machine")
+    done = f"{len(plan) - len(waiting)} done already"
+    if waiting:
+        out.print(f"{plural(len(waiting), 'run')} to do, {done}; about {minutes(total)} on this "
+                  "machine")
+    else:
+        out.print(f"0 runs to do, {done}: they are analysed again")
 
 
 def progress_of(job, begin):
@@ -562,7 +569,7 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="c
     wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
             if sweep.is_done(one)]
     spent = [f"{word} {minutes(sum(one[f'wall_{what}_s'] for one in wall))}, " if wall else ""
-             for word, what in (("training", "train"), ("measuring", "measure"))]
+             for word, what in (("the runs took: training", "train"), ("measuring", "measure"))]
     out.print(f"{''.join(spent)}analysing and drawing {minutes(time.monotonic() - begin)}")
     return findings
 
@@ -813,7 +820,11 @@ def run_tasks(name: str = typer.Argument("all", metavar="[NAME]", help="one task
     for task in dict.fromkeys(tasks.split_name(level)[0] for level in levels):
         out.print(f"{task}: {tasks.ALL_TASKS[task].about}")
     out.print("chance: how often the best answer that ignores the operands is right, all of it.")
-    out.print(escape(f"vocabulary ({tasks.VOCAB_SIZE}): {' '.join(tasks.VOCABULARY)}"))
+    families = "; ".join(f"{name}: {', '.join(of)}" for name, of in
+                         {"all": tasks.TASKS, **tasks.FAMILIES}.items())
+    out.print(f"families: {families}.")
+    if name == "all":
+        out.print(escape(f"vocabulary ({tasks.VOCAB_SIZE}): {' '.join(tasks.VOCABULARY)}"))
 
 
 @app.command("bench")

@@ -520,13 +520,13 @@ def level_row(**changes):
      "seeds)."),
     (dict(emerged=0, emergence=None),
      "add-2: RankMe fell from 5.3 to 1.5 by step 75 and began to recover at 139, but accuracy had "
-     "not emerged by step 600 (all 3 seeds)."),
+     "not emerged for good by step 600 (all 3 seeds)."),
     (dict(recovered=0, onset=None),
      "add-2: RankMe fell from 5.3 to 1.5 by step 75 and did not recover, yet accuracy emerged at "
      "363 (all 3 seeds)."),
     (dict(recovered=0, onset=None, emerged=0, emergence=None),
      "add-2: RankMe fell from 5.3 to 1.5 by step 75 and did not recover; accuracy had not emerged "
-     "by step 600 (all 3 seeds)."),
+     "for good by step 600 (all 3 seeds)."),
     (dict(onset=spread(400)),
      "add-2: RankMe fell from 5.3 to 1.5 by step 75 and began to recover at 400, no sooner than "
      "accuracy emerged, at 363 (all 3 seeds)."),
@@ -534,7 +534,8 @@ def level_row(**changes):
      "add-2: RankMe was not measured; accuracy emerged at 363 (all 3 seeds)."),
     (dict(collapsed=0, start=None, floor=None, floor_step=None, onset=None, recovered=0,
           emerged=0, emergence=None),
-     "add-2: RankMe was not measured; accuracy had not emerged by step 600 (all 3 seeds).")])
+     "add-2: RankMe was not measured; accuracy had not emerged for good by step 600 (all 3 "
+     "seeds).")])
 def test_a_level_has_a_sentence_with_every_figure(changes, sentence):
     assert report.level_sentence(level_row(**changes), "step", 600) == sentence
 
