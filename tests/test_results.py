@@ -65,3 +65,26 @@ def test_the_lines_of_python_in_the_notebook_page_run_as_they_stand(monkeypatch)
     assert names["measures"].rankme(four) == pytest.approx(4, abs=1e-5)
     exec(cells[1].replace("claims.precursor_rate", "rate = claims.precursor_rate"), names)
     assert 0.8 < names["rate"] < 1
+
+
+def test_what_came_out_of_the_interventions_is_in_effects_json():
+    """Value and 95% interval of each claim, raw and of the centred states, and its verdict."""
+    rows = {row["claim"]: row
+            for row in sweep.read_json(ROOT / "results/all/effects.json")["claims"]}
+    _, *lines = table_after("`results/all/effects.json`).")
+    assert len(lines) == 6
+    for name, arms, seeds, value, centred, verdict in lines:
+        row = rows[name.partition(":")[0]]
+        assert arms.replace("rank-down 3", "rank-down 3 / none") == (
+            f"{row['treated']} / {row['control']}") and int(seeds) == row["pairs"]
+        for cell, found in ((value, row), (centred, row.get("centred"))):
+            numbers = re.findall(r"-?[\d.]+", cell)
+            if not numbers:
+                assert found is None
+                continue
+            shown = [found["mean"]]
+            if len(numbers) == 3:
+                shown += [found["mean"] - found["half"], found["mean"] + found["half"]]
+            for text, number in zip(numbers, shown, strict=True):
+                assert abs(float(text) - number) < 0.0051, (name, text, number)
+        assert verdict.startswith(f"**{row['verdict'].partition(':')[0]}**"), name
