@@ -368,7 +368,7 @@ def try_damage(damage, sweeps, files, folder, capsys):
     for command in (["analyse", folder / "parity"], [*TINY, "--out", folder]):
         status, out, err = call(capsys, *command)
         happened = damage[:3], command[0], status, out, err
-        if status == 0 and "missing: nano-s" not in out:
+        if status == 0 and "Missing: nano-s" not in " ".join(out.split()):
             lost, _, changed = differences(folder / "parity", files)
             if command[0] == "analyse":                         # it reads rows and config alone
                 changed = {"findings.json", "events.csv"} & {*changed}

@@ -64,8 +64,8 @@ BAD_SETTINGS = (
     "measures=rankme,rankme", "dtype=int8", "dtype=", "beta1=1", "beta2=1", "threads=99999",
     "snapshots=1", "__class__=int", "lr=1=2", "compile=2", "train_fraction=1.5", "stop=601",
     "stop=-1", "filler=-2", "filler=101", "filler_shuffled=2", "strength=inf", "intervene=magic")
-BAD_TASKS = ("", ",", "substract", "add,", "ADD", "add;sort", "add sort", "-", "../add", "all,add",
-             "\N{GREEK SMALL LETTER ALPHA}", "add-1")
+BAD_TASKS = ("", ",", "substract", "add,", "ADD", "add;sort", "add sort", "-", "../add", "all,adds",
+             "\N{GREEK SMALL LETTER ALPHA}", "add-4")
 BAD_OPTIONS = {
     "--sizes": ("", "huge", "nano,", "nano;micro", "1"),
     "--measures": ("", "rank", "rankme,", "none,rankme"),

@@ -169,7 +169,7 @@ def test_tasks_and_single_levels_can_be_asked_for_together(asked, folder, count,
                                                            untimed):
     status, screen, _ = call(capsys, "sweep", "--task", asked, "--seeds", "1", "--dry-run",
                              "--measures", "none", "--out", tmp_path)
-    assert status == 0 and f"{folder}: {count} task-level" in screen.replace("\n", "")
+    assert status == 0 and f"{folder}: {count} task-level" in " ".join(screen.split())
 
 
 def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(copied, capsys):
