@@ -538,8 +538,19 @@ def task_panels(tasks, width, height):
                     for i, task in enumerate(tasks, 1)}
 
 
-def arm_colours(names):
-    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+def arm_styles(names):
+    """{name of an arm: (colour, line)}.  Doses of one intervention share a colour.
+
+    >>> [style[1] for style in arm_styles(["none", "rank-up", "rank-up 3"]).values()]
+    ['-', '-', '--']
+    """
+    kinds, styles = {}, {}
+    for name in names:
+        doses = kinds.setdefault(name.partition(" ")[0], [])
+        colour = PALETTE[list(kinds).index(name.partition(" ")[0]) % len(PALETTE)]
+        styles[name] = colour, (*DASHES, "-.")[len(doses) % 4]
+        doses.append(name)
+    return styles
 
 
 @sweep_style
@@ -549,7 +560,7 @@ def figure_arms(experiments):
     experiments: [{name of an arm: its EventTable without shams}]."""
     figures = {}
     for number, arms in enumerate(experiments, 1):
-        first, colours = next(iter(arms.values())), arm_colours(arms)
+        first, styles = next(iter(arms.values())), arm_styles(arms)
         figure, axes = task_panels(dict.fromkeys(first.tasks), 2.4, 1.9)
         for (name, events), (task, ax) in itertools.product(arms.items(), axes.items()):
             own = [k for k, other in enumerate(events.tasks) if other == task]
@@ -557,15 +568,17 @@ def figure_arms(experiments):
             steps, rankme = on_common_steps(events.runs, [
                 run.rankme_at(by["position"], by["layer"])[rows] for run in events.runs])
             curve = np.exp(np.log(rankme).mean(axis=(0, 1)))                # (S,)
-            ax.plot(steps, curve, color=colours[name], linewidth=1)
+            colour, line = styles[name]
+            ax.plot(steps, curve, line, color=colour, linewidth=1)
             for marker, emergence_steps in zip(MARKERS, events.emergence[:, own].T):
                 step = np.median(emergence_steps)
                 if np.isfinite(step):
-                    ax.plot(step, np.interp(step, steps, curve), marker, color=colours[name],
+                    ax.plot(step, np.interp(step, steps, curve), marker, color=colour,
                             markersize=5, markeredgecolor="white", markeredgewidth=0.5)
             steps_axis(ax, steps)
             rank_axis(ax, ax.dataLim.ymax)
-        key = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+        key = [Line2D([], [], color=colour, linestyle=line, label=name)
+               for name, (colour, line) in styles.items()]
         key += [Line2D([], [], color="0.4", marker=marker, linestyle="", label=f"level {level}")
                 for level, marker in enumerate(MARKERS, 1)]
         figure.legend(handles=key, loc="outside upper center", ncols=5, fontsize=7)
@@ -585,17 +598,17 @@ def figure_shifts(effects):
     tasks = dict.fromkeys(emergence.split_level(one["level"])[0]
                           for row in effects for one in row["levels"])
     figure, axes = task_panels(tasks, 2.4, 0.6 + 0.22 * len(names))
-    colours = arm_colours(names)
+    styles = arm_styles(names)
     for (place, (name, row)), (task, ax) in itertools.product(
             enumerate(zip(names, effects)), axes.items()):
         levels = [one for one in row["levels"] if emergence.split_level(one["level"])[0] == task]
         for number, one in enumerate(levels):
             y, x = place + 0.22 * (number - (len(levels) - 1) / 2), math.exp(one["shift"])
             if any(one["emerged"]):
-                ax.plot(x, y, MARKERS[number % 3], color=colours[name], markersize=3.5)
+                ax.plot(x, y, MARKERS[number % 3], color=styles[name][0], markersize=3.5)
             if any(one["emerged"]) and not missing(one["low"]):
                 ends = [math.exp(max(-5, min(5, one[end]))) for end in ("low", "high")]
-                ax.plot(ends, [y, y], color=colours[name], linewidth=0.8)
+                ax.plot(ends, [y, y], color=styles[name][0], linewidth=0.8)
         ax.set_yticks(range(len(names)), names, fontsize=6)
         ax.set_ylim(len(names) - 0.5, -0.5)
     for i, ax in enumerate(axes.values()):
