@@ -169,7 +169,7 @@ def test_tasks_and_single_levels_can_be_asked_for_together(asked, folder, count,
                                                            untimed):
     status, screen, _ = call(capsys, "sweep", "--task", asked, "--seeds", "1", "--dry-run",
                              "--measures", "none", "--out", tmp_path)
-    assert status == 0 and f"{folder}: {count} task-level" in " ".join(screen.split())
+    assert status == 0 and f"/{folder}:{count}task-level" in "".join(screen.split())
 
 
 def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(copied, capsys):
@@ -778,9 +778,9 @@ def test_measure_refuses_in_one_sentence(arguments, message, copied, capsys):
 
 def test_tasks_shows_examples_and_chance(capsys):
     status, screen, _ = call(capsys, "tasks", "compare")
-    assert status == 0 and "compare-3" in screen and "0.333" in screen
-    assert f"vocabulary ({tasks.VOCAB_SIZE})" in screen
+    assert status == 0 and "compare-3" in screen and "0.333" in screen and "xor" in screen
     assert all(len(line) <= 80 for line in screen.splitlines())
+    assert f"vocabulary ({tasks.VOCAB_SIZE})" in call(capsys, "tasks")[1]
 
 
 # --------------------------------------------------------------------------------------------------
