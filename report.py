@@ -1535,8 +1535,8 @@ dfn:hover::after, dfn:focus::after {
 </ul>
 {% if story.cannot %}
 <div class="card"><p>{{ glossed(story.cannot, met) }}
-{% if story.command %}This command asks it; <code>--dry-run</code>
-behind it says how long that takes: <code>{{ story.command }}</code>{% endif %}</p></div>
+{% if story.command %}This command asks it; with --dry-run
+it says how long that takes: <code>{{ story.command }}</code>{% endif %}</p></div>
 {% endif %}
 {% macro draw(kind) %}
 {% for name in kinds[kind] %}
