@@ -14,19 +14,12 @@ Letters in shapes:  F frames, N lines of a task-level, D width of the model.
 import base64
 import math
 
-import jinja2
 import numpy as np
 
-from report import missing, step_text
+from report import fill, missing, step_text
 
 INNER = 0.03                                                # of the cloud's scale; see one_level
 RINGS = (0.03, 0.1, 0.3, 1)
-
-
-def fill(template, **values):
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment.from_string(template).render(**values)
 
 
 def player(events, name, frames):

@@ -544,12 +544,11 @@ def arm_styles(names):
     >>> [style[1] for style in arm_styles(["none", "rank-up", "rank-up 3"]).values()]
     ['-', '-', '--']
     """
-    kinds, styles = {}, {}
-    for name in names:
-        doses = kinds.setdefault(name.partition(" ")[0], [])
-        colour = PALETTE[list(kinds).index(name.partition(" ")[0]) % len(PALETTE)]
-        styles[name] = colour, (*DASHES, "-.")[len(doses) % 4]
-        doses.append(name)
+    kinds, styles = [name.partition(" ")[0] for name in names], {}
+    order = list(dict.fromkeys(kinds))
+    for i, (name, kind) in enumerate(zip(names, kinds)):
+        dose = (*DASHES, "-.")[kinds[:i].count(kind) % 4]
+        styles[name] = PALETTE[order.index(kind) % len(PALETTE)], dose
     return styles
 
 
@@ -1171,18 +1170,22 @@ def lead_sentence(row, rows, unit="step"):
 # ------------------------------------------------------------------------------------------------
 # The page, and everything into a folder
 
+def fill(template, **values):
+    """A template of jinja2 with its values, as HTML; functions of this file are at hand in it."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment.from_string(template, globals=globals()).render(**values)
+
+
 def page(title, events, findings, images, complaints=(), player=""):
     """report.html as a string: one file with the figures in it.
 
     images: {name: PNG}.  player: of film.player; it alone has a script."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
-    template = environment.from_string(PAGE, globals=globals())
     kinds = {kind: [name for name in images if name.partition("-")[0] == kind] for kind in FIGURES}
-    found = story(events, findings)
-    return template.render(
-        title=title, run=events.runs[0], findings=findings, images=images, kinds=kinds,
-        player=player, story=found, complaints=complaints, lines=sentences(findings),
-        rows=sorted(findings["claims"], key=told, reverse=True),
+    return fill(
+        PAGE, title=title, run=events.runs[0], findings=findings, images=images, kinds=kinds,
+        player=player, story=story(events, findings), complaints=complaints,
+        lines=sentences(findings), rows=sorted(findings["claims"], key=told, reverse=True),
         count=sum(map(told, findings["claims"])))
 
 
