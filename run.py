@@ -288,7 +288,7 @@ def run_sweep(
         steps: int = typer.Option(None, min=1, help="training steps  [default: 600 for up to 3 "
                                    "task-levels, shams included, 1500 for up to 12, else 2000]"),
         measures: str = typer.Option(None, help="such as rankme,llc; or all; or none  [default: "
-                                     "rankme; in the first run all but llc_narrow, less often]"),
+                                     "rankme; first run all but joint, llc_narrow; less often]"),
         controls: int = typer.Option(None, min=0, help="shams beside them  [default: 4 with all "
                                      "eight tasks or a family, else 0]"),
         train_fraction: float = typer.Option(1.0, help="share of the operands to train on; below "

@@ -274,24 +274,43 @@ def measure_fisher_rank(snapshot, evals):
     return evals.each_level(one, evals.share(evals.measure.gradient_examples, 64), "gradient")
 
 
+HESSIAN_KEYS = "eigenvalue", "smallest", "iterations", "residual", "converged"    # what is kept
+
+
 def measure_hessian_top(snapshot, evals):
     """Top eigenvalue of the Hessian of each task-level's loss.
 
     All levels start from two vectors, of the joint loss's smallest and largest eigenvalue: found
     roughly, on a quarter of the examples, and kept in the checkpoint for the next snapshot."""
-    total = evals.measure.hessian_examples
-    few, count = evals.share(total // 4, 32), evals.share(total, 128)
-    joint = measures.hessian_top(snapshot.model, models.packed_loss, evals.joint(few, "hessian"),
-                                 tol=0.1, max_iters=30, start=evals.state.get("hessian"),
-                                 generator=tasks.seeded("cpu", "hessian"))
-    evals.state["hessian"] = joint.vectors                      # (2, P)
+    joint, _ = joint_hessian(snapshot, evals)
 
     def one(level, batch):
         top = measures.hessian_top(snapshot.model, models.example_loss, batch,
                                    evals.measure.hessian_tol, max_iters=30, start=joint.vectors)
-        keys = ("eigenvalue", "smallest", "iterations", "residual", "converged")
-        return {"hessian_top": {key: getattr(top, key) for key in keys}}
-    return evals.each_level(one, count, "hessian")
+        return {"hessian_top": {key: getattr(top, key) for key in HESSIAN_KEYS}}
+    return evals.each_level(one, evals.share(evals.measure.hessian_examples, 128), "hessian")
+
+
+def joint_hessian(snapshot, evals):
+    """HessianTop of the joint loss, roughly, and the examples: a quarter of hessian_examples."""
+    batch = evals.joint(evals.share(evals.measure.hessian_examples // 4, 32), "hessian")
+    joint = measures.hessian_top(snapshot.model, models.packed_loss, batch, tol=0.1, max_iters=30,
+                                 start=evals.state.get("hessian"),
+                                 generator=tasks.seeded("cpu", "hessian"))
+    evals.state["hessian"] = joint.vectors                      # (2, P)
+    return joint, batch
+
+
+def measure_joint(snapshot, evals):
+    """Ranks and top Hessian eigenvalue of all task-levels' loss at once: where the model is large,
+    those of each cost too much.  Every level is given the same."""
+    top, batch = joint_hessian(snapshot, evals)
+    drawn = models.resample_answers(snapshot.model, batch, tasks.seeded(evals.device, "fisher"))
+    found = {"examples": len(batch[0]),
+             "gradient_rank": measures.gradient_rank(snapshot.model, models.example_loss, batch),
+             "fisher_rank": measures.fisher_rank(snapshot.model, models.example_loss_sum, drawn)}
+    found |= {key: getattr(top, key) for key in HESSIAN_KEYS}
+    return {level: {"joint": found} for level in evals.levels}
 
 
 def measure_llc(snapshot, evals, name="llc"):
@@ -374,6 +393,10 @@ MEASURES = {
         ("hessian_top", "eigenvalue"),
         "Curvature of the loss along its sharpest direction.  iterations: Hessian-vector products; "
         "residual: |Hv - lambda v| / |lambda|."),
+    "joint": Measure(
+        measure_joint, ("joint",), "hessian_snapshots", 45, (),
+        "Ranks and top Hessian eigenvalue of all task-levels' loss at once, on a quarter of the "
+        "examples: one value for the model, where those of each level cost too much."),
     "llc": Measure(
         measure_llc, ("llc",), "llc_snapshots", 300, ("llc", "mean"),
         "rise: by how many nats the loss is higher around these weights (LLC / nbeta), where each "
@@ -390,8 +413,8 @@ MEASURES = {
 }
 
 # Unless --measures asks: in the first run of a sweep all but the second LLC, which costs as much as
-# the first; in the others, RankMe.
-FIRST_RUN = tuple(name for name in MEASURES if name != "llc_narrow")
+# the first, and the joint values; in the others, RankMe.
+FIRST_RUN = tuple(name for name in MEASURES if name not in ("llc_narrow", "joint"))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -119,6 +119,9 @@ def judged(columns, name):
     if name == "rankme":
         layers = enumerate(columns["rankme"]["first"])
         return {f"rankme in layer {layer}": value for layer, value in layers}
+    if name == "joint":                                         # the Fisher rank's labels are drawn
+        return {"gradient_rank": columns[name]["gradient_rank"],
+                "hessian_top": columns[name]["eigenvalue"]}
     value = columns
     for key in sweep.MEASURES[name].number:
         value = value[key]

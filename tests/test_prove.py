@@ -17,6 +17,7 @@ TRAIN = dataclasses.replace(prove.TRAIN, levels=("parity-1", "copy-1"), steps=12
 MEASURE = dataclasses.replace(
     prove.MEASURE, eval_examples=20, gradient_examples=8, hessian_examples=8, hessian_tol=0.02,
     llc_examples=4, llc_rows=6, llc_draws=12, llc_burnin=2, linear_examples=40)
+COMPARED = 1 + len(sweep.MEASURES)                              # behaviour, and every measure
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,10 @@ def test_other_weights_are_not_the_same_bits(trained):
 
 def test_every_measure_is_compared_and_on_a_cpu_is_the_same(trained):
     checks = prove.same_numbers(trained[0], "cpu", TRAIN, MEASURE)
-    assert [one["passed"] for one in checks] == [True] * 16, checks
-    assert {one["check"].partition(":")[0] for one in checks[8:]} == {"behaviour", *sweep.MEASURES}
-    assert all(one["apart"] == 0 for one in checks[8:])
+    assert [one["passed"] for one in checks] == [True] * 2 * COMPARED, checks
+    names = {one["check"].partition(":")[0] for one in checks[COMPARED:]}
+    assert names == {"behaviour", *sweep.MEASURES}
+    assert all(one["apart"] == 0 for one in checks[COMPARED:])
 
 
 def test_a_device_that_computes_something_else_is_noticed(trained):
@@ -58,7 +60,7 @@ def test_a_device_that_computes_something_else_is_noticed(trained):
             columns["rankme"]["first"][1] *= 4 / 3
         elif name == "linear_probe":
             columns["linear_probe"][-2] += 0.1
-        elif name == "hessian_top":
+        elif name in ("hessian_top", "joint"):
             columns[name]["eigenvalue"] *= 4 / 3
         elif name.startswith("llc"):
             columns[name]["mean"] += 6 * columns[name]["mc_error"]
@@ -89,7 +91,7 @@ def test_all_of_it_is_one_dictionary_for_json(monkeypatch):
     monkeypatch.setattr(prove.bench, "raise_peaks",
                         lambda peaks, device: peaks.update(float32=4e9, bfloat16=8e9))
     found = prove.prove("cpu", said.append, TRAIN, MEASURE, ("nano", 3))
-    assert found["passed"] and len(found["checks"]) == 2 + 16 + 1 and len(said) == 5
+    assert found["passed"] and len(found["checks"]) == 2 + 2 * COMPARED + 1 and len(said) == 5
     assert found["sizes"][0]["peak_share"] in (0.25, 0.5)
     assert found["sizes"][1]["peak_share"] is None
     assert json.loads(json.dumps(sweep.rounded(found)))["large"]["size"] == "nano"

@@ -171,8 +171,8 @@ def test_seen_and_unseen_operands_are_columns_of_their_own():
 # The table of measures
 
 def test_the_vocabulary_of_measures():
-    assert list(sweep.MEASURES) == ["rankme", "gradient_rank", "fisher_rank", "hessian_top", "llc",
-                                    "llc_narrow", "linear_probe"]
+    assert list(sweep.MEASURES) == ["rankme", "gradient_rank", "fisher_rank", "hessian_top",
+                                    "joint", "llc", "llc_narrow", "linear_probe"]
 
 
 @pytest.mark.parametrize("name", sweep.MEASURES)
@@ -229,6 +229,44 @@ def test_the_mean_over_levels_of_the_llc_is_that_of_the_joint_loss():
     joint = {columns["llc"]["joint"] for columns in found.values()}
     means = [columns["llc"]["mean"] for columns in found.values()]
     assert len(joint) == 1 and sum(means) / len(means) == pytest.approx(joint.pop(), rel=1e-4)
+
+
+def test_joint_values_are_those_of_one_batch_of_all_levels():
+    evals, at = sweep.EvalSet(TRAIN, MEASURE), trained()
+    found, *others = (columns["joint"] for columns in sweep.measure_joint(at, evals).values())
+    assert others == [found] * (len(TRAIN.levels) - 1)
+    each = evals.share(MEASURE.hessian_examples // 4, 32)
+    assert found["examples"] == each * len(TRAIN.levels)
+    grams, lines = [], []                           # level by level, without padding
+    for level in TRAIN.levels:
+        batch = tasks.sample(*tasks.split_name(level), each, tasks.seeded("cpu", "hessian", level))
+        lines += [tuple(x[n:n + 1, :-1] for x in batch) for n in range(each)]
+    for tokens, targets in lines:
+        loss = models.example_loss(at.model, (tokens, targets)).sum()
+        grams.append(torch.cat([g.flatten() for g in torch.autograd.grad(
+            loss, [*at.model.parameters()])]).double())
+    gradients = torch.stack(grams)
+    values = torch.linalg.svdvals(gradients - gradients.mean(0)).square()
+    share = values[values > 0] / values.sum()
+    assert found["gradient_rank"] == pytest.approx(
+        math.exp(-float((share * share.log()).sum())), rel=1e-3)
+    assert 1 <= found["fisher_rank"] <= found["examples"]
+    # a Rayleigh quotient of the mean loss along the vector that was kept
+    vector = min(evals.state["hessian"], key=lambda v: abs(rayleigh(at.model, lines, v)
+                                                           - found["eigenvalue"]))
+    assert rayleigh(at.model, lines, vector) == pytest.approx(found["eigenvalue"], rel=1e-2)
+
+
+def rayleigh(model, lines, vector):
+    """v' H v of the mean loss, by differentiating twice, line by line."""
+    params = [*model.parameters()]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        loss = sum(models.example_loss(model, line).sum() for line in lines) / len(lines)
+        first = torch.autograd.grad(loss, params, create_graph=True)
+        slope = sum((g.flatten() * v).sum() for g, v in zip(first, vector.split(
+            [p.numel() for p in params])))
+        second = torch.autograd.grad(slope, params, materialize_grads=True)
+    return float(torch.cat([h.flatten() for h in second]) @ vector)
 
 
 def test_rare_measures_follow_a_schedule_whose_coarser_half_is_part_of_the_finer():
