@@ -804,7 +804,7 @@ def study(runs: list, specification: Specification = Specification(),
             row["verdict"] += f"; depends on {row['decides']}"
     return {"claims": rows, "lead_check": check, "leads": leads,
             "forecasts": forecasts(runs, events, forecast_null),
-            "classes": class_rates(events, drawn, difficulty(events)),
+            "classes": class_rates(events, drawn, difficulty(events)), "scales": scales(events),
             "floor_ratio_of_shares": float(floor_ratio(
                 replace(events, floor=events.floor / events.ceiling), None)[0]),
             "exchanges": f"all {len(drawn):,}" if exact else f"{len(drawn):,} random",
@@ -830,6 +830,60 @@ def study_claim(claim, events, universe):
         of_one = functools.partial(as_they_are, claim.statistic, claim.null)
         row["low"], row["high"], row["over"] = interval(of_one, events, claim.limits)
     return row | (robustness(claim, universe) if universe and claim.key in universe.values else {})
+
+
+# ------------------------------------------------------------------------------------------------
+# What changes with size
+
+AT_EACH, OF_PAIRS = ("C1", "C1 floor", "C3 depth", "C3 time", "C4", "C7"), ("C2", "C8")
+
+
+def scales(events) -> dict:
+    """What changes with size, where there are several.  events: without shams.
+
+    floors: rows of `floor_slopes`.  claims: those of AT_EACH at every size, then those of OF_PAIRS
+    for every pair of sizes, with the names of their "sizes"; p is not corrected for so many."""
+    sizes, rows = by_size(events), []
+    if len(sizes) < 2:
+        return {"floors": [], "claims": []}
+    for keys, chosen in [*[(AT_EACH, [size]) for size in sizes],
+                         *[(OF_PAIRS, pair) for pair in itertools.combinations(sizes, 2)]]:
+        names = [events.runs[size.argmax()].config["size"] for size in chosen]
+        among = events.subset(runs=np.any(chosen, axis=0))
+        rows += [study_claim(claim, among, None) | {"sizes": names}
+                 for claim in CLAIMS if claim.key in keys]
+    return {"floors": floor_slopes(events), "claims": rows}
+
+
+def floor_slopes(events) -> list[dict]:
+    """How the floor of RankMe goes with size: a row for each task, then "all", their mean.
+
+    floors: at each size, geometric mean over levels and seeds; slope: of log floor against log
+    parameters, least squares over sizes: floor ~ parameters^slope.  For RankMe as it is ("raw"), of
+    the states without their mean ("centred"), and as a share of its ceiling ("share").  low, high:
+    a 95% interval, tasks drawn anew (Student's t)."""
+    sizes, rows = by_size(events), []
+    heads = [events.runs[size.argmax()].config for size in sizes]
+    x = np.log([np.nan_to_num(head["parameters"]) or math.nan for head in heads])
+    x -= x.mean()
+    again = event_table(list(map(centred, events.runs)), **events.dated_by | {"position": "first"})
+    kinds = {"raw": events.floor, "centred": again.only().floor,
+             "share": events.floor / events.ceiling}
+    for kind, floor in kinds.items():
+        logs = np.array([np.log(floor[size]).mean(0) for size in sizes])    # (sizes, L)
+        logs = logs @ events.owner.T / events.owner.sum(1)                  # (sizes, tasks)
+        slopes = x @ logs / (x @ x)                                         # (tasks,)
+        if np.isnan(slopes).any():                              # not measured at every size
+            continue
+        T = len(slopes)
+        half = t_quantile(T - 1) * slopes.std(ddof=1) / math.sqrt(T) if T > 1 else math.nan
+        own = [*zip(dict.fromkeys(events.tasks), logs.T, slopes)]
+        own += [("all", logs.mean(1), slopes.mean())]
+        rows += [{"kind": kind, "task": task, "slope": float(slope),
+                  "floors": {head["size"]: float(value) for head, value in zip(heads, np.exp(log))}}
+                 for task, log, slope in own]
+        rows[-1] |= {"low": rows[-1]["slope"] - half, "high": rows[-1]["slope"] + half}
+    return rows
 
 
 ONE_FEATURE = "rankme.answer slope"   # fixed before the replication; see results/README.md

@@ -46,6 +46,7 @@ from matplotlib import style
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 if _backend is not None:
     os.environ["MPLBACKEND"] = _backend
     with contextlib.suppress(ValueError):
@@ -420,6 +421,52 @@ def figure_floors(events):
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + many // 13,
               fontsize=6 if many > 6 else 8)
     return {"floors": figure}
+
+
+@sweep_style
+def figure_sizes(events):
+    """RankMe of each task, a line for each size: the collapse at every scale, on one grid."""
+    real = events.only(shams=False)
+    sizes = {real.runs[own.argmax()].config["size"]: real.subset(runs=own)
+             for own in claims.by_size(real)}
+    drawn = figure_arms([sizes]) if len(sizes) > 1 and np.isfinite(real.floor).all() else {}
+    return {"sizes": figure for figure in drawn.values()}
+
+
+@sweep_style
+def figure_slopes(events):
+    """Floors of tasks against parameters: raw, of centred states, as shares of the ceiling.
+
+    A panel for each kind of claims.floor_slopes; dashed is the mean over tasks."""
+    real = events.only(shams=False)
+    several = len(claims.by_size(real)) > 1 and len(real.owner) > 1
+    rows = claims.floor_slopes(real) if several else []
+    panels = {kind: list(own) for kind, own in itertools.groupby(rows, itemgetter("kind"))}
+    if not panels:
+        return {}
+    parameters = {run.config["size"]: run.config["parameters"] for run in real.runs}
+    figure = Figure(figsize=(2.6 * len(panels) + 1.2, 2.9), layout="constrained")
+    for ax, (kind, own) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items()):
+        for k, row in enumerate(own):
+            mean = row["task"] == "all"
+            ax.plot([parameters[size] for size in row["floors"]], [*row["floors"].values()],
+                    MARKERS[k % 3] + ("--" if mean else "-"), label=row["task"], markersize=3,
+                    color="black" if mean else PALETTE[k % len(PALETTE)],
+                    linewidth=2 if mean else 0.9)
+        ax.set_title(f"{SLOPES[kind]}\nslope {slope_text(row)}", fontsize=8)
+        ax.set_xscale("log")
+        ax.set_xticks([parameters[size] for size in row["floors"]], [*row["floors"]], fontsize=7)
+        ax.minorticks_off()
+        if kind == "share":
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
+            ax.yaxis.set_minor_formatter(PercentFormatter(1, 1))
+            ax.tick_params(which="both", labelsize=7)
+        else:
+            rank_axis(ax, max(4.5, ax.dataLim.ymax))
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    figure.supylabel("floor of RankMe", fontsize=8)
+    return {"slopes": figure}
 
 
 def aligned_curves(events):
@@ -842,6 +889,35 @@ def side_by_side(found):
         table.add_row(Text(name), f"{lead['warmup']:g}", step_text(lead["median_onset"]),
                       f"{lead['onsets_in_warmup']:.0%}", cells["here"], cells["chance"], cells["p"])
     return Group(table, Text("onset: its median step over task-levels and runs."))
+
+
+def slope_text(row):
+    """The last row of a kind of claims.floor_slopes, over tasks."""
+    return f"{row['slope']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def scale_tables(scales):
+    """What changes with size: [(headings, rows of cells)] of claims.scales: floors, then claims."""
+    kinds = dict.fromkeys(row["kind"] for row in scales["floors"])
+    raw = [row for row in scales["floors"] if row["kind"] == "raw"]
+    slopes = [[row["task"], *(slope_text(one) if "low" in one else f"{one['slope']:.2f}"
+                              for one in scales["floors"] if one["task"] == row["task"])]
+              for row in raw]
+    tables = [(["floor", *(raw[0]["floors"] if raw else ())],
+               [[row["task"], *(f"{floor:.1f}" for floor in row["floors"].values())]
+                for row in raw]), (["slope", *kinds], slopes)]
+    for heading, keys in (("size", claims.AT_EACH), ("sizes", claims.OF_PAIRS)):
+        rows = [row for row in scales["claims"] if row["claim"] in keys]
+        tables.append(([heading, *keys],
+                       [[", ".join(sizes), *map(scale_cell, own)]
+                       for sizes, own in itertools.groupby(rows, itemgetter("sizes"))]))
+    return [table for table in tables if table[1]]
+
+
+def scale_cell(row):
+    """A claim at one size, or of two: its value, then what chance gives, and p."""
+    beside = "" if row["p"] is None else f" ({value_text(row['null'], row['form'])})"
+    return f"{value_text(row['value'], row['form'])}{beside}"
 
 
 def claim_lines(rows):
@@ -1274,9 +1350,15 @@ def with_claims(events, findings):
 
 
 def in_full(events, findings):
+    scales = []
+    for headings, rows in scale_tables(findings["scales"]):
+        scales += [plain_table(*headings), Text()]
+        for row in rows:
+            scales[-2].add_row(*row)
     return [*in_short(events, findings), Text(), *median_tables(findings["levels"]),
-            Text(MEDIAN_LEGEND), Text(), *claim_lines(findings["claims"]),
-            Text(CLAIM_LEGEND.format(**findings)), Text(), *map(Text, sentences(findings))]
+            Text(MEDIAN_LEGEND), Text(), *scales, *([Text(SCALE_LEGEND), Text()] if scales else []),
+            *claim_lines(findings["claims"]), Text(CLAIM_LEGEND.format(**findings)), Text(),
+            *map(Text, sentences(findings))]
 
 
 SHOWN = {"story": in_short, "events": with_events, "claims": with_claims, "full": in_full}
@@ -1292,6 +1374,12 @@ FIGURES = {                           # in the order of the page
     "layers": (figure_layers, (
         "RankMe of every layer (upwards) against steps. The white line is emergence.")),
     "floors": (figure_floors, "The floor of RankMe against size."),
+    "sizes": (figure_sizes, (
+        "Sizes side by side: RankMe of each task, mean over its levels and seeds. Markers: median "
+        "emergence of a level.")),
+    "slopes": (figure_slopes, (
+        "Floors of tasks against size: RankMe as it is, of the states without their mean, and as a "
+        "share of its ceiling (the width, or fewer inputs). Dashed: mean over tasks.")),
     "measures": (figure_measures, (
         "Every measure with emergence at 1, each curve scaled to its own range. Median and middle "
         "half.")),
@@ -1318,6 +1406,12 @@ CLAIM_LEGEND = (
     "together. p: how often such data are as far out, after Holm's correction over the claims "
     "that are tests. choices: the share of {specifications} combinations of reasonable choices "
     "under which the claim holds, and how often exchanged data reach that share.")
+
+SLOPES = {"raw": "RankMe", "centred": "states without their mean", "share": "share of the ceiling"}
+SCALE_LEGEND = (
+    "By size. floor: of a task, geometric mean over levels and seeds. slope: of its log against "
+    "that of parameters (95% interval over tasks). Claims: value (what chance gives), at each "
+    "size, then for each pair of sizes.")
 
 EFFECT_LEGEND = (
     "factor: of min(T, step of emergence), T the last step, geometric mean over pairs of one "
@@ -1581,6 +1675,20 @@ it says how long that takes: <code>{{ story.command }}</code>{% endif %}</p></di
 {{ draw(kind) }}
 {% endfor %}
 <section>
+{% if findings.scales.claims %}
+<details><summary><h2>By size</h2></summary>
+{% for headings, rows in scale_tables(findings.scales) %}
+<div class="wide"><table>
+<thead><tr>{% for name in headings %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endfor %}
+<p><small>{{ SCALE_LEGEND }}</small></p>
+</details>
+{% endif %}
 <details{% if findings.levels | length < 13 %} open{% endif %}>
 <summary><h2>Every event</h2></summary>
 {% for size, rows in by_size(findings.levels) %}

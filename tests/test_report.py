@@ -214,6 +214,71 @@ def test_floors_of_several_tasks_share_a_colour_within_a_task(joint):
     assert colours == [report.PALETTE[0]] * 2 + [report.PALETTE[1]] * 2
 
 
+def test_sizes_stand_side_by_side_where_there_are_several(two_sizes, joint):
+    figure = report.figure_sizes(two_sizes)["sizes"]
+    assert [ax.get_title() for ax in titled(figure)] == ["add"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["nano", "micro", "level 1", "level 2", "level 3"]
+    one = joint[0].subset(runs=[0])
+    assert report.figure_sizes(one) == {} == report.figure_slopes(one)
+    assert report.figure_slopes(two_sizes) == {}, "of one task there is no mean over tasks"
+
+
+def scaled_runs(power=0.25, parameters=(1e6, 16e6)):
+    """Two tasks whose floors are 2 and 3 times parameters^power / 1e6^power, at two sizes."""
+    rows, configs = [], {}
+    for size, P in zip(("small", "big"), parameters):
+        configs[size] = {"size": size, "parameters": P, "width": 64 if size == "small" else 256}
+        for task, least in (("add-1", 2), ("copy-1", 3)):
+            floor = least * (P / 1e6) ** power
+            for step in range(0, 401, 20):
+                rank = 10 * floor if step == 0 else floor if step < 200 else 3 * floor
+                values = {"accuracy": float(step >= 300), "distinct": 200}
+                values |= {f"{name}.{layer}": rank for layer in ("embedding", 1, "final norm")
+                           for name in ("rankme.first", "rankme_centred")}
+                rows += [(size, task, step, key, value) for key, value in values.items()]
+    return emergence.from_table(rows, configs)
+
+
+def test_slopes_of_floors_are_those_that_were_planted():
+    events = emergence.event_table(scaled_runs(), onset="floor")
+    rows = {(row["kind"], row["task"]): row for row in claims.floor_slopes(events)}
+    assert {kind for kind, _ in rows} == {"raw", "centred", "share"}
+    for task, least in (("add", 2), ("copy", 3)):
+        for kind in ("raw", "centred"):
+            assert rows[kind, task]["slope"] == pytest.approx(0.25)
+            assert rows[kind, task]["floors"] == pytest.approx({"small": least, "big": 2 * least})
+        # the ceiling grows from 64, a width, to 200, the inputs
+        growth = math.log(200 / 64) / math.log(16)
+        assert rows["share", task]["slope"] == pytest.approx(0.25 - growth)
+    every = rows["raw", "all"]
+    assert every["floors"] == pytest.approx({"small": 6 ** 0.5, "big": 2 * 6 ** 0.5})
+    assert every["low"] == pytest.approx(0.25) == every["high"], "both tasks have the same"
+
+
+def test_what_changes_with_size_is_told_size_by_size_and_pair_by_pair():
+    events = emergence.event_table(scaled_runs(), onset="floor")
+    scales = claims.scales(events)
+    assert [(row["sizes"], row["claim"]) for row in scales["claims"]] == [
+        *[([size], key) for size in ("small", "big") for key in claims.AT_EACH],
+        *[(["small", "big"], key) for key in claims.OF_PAIRS]]
+    ratio = next(row for row in scales["claims"] if row["claim"] == "C2")
+    assert ratio["value"] == pytest.approx(2)
+    floors, slopes, each, pairs = report.scale_tables(scales)
+    assert floors == (["floor", "small", "big"], [["add", "2.0", "4.0"], ["copy", "3.0", "6.0"],
+                                                  ["all", "2.4", "4.9"]])
+    assert slopes[0] == ["slope", "raw", "centred", "share"]
+    assert slopes[1][0][:2] == ["add", "0.25"] and slopes[1][-1][1] == "0.25 (0.25 to 0.25)"
+    assert [row[0] for row in each[1]] == ["small", "big"] and each[0][1:] == [*claims.AT_EACH]
+    assert pairs[1] == [["small, big", "2.00", "-"]]
+    figure = report.figure_slopes(events)["slopes"]
+    assert [ax.get_title().splitlines()[0] for ax in figure.axes] == [*report.SLOPES.values()]
+    assert figure.axes[0].lines[-1].get_ydata() == pytest.approx([6 ** 0.5, 2 * 6 ** 0.5])
+
+    one = claims.scales(events.subset(runs=[0]))
+    assert one == {"floors": [], "claims": []} and report.scale_tables(one) == []
+
+
 def test_measures_are_scaled_and_stand_around_emergence(joint):
     figure = report.figure_measures(joint[0])["measures"]
     counts = [ax.get_title() for ax in figure.axes]
@@ -337,7 +402,7 @@ def test_draw_can_be_pickled_and_draws_all_that_needs_no_findings(joint):
     images, complaints = function(runs, events.dated_by)
     assert complaints == []
     assert set(images) == {"curves-nano", "curves-micro", "layers-nano", "layers-micro", "floors",
-                           "measures"}
+                           "sizes", "slopes", "measures"}
     assert all(image.startswith(b"\x89PNG") for image in images.values())
 
 
@@ -776,7 +841,7 @@ def test_claims_are_folded_where_most_cannot_be_told(joint):
     for rows, opened in (([told, told, untold], True), ([told, untold, untold], False)):
         page = Page(report.page("add", events, findings | {"claims": rows}, {}))
         folds = [attributes for name, attributes in page.tags if name == "details"]
-        claims_fold, first, *_ = folds[1:]
+        claims_fold, first, *_ = folds[2:]                      # after "By size", "Every event"
         assert ("open" in claims_fold) == opened and first["class"] == "claim"
         kinds = [fold["class"] for fold in folds if "class" in fold]
         assert kinds.count("claim") + kinds.count("claim untold") == 3
@@ -870,7 +935,8 @@ def test_the_page_escapes_every_name(joint):
 # Everything into a folder
 
 FILES = {"findings.json", "events.csv", "report.html", "choices.png", "curves-nano.png",
-         "curves-micro.png", "layers-nano.png", "layers-micro.png", "floors.png", "measures.png"}
+         "curves-micro.png", "layers-nano.png", "layers-micro.png", "floors.png", "sizes.png",
+         "slopes.png", "measures.png"}
 
 
 def written(folder, sweep_of, drawing=None, width=80, player=None):
@@ -900,8 +966,8 @@ def test_numbers_are_written_first_and_the_page_last(tmp_path, joint):
     assert tmp_path.name in page.words
     alternatives = [attributes["alt"] for name, attributes in page.tags if name == "img"]
     assert [text.partition(":")[0] for text in alternatives] == [
-        "curves-nano", "curves-micro", "layers-nano", "layers-micro", "floors", "measures",
-        "choices"]
+        "curves-nano", "curves-micro", "layers-nano", "layers-micro", "floors", "sizes", "slopes",
+        "measures", "choices"]
 
 
 @pytest.mark.parametrize("player, shown", [
