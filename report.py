@@ -47,6 +47,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
+from PIL import Image                 # matplotlib brings it
 if _backend is not None:
     os.environ["MPLBACKEND"] = _backend
     with contextlib.suppress(ValueError):
@@ -743,12 +744,14 @@ def figure_compare(rows, comparison):
 
 @default_style
 def png(figures):
-    """{name: Figure} -> {name: bytes of a PNG}"""
+    """{name: Figure} -> {name: bytes of a PNG}, of 256 colours: a third of the bytes of all."""
     images = {}
     for name, figure in figures.items():
-        picture = io.BytesIO()
+        picture, packed = io.BytesIO(), io.BytesIO()
         figure.savefig(picture, dpi=160)
-        images[name] = picture.getvalue()
+        colours = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        colours.save(packed, "PNG", optimize=True)
+        images[name] = packed.getvalue()
     return images
 
 

@@ -1042,13 +1042,13 @@ class Job(NamedTuple):
 def estimate(train, measure):
     """-> (seconds of training, seconds of measuring accuracy and RankMe, snapshots) of a run.
 
-    Some of its steps and one snapshot are timed here and now."""
+    Some of its steps and up to three snapshots are timed here and now: of a large model, fewer."""
     torch.set_num_threads(train.threads)
     short = dataclasses.replace(train, lr=0.0, snapshots=train.steps + 1, compile=0, stop=0)
     begin, steps = time.monotonic(), []
     for snapshot in models.train(short):                        # one after every step
         steps.append(time.monotonic() - begin)
-        if len(steps) > 20 or (len(steps) > 4 and sum(steps) > 3):
+        if len(steps) > 20 or sum(steps) > (3 if len(steps) > 4 else 25):
             break
         begin = time.monotonic()
     often = tuple(name for name in measure.measures if MEASURES[name].snapshots == "snapshots")
@@ -1057,11 +1057,13 @@ def estimate(train, measure):
         begin = time.monotonic()
         measurement(snapshot._replace(loss=None))               # a new one, or it would be kept
         looks.append(time.monotonic() - begin)
+        if sum(looks) > 10:
+            break
     # The first three steps and the first look pay for the set-up.  A median of the others, for
     # something else may run beside.
     count = len(models.snapshots_of(train))
     step = statistics.median(steps[3:] or steps[-1:])
-    return step * models.last_step(train), statistics.median(looks[1:]) * count, count
+    return step * models.last_step(train), statistics.median(looks[1:] or looks) * count, count
 
 
 def rare_costs(train, measure):

@@ -4,7 +4,7 @@ A lead is a precursor rate above what exchanged tasks give (claims.precursor_rat
 made up in which that excess is .05 on average, and the share of them is counted in which the test
 sees it: p < .05 over exchanges of whole tasks.
 
-Dates are made as those of the given sweep lie, in log steps:
+Dates are made as those of the given sweep lie at its smallest size, in log steps:
 
     date[t, k, r] = level k + task t + (task t at level k) + (run r of it)
 
@@ -20,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import claims
 import emergence
 
 EXCESS, SIZES, SEEDS = 0.05, (8, 16, 24), (1, 3, 5, 10)
@@ -111,6 +112,7 @@ def correlation_of(events):
 def main(folder):
     import run
     events = emergence.event_table(run.select(Path(folder))[0]).only()
+    events = events.subset(runs=claims.by_size(events)[0])
     fits = [fit(grid(events, dates)) for dates in (events.onset, events.arrivals)]
     for name, (means, (task, level, one)) in zip(("onset", "emergence"), fits):
         print(f"{name}: levels at steps {', '.join(f'{s:.0f}' for s in np.exp(means))}; log sd "
