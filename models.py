@@ -339,13 +339,13 @@ def evenly_spaced(steps, count):
 
 
 def defaults(levels):
-    """(steps, peak learning rate, snapshots) with which nearly all of so many task-levels emerge.
+    """Fields of a TrainConfig with which nearly all of so many task-levels emerge.
 
     One task alone is quick.  24 levels that share a model need more of all: at 1e-3 some do not
     emerge, and for one task alone 2e-3 is too much."""
-    if levels <= 3:
-        return 600, 1e-3, 81
-    return (1500 if levels <= 12 else 2000), 2e-3, 121
+    steps, lr, snapshots = (600, 1e-3, 81) if levels <= 3 else (1500, 2e-3, 121)
+    return {"steps": 2000 if levels > 12 else steps, "lr": lr, "snapshots": snapshots,
+            "per_level": max(10, 132 // levels)}
 
 
 def learning_rate(config, step):

@@ -1401,7 +1401,7 @@ FIGURES = {                           # in the order of the page
 MEDIAN_LEGEND = (
     "Median (low..high) over seeds. floor: lowest RankMe. onset: where RankMe recovers. "
     "lead: emergence - onset. first: seeds whose RankMe recovered before emergence / "
-    "that emerged / all.")
+    "that emerged / all. never: not for good within the run.")
 
 CLAIM_LEGEND = (
     "here: the value in these runs, with a 95% interval over tasks or over runs, the wider one. "

@@ -308,12 +308,10 @@ def run_sweep(
     levels, name = with_controls(task, controls)
     sizes = pick("--sizes", sizes, tuple(models.SIZES))
     seeds = {size: seeds or range(3 if size == sizes[0] else 1) for size in sizes}
-    device, many = pick_device(device.value), len(levels)
-    default_steps, lr, snapshots = models.defaults(many)
+    device, fields = pick_device(device.value), models.defaults(len(levels))
     train = models.TrainConfig(
-        levels=levels, steps=steps or default_steps, lr=lr, snapshots=snapshots,
-        per_level=max(10, 132 // many), device=device, dtype=models.pick_dtype(device),
-        train_fraction=train_fraction, intervene=intervene,
+        **fields | ({"steps": steps} if steps else {}), levels=levels, device=device,
+        dtype=models.pick_dtype(device), train_fraction=train_fraction, intervene=intervene,
         threads=max(1, cores() // sum(map(len, seeds.values()))))
     often = {} if measures is None else {"hessian_snapshots": 40, "llc_snapshots": 40}
     asked = "rankme" if measures is None else measures

@@ -183,11 +183,9 @@ def graphs(device, train):
 
 def large_run(device, size, stop, levels):
     """The first steps of a joint run as `sweep` makes it: how long, and RankMe's floors."""
-    many = len(levels)
-    steps, lr, snapshots = models.defaults(many)
     train = models.TrainConfig(
-        size=size, levels=levels, steps=steps, stop=stop, lr=lr, snapshots=snapshots,
-        per_level=max(10, 132 // many), device=device, dtype=models.pick_dtype(device))
+        **models.defaults(len(levels)), size=size, levels=levels, stop=stop, device=device,
+        dtype=models.pick_dtype(device))
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / f"{size}-s0"

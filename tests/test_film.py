@@ -162,8 +162,10 @@ def test_a_film_of_any_size_and_of_all_tasks_is_below_three_megabytes(size, gene
 
 def test_the_first_hundred_steps_are_well_covered():
     for many in (3, 12, 28):
-        steps, _, count = models.defaults(many)
-        chosen = models.evenly_spaced(models.snapshot_steps(steps, count), sweep.FRAMES)
+        fields = models.defaults(many)
+        steps = fields["steps"]
+        snapshots = models.snapshot_steps(steps, fields["snapshots"])
+        chosen = models.evenly_spaced(snapshots, sweep.FRAMES)
         assert len(chosen) == sweep.FRAMES == run.MOST["film"]
         assert sum(step <= 100 for step in chosen) >= 17 and {0, steps} <= chosen
 
