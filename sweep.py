@@ -282,7 +282,7 @@ def measure_hessian_top(snapshot, evals):
 
     All levels start from two vectors, of the joint loss's smallest and largest eigenvalue: found
     roughly, on a quarter of the examples, and kept in the checkpoint for the next snapshot."""
-    joint, _ = joint_hessian(snapshot, evals)
+    joint = joint_hessian(snapshot, evals)
 
     def one(level, batch):
         top = measures.hessian_top(snapshot.model, models.example_loss, batch,
@@ -292,20 +292,23 @@ def measure_hessian_top(snapshot, evals):
 
 
 def joint_hessian(snapshot, evals):
-    """HessianTop of the joint loss, roughly, and the examples: a quarter of hessian_examples."""
+    """HessianTop of the joint loss, roughly, on a quarter of the examples."""
     batch = evals.joint(evals.share(evals.measure.hessian_examples // 4, 32), "hessian")
     joint = measures.hessian_top(snapshot.model, models.packed_loss, batch, tol=0.1, max_iters=30,
                                  start=evals.state.get("hessian"),
                                  generator=tasks.seeded("cpu", "hessian"))
     evals.state["hessian"] = joint.vectors                      # (2, P)
-    return joint, batch
+    return joint
 
 
 def measure_joint(snapshot, evals):
     """Ranks and top Hessian eigenvalue of all task-levels' loss at once: where the model is large,
-    those of each cost too much.  Every level is given the same."""
-    top, batch = joint_hessian(snapshot, evals)
+    those of each cost too much.  Every level is given the same.
+
+    The ranks are of few examples: 56 of the 85M model, padded to the longest line, take 12 GiB."""
+    batch = evals.joint(evals.share(evals.measure.gradient_examples // 8, 16), "gradient")
     drawn = models.resample_answers(snapshot.model, batch, tasks.seeded(evals.device, "fisher"))
+    top = joint_hessian(snapshot, evals)
     found = {"examples": len(batch[0]),
              "gradient_rank": measures.gradient_rank(snapshot.model, models.example_loss, batch),
              "fisher_rank": measures.fisher_rank(snapshot.model, models.example_loss_sum, drawn)}
@@ -395,8 +398,8 @@ MEASURES = {
         "residual: |Hv - lambda v| / |lambda|."),
     "joint": Measure(
         measure_joint, ("joint",), "hessian_snapshots", 45, (),
-        "Ranks and top Hessian eigenvalue of all task-levels' loss at once, on a quarter of the "
-        "examples: one value for the model, where those of each level cost too much."),
+        "Ranks and top Hessian eigenvalue of all task-levels' loss at once, on few examples: one "
+        "value for the model, where those of each level cost too much."),
     "llc": Measure(
         measure_llc, ("llc",), "llc_snapshots", 300, ("llc", "mean"),
         "rise: by how many nats the loss is higher around these weights (LLC / nbeta), where each "

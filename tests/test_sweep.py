@@ -235,26 +235,28 @@ def test_joint_values_are_those_of_one_batch_of_all_levels():
     evals, at = sweep.EvalSet(TRAIN, MEASURE), trained()
     found, *others = (columns["joint"] for columns in sweep.measure_joint(at, evals).values())
     assert others == [found] * (len(TRAIN.levels) - 1)
-    each = evals.share(MEASURE.hessian_examples // 4, 32)
-    assert found["examples"] == each * len(TRAIN.levels)
-    grams, lines = [], []                           # level by level, without padding
-    for level in TRAIN.levels:
-        batch = tasks.sample(*tasks.split_name(level), each, tasks.seeded("cpu", "hessian", level))
-        lines += [tuple(x[n:n + 1, :-1] for x in batch) for n in range(each)]
-    for tokens, targets in lines:
-        loss = models.example_loss(at.model, (tokens, targets)).sum()
-        grams.append(torch.cat([g.flatten() for g in torch.autograd.grad(
-            loss, [*at.model.parameters()])]).double())
-    gradients = torch.stack(grams)
+    lines = one_line_each(evals.share(MEASURE.gradient_examples // 8, 16), "gradient")
+    assert found["examples"] == len(lines)
+    gradients = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(
+        models.example_loss(at.model, line).sum(), [*at.model.parameters()])]).double()
+        for line in lines])
     values = torch.linalg.svdvals(gradients - gradients.mean(0)).square()
     share = values[values > 0] / values.sum()
     assert found["gradient_rank"] == pytest.approx(
         math.exp(-float((share * share.log()).sum())), rel=1e-3)
     assert 1 <= found["fisher_rank"] <= found["examples"]
     # a Rayleigh quotient of the mean loss along the vector that was kept
+    lines = one_line_each(evals.share(MEASURE.hessian_examples // 4, 32), "hessian")
     vector = min(evals.state["hessian"], key=lambda v: abs(rayleigh(at.model, lines, v)
                                                            - found["eigenvalue"]))
     assert rayleigh(at.model, lines, vector) == pytest.approx(found["eigenvalue"], rel=1e-2)
+
+
+def one_line_each(count, name):
+    """So many lines of every level, each alone and without padding."""
+    batches = [tasks.sample(*tasks.split_name(level), count, tasks.seeded("cpu", name, level))
+               for level in TRAIN.levels]
+    return [tuple(x[n:n + 1, :-1] for x in batch) for batch in batches for n in range(count)]
 
 
 def rayleigh(model, lines, vector):
