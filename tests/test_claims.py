@@ -327,6 +327,16 @@ def test_a_floor_twice_as_high_is_a_ratio_of_two():
     assert np.isnan(claims.floor_ratio(event_table(small), None)).all()
 
 
+def test_floors_that_rise_with_size_and_fall_again_are_not_the_same():
+    events = event_table([made_up_run(size=size, parameters=10 ** k)
+                          for k, size in enumerate(("small", "middle", "big"), 6)])
+    for factors, ratio in (((1, 3, 1), 3), ((1, 0.5, 0.9), 0.5), ((2, 1, 4), 4), ((1, 1, 1), 1)):
+        planted = dataclasses.replace(events, floor=events.floor * np.array(factors)[:, None])
+        assert claims.floor_ratio(planted, None) == pytest.approx([ratio]), factors
+    planted.floor[1] = math.nan
+    assert np.isnan(claims.floor_ratio(planted, None)).all()
+
+
 def test_swap_rate_by_counting():
     """Two sizes, three tasks.  a-b are reversed between the sizes, and so are their onsets; a-c are
     reversed, and their onsets are not."""
