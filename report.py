@@ -608,6 +608,8 @@ def figure_arms(experiments):
     figures = {}
     for number, arms in enumerate(experiments, 1):
         first, styles = next(iter(arms.values())), arm_styles(arms)
+        longest = max((run.steps for arm in arms.values() for run in arm.runs),
+                      key=lambda steps: steps[-1])
         figure, axes = task_panels(dict.fromkeys(first.tasks), 2.4, 1.9)
         for (name, events), (task, ax) in itertools.product(arms.items(), axes.items()):
             own = [k for k, other in enumerate(events.tasks) if other == task]
@@ -622,7 +624,7 @@ def figure_arms(experiments):
                 if np.isfinite(step):
                     ax.plot(step, np.interp(step, steps, curve), marker, color=colour,
                             markersize=5, markeredgecolor="white", markeredgewidth=0.5)
-            steps_axis(ax, steps)
+            steps_axis(ax, longest)
             rank_axis(ax, ax.dataLim.ymax)
         key = [Line2D([], [], color=colour, linestyle=line, label=name)
                for name, (colour, line) in styles.items()]
@@ -895,17 +897,17 @@ def side_by_side(found):
 
 
 def slope_text(row):
-    """The last row of a kind of claims.floor_slopes, over tasks."""
-    return f"{row['slope']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    """A row of claims.floor_slopes; that of all tasks has an interval."""
+    slope, *ends = (value_text(row[x], "{:.2f}") for x in ("slope", "low", "high") if x in row)
+    return f"{slope} ({' to '.join(ends)})" if ends else slope
 
 
 def scale_tables(scales):
     """What changes with size: [(headings, rows of cells)] of claims.scales: floors, then claims."""
     kinds = dict.fromkeys(row["kind"] for row in scales["floors"])
     raw = [row for row in scales["floors"] if row["kind"] == "raw"]
-    slopes = [[row["task"], *(slope_text(one) if "low" in one else f"{one['slope']:.2f}"
-                              for one in scales["floors"] if one["task"] == row["task"])]
-              for row in raw]
+    slopes = [[row["task"], *(slope_text(one) for one in scales["floors"]
+                              if one["task"] == row["task"])] for row in raw]
     tables = [(["floor", *(raw[0]["floors"] if raw else ())],
                [[row["task"], *(f"{floor:.1f}" for floor in row["floors"].values())]
                 for row in raw]), (["slope", *kinds], slopes)]

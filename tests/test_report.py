@@ -224,14 +224,14 @@ def test_sizes_stand_side_by_side_where_there_are_several(two_sizes, joint):
     assert report.figure_slopes(two_sizes) == {}, "of one task there is no mean over tasks"
 
 
-def scaled_runs(power=0.25, parameters=(1e6, 16e6)):
+def scaled_runs(power=0.25, parameters=(1e6, 16e6), lasts=(400, 400)):
     """Two tasks whose floors are 2 and 3 times parameters^power / 1e6^power, at two sizes."""
     rows, configs = [], {}
-    for size, P in zip(("small", "big"), parameters):
+    for size, P, last in zip(("small", "big"), parameters, lasts):
         configs[size] = {"size": size, "parameters": P, "width": 64 if size == "small" else 256}
         for task, least in (("add-1", 2), ("copy-1", 3)):
             floor = least * (P / 1e6) ** power
-            for step in range(0, 401, 20):
+            for step in range(0, last + 1, 20):
                 rank = 10 * floor if step == 0 else floor if step < 200 else 3 * floor
                 values = {"accuracy": float(step >= 300), "distinct": 200}
                 values |= {f"{name}.{layer}": rank for layer in ("embedding", 1, "final norm")
@@ -254,6 +254,14 @@ def test_slopes_of_floors_are_those_that_were_planted():
     every = rows["raw", "all"]
     assert every["floors"] == pytest.approx({"small": 6 ** 0.5, "big": 2 * 6 ** 0.5})
     assert every["low"] == pytest.approx(0.25) == every["high"], "both tasks have the same"
+
+
+def test_a_size_that_was_stopped_early_cuts_no_other_short():
+    events = emergence.event_table(scaled_runs(lasts=(400, 200)), onset="floor")
+    for ax in titled(report.figure_sizes(events)["sizes"]):
+        assert ax.get_xlim()[1] == 400
+        assert sorted(line.get_xdata()[-1] for line in ax.lines if len(line.get_xdata()) > 1) == [
+            200, 400]
 
 
 def test_what_changes_with_size_is_told_size_by_size_and_pair_by_pair():
