@@ -2,8 +2,12 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import claims
+import emergence
+import run
 import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,3 +91,68 @@ def test_what_came_out_of_the_interventions_is_in_effects_json():
             for text, number in zip(numbers, shown, strict=True):
                 assert abs(float(text) - number) < 0.0051, (name, text, number)
         assert verdict.startswith(f"**{row['verdict'].partition(':')[0]}**"), name
+
+
+COLUMNS = {"first look": ("first-look", None, None), "nano 5-9": ("all", ("nano",), range(5, 10)),
+           "micro 3-5": ("all", ("micro",), range(3, 6)),
+           "larger sizes": ("all", ("small", "medium", "large"), None),
+           "arithmetic": ("arithmetic", None, None), "sequences": ("sequences", None, None)}
+
+
+def as_numbers(cell):
+    """ "91% (78 to 100); <.001" -> [.91, .78, 1.0, .001]"""
+    hundred = 100 if "%" in cell else 1
+    parts = re.findall(r"(<?)(-?\d*\.?\d+)", cell)
+    return [float(x) / (1 if "." in x else hundred) for _, x in parts]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", COLUMNS)
+def test_what_came_out_is_in_the_runs(column):
+    header, *lines = table_after("**What came out.** Every column")
+    folder, sizes, seeds = COLUMNS[column]
+    runs, _ = run.select(ROOT / "results" / folder, seeds, sizes)
+    found = claims.study(runs, universe=claims.multiverse(runs, claims.specifications(runs=runs)))
+    events = emergence.event_table(runs).only()
+    claim = {row["claim"]: row for row in found["claims"]}
+    lead = {row["quantity"]: row for row in found["leads"] if row["measure"] == "rankme"}
+    gain = next(row for row in found["forecasts"]
+                if row["over"] == "task" and [*row["features"]] == [claims.ONE_FEATURE])
+    excess, fine = claim["C4 all choices"], claim["C7 fine"]
+    expected = [
+        [np.isfinite(events.emergence).sum(), events.emergence.size],
+        [excess["value"], excess["p_holm"]],
+        [claim["C4"][key] for key in ("value", "null", "p_holm")],
+        *[[lead[name][key] for key in ("rate", "null")] for name in ("accuracy", "log_prob")],
+        [gain[key] for key in ("gain", "low", "high")], [gain["gaining"]],
+        [claim["C7"][key] for key in ("value", "null")],
+        [fine[key] for key in ("value", "low", "high", "null")]]
+    assert len(lines) == len(expected)
+    for line, numbers in zip(lines, expected):
+        cell = line[header.index(column)]
+        said, numbers = as_numbers(cell), [x for x in numbers if not np.isnan(x)]
+        for text, number in zip(said, numbers, strict=True):
+            if f"<{text:.3f}".replace("0.", ".") in cell:
+                assert number < text, (line[0], cell)
+            else:
+                assert abs(text - number) < (0.51 if number > 1.5 else 0.0051), (line[0], cell)
+
+
+def test_floors_at_five_sizes_are_those_of_the_findings():
+    """RankMe, that of centred states, and the share of the ceiling in %; then three slopes."""
+    header, *lines = table_after("**Five sizes**")
+    found = {}
+    for row in sweep.read_json(ROOT / "results/all/findings.json")["scales"]["floors"]:
+        found.setdefault(row["task"], {})[row["kind"]] = row
+    assert [line[0] for line in lines] == [*found] and len(lines) == 9
+    for task, *cells in lines:
+        kinds = [found[task][kind] for kind in ("raw", "centred", "share")]
+        for size, cell in zip(header[1:6], cells):
+            expected = [row["floors"][size] * scale for row, scale in zip(kinds, (1, 1, 100))]
+            for text, number in zip(re.findall(r"[\d.]+", cell), expected, strict=True):
+                places = len(text.partition(".")[2])
+                assert abs(float(text) - number) < 0.51 / 10 ** places, (task, size, cell)
+        for row, cell in zip(kinds, cells[5:], strict=True):
+            said = [float(text) for text in re.findall(r"-?\d*\.\d+", cell)]
+            for number, key in zip(said, ("slope", "low", "high")):
+                assert abs(number - row[key]) < 0.0051, (task, cell)
