@@ -550,15 +550,20 @@ def extended(Q, HQ, q, matvec):
     return torch.cat([Q, q[None]]), torch.cat([HQ, matvec(q)[None]])
 
 
-def ritz_ends(Q, HQ):
-    """theta, (k,), and the Ritz pairs of both ends, (theta, v, r, |r|), the smallest first."""
+def ritz(Q, HQ):
+    """theta, (k,), from the smallest, and the coefficients s of their vectors, (k, k), in rows."""
     small = (Q @ HQ.T).double().cpu()                           # (k, k)
     if (small - small.T).abs().max() > 0.02 * small.abs().max():        # some of it is missing
         raise RuntimeError("H is not symmetric")
-    values, s = torch.linalg.eigh((small + small.T) / 2)        # from the smallest
-    pairs = []
+    values, s = torch.linalg.eigh((small + small.T) / 2)
+    return values, s.T.to(Q)
+
+
+def ritz_ends(Q, HQ):
+    """theta, (k,), and the Ritz pairs of both ends, (theta, v, r, |r|), the smallest first."""
+    (values, s), pairs = ritz(Q, HQ), []
     for i in (0, -1):
-        theta, coefficients = float(values[i]), s[:, i].to(Q)
+        theta, coefficients = float(values[i]), s[i]
         v, r = coefficients @ Q, coefficients @ HQ - theta * (coefficients @ Q)
         pairs.append((theta, v / v.norm(), r, float(r.norm())))
     return values, *pairs
@@ -573,27 +578,36 @@ def surely_larger(values, top, other, tol):
     return s <= tol * abs(a) and abs(b) + 2 * (r * r + s * s) / gap <= abs(a)
 
 
-def lanczos(matvec, start, tol=1e-2, max_iters=100):
+def lanczos(matvec, start, tol=1e-2, max_iters=100, room=2**31):
     """The same eigenvalue as power_iteration, in far fewer products, each of which is kept.
-    start: (P,), or (m, P): several vectors that may be nearly eigenvectors."""
+    start: (P,), or (m, P): several vectors that may be nearly eigenvectors.
+    room: numbers that Q and HQ may hold, and half as many again for a moment.  Where they are full,
+    the outermost Ritz vectors stay, half of them all (thick restart: Wu & Simon 2000)."""
     start = start.reshape(-1, start.shape[-1])
-    Q = HQ = start[:0]
-    for vector in start[:max_iters]:
+    most, Q = max(4, room // (2 * start.shape[-1])), start[:0]
+    HQ = Q
+    for vector in start[:min(most, max_iters)]:
         Q, HQ = extended(Q, HQ, vector, matvec)
     if len(Q) == 0:
         raise ValueError("lanczos: start must be finite and not zero, max_iters at least 1")
+    products = len(Q)
     while True:
         values, low, high = ritz_ends(Q, HQ)
         top, other = (low, high) if -low[0] > high[0] else (high, low)
         small = top[3] <= tol * abs(top[0])
         converged = small and surely_larger(values, top, other, tol)
-        before = len(Q)
-        if not converged and before < max_iters:
-            Q, HQ = extended(Q, HQ, other[2] if small else top[2], matvec)
-        if len(Q) == before:                                    # no product was made
+        if converged or products >= max_iters:
             break
+        if len(Q) >= most:
+            ends = ritz(Q, HQ)[1].roll(most // 4, 0)[:most // 2]        # of both ends
+            Q, HQ = ends @ Q, ends @ HQ
+        before = len(Q)
+        Q, HQ = extended(Q, HQ, other[2] if small else top[2], matvec)
+        if len(Q) == before:                                    # it lies in Q: no product was made
+            break
+        products += 1
     residuals = [pair[3] / max(abs(pair[0]), 1e-300) for pair in (top, low, high)]
-    return HessianTop(top[0], top[1], len(Q), residuals[0], converged, low[0], high[0],
+    return HessianTop(top[0], top[1], products, residuals[0], converged, low[0], high[0],
                       *residuals[1:], torch.stack([low[1], high[1]]))
 
 

@@ -453,9 +453,9 @@ def show_progress(plan, when_one_is_done=None):
     output is no terminal, a line at every tenth of a run, and after SILENCE.
 
     when_one_is_done is called once, with others to go."""
-    import models
+    import sweep
     stop, begin = threading.Event(), time.time()
-    ends = {job: models.last_step(job.train) for job in plan}
+    ends = {job: sweep.worth(job.train, job.measure) for job in plan}
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=8),
                TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn())
 
@@ -477,12 +477,13 @@ def show_progress(plan, when_one_is_done=None):
                         if when_one_is_done and len(lines) == len(plan) - 1 > 0:
                             when_one_is_done()
                         continue
-                    progress.update(lines[job], completed=step, visible=True, note=note)
-                    tenth = 10 * step // ends[job]
+                    made = sweep.worth(job.train, job.measure, step)    # the early steps are few,
+                    progress.update(lines[job], completed=made, visible=True, note=note)  # and dear
+                    tenth = int(10 * made / ends[job])
                     due = tenths.get(job, 0) < tenth < 10
                     if not out.is_terminal and (due or silent):
                         tenths[job], spoke = tenth, time.time()
-                        out.print(f"{job.folder.name}  {100 * step // ends[job]}%  {note}"
+                        out.print(f"{job.folder.name}  {int(100 * made / ends[job])}%  {note}"
                                   f"{time_left(progress, lines[job])}")
                 if not out.is_terminal and time.time() - spoke > SILENCE:
                     out.print("still at work")

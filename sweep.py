@@ -1069,20 +1069,29 @@ def estimate(train, measure):
     return step * models.last_step(train), statistics.median(looks[1:] or looks) * count, count
 
 
-def rare_costs(train, measure):
+def rare_costs(train, measure, until=math.inf):
     """{measure: (snapshots, training steps)} of what is taken rarely: how often, and its cost."""
     costs, levels = {}, len(train.levels)
     for name, steps in schedule(train, measure).items():
-        row = MEASURES[name]
+        row, count = MEASURES[name], sum(step <= until for step in steps)
         if row.snapshots != "snapshots":
-            costs[name] = len(steps), len(steps) * (row.cost + levels * row.level_cost)
+            costs[name] = count, count * (row.cost + levels * row.level_cost)
     return costs
+
+
+SNAPSHOT_COST = 10                    # training steps, roughly: accuracy and RankMe
+
+@functools.cache                      # progress asks twice a second
+def worth(train, measure, until=math.inf):
+    """How long a run takes, or its part up to a step, in training steps of its own model."""
+    looks = sum(step <= until for step in models.snapshots_of(train))
+    rare = sum(cost for _, cost in rare_costs(train, measure, until).values())
+    return min(until, models.last_step(train)) + SNAPSHOT_COST * looks + rare
 
 
 def work(train, measure):
     """How long a run takes, in units of its own: to put the longest first."""
-    steps = models.last_step(train) + sum(cost for _, cost in rare_costs(train, measure).values())
-    return models.parameter_count(models.gpt_config(train)) * steps
+    return models.parameter_count(models.gpt_config(train)) * worth(train, measure)
 
 
 def run_one(job):

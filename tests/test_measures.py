@@ -478,6 +478,28 @@ def test_lanczos_of_a_spectrum_that_is_crowded_at_the_top():
     assert result.eigenvalue == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.parametrize("pairs", [4, 7, 12])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_lanczos_with_little_room_keeps_few_vectors_and_finds_the_same(name, pairs, monkeypatch):
+    """30 vectors of a model of 85M and their products are 20 GB: it starts again from a few."""
+    extended, held = measures.extended, []
+    h, exact = matrix(SPECTRA[name]), max(SPECTRA[name], key=abs)
+
+    def spied(Q, HQ, q, matvec):
+        held.append(len(Q) + 1)
+        return extended(Q, HQ, q, matvec)
+    monkeypatch.setattr(measures, "extended", spied)
+    result = lanczos(h.mv, start_of(len(h)), tol=1e-3, max_iters=500, room=2 * pairs * len(h))
+    assert_pair(result, h, exact, tol=1e-3)
+    assert max(held) <= pairs and result.iterations == len(held)
+    free = lanczos(h.mv, start_of(len(h)), tol=1e-3, max_iters=500)
+    assert result.iterations >= free.iterations
+    slow = power_iteration(h.mv, start_of(len(h)), tol=1e-3, max_iters=5000)
+    assert result.iterations < slow.iterations, "what it keeps is worth keeping"
+    short = lanczos(h.mv, start_of(len(h)), tol=1e-12, max_iters=9, room=2 * pairs * len(h))
+    assert short.iterations <= 9
+
+
 def test_lanczos_from_several_vectors_from_none_and_of_a_zero_matrix():
     h, start = matrix(SPECTRA["power law"]), start_of(199)
     top = lanczos(h.mv, start, tol=1e-4).eigenvector

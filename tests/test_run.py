@@ -279,7 +279,8 @@ def test_without_a_terminal_there_is_a_line_at_every_tenth_of_a_run(tmp_path, sc
             writer.write(step)
             if step % 4 == 0 and 0 < step < 40:
                 accuracy = f"modadd {step / 40:.2f} {step / 80:.2f}".replace(" 0", " ")
-                line = f"nano-s0  {step * 100 // 40}%  step {step}  loss 1.500  {accuracy}"
+                percent = (step + 10 * (step + 1)) * 100 // (40 + 10 * 41)  # a snapshot: ten steps
+                line = f"nano-s0  {percent}%  step {step}  loss 1.500  {accuracy}"
                 assert wait_for(line, screen), (line, screen.getvalue())
         done = {"until": None, "wall_train_s": 100, "wall_measure_s": 7}
         sweep.write_atomically(writer.folder / "done", done)
@@ -295,7 +296,7 @@ def test_without_a_terminal_nobody_waits_long_for_a_word(tmp_path, screen, monke
     with run.show_progress([writer.job]):
         assert wait_for("still at work\n", screen)
         writer.write(1)                                        # long before the first tenth
-        assert wait_for("nano-s0  2%  step 1  loss 1.500", screen)
+        assert wait_for("nano-s0  4%  step 1  loss 1.500", screen)
         before = screen.getvalue().count("step 1 ")
         deadline = time.monotonic() + 10
         while screen.getvalue().count("step 1 ") == before and time.monotonic() < deadline:

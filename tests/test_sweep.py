@@ -931,6 +931,21 @@ def test_work_is_more_for_more_steps_measures_and_parameters(monkeypatch):
     assert sweep.work(dataclasses.replace(TRAIN, size="micro"), few) > least
 
 
+def test_what_a_run_is_worth_grows_by_what_each_step_of_it_costs():
+    """12 steps, a snapshot after each, one of them with the Hessian at every third."""
+    measure = dataclasses.replace(MEASURE, measures=("rankme", "hessian_top"))
+    hessian, levels = sweep.MEASURES["hessian_top"], len(TRAIN.levels)
+    cost = hessian.cost + levels * hessian.level_cost
+    taken = sorted(sweep.schedule(TRAIN, measure)["hessian_top"])
+    looks = models.snapshots_of(TRAIN)
+    found = [sweep.worth(TRAIN, measure, step) for step in looks]
+    for step, before, after in zip(looks[1:], found, found[1:]):
+        assert after - before >= 1 + sweep.SNAPSHOT_COST + cost * (step in taken)
+    assert found[0] == sweep.SNAPSHOT_COST + cost, "the first row is measured before any step"
+    assert found[-1] == sweep.worth(TRAIN, measure) == (
+        TRAIN.steps + sweep.SNAPSHOT_COST * len(looks) + cost * len(taken))
+
+
 @pytest.mark.parametrize("error, words", [
     (OSError(28, "No space left on device", "/x"), "/x: No space left on device;"),
     (sweep.Failed("planted"), "planted"), (ValueError("planted"), "planted"),
