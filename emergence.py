@@ -438,7 +438,8 @@ class Run:                        # NaN: not measured
             known |= {f"{quantity}.{layer}" for layer in layers}
         names = dict.fromkeys([*self.config["numbers"], *self.curves, *self.layered])
         return [name for name in names if name not in known
-                and name.rpartition(".")[2] not in ERRORS and name.partition(".")[0] != "rankme"
+                and name.rpartition(".")[2] not in ERRORS
+                and name.partition(".")[0] not in ("rankme", "joint")
                 and not np.isnan(self.table(name)).all()]
 
     def error_of(self, name):
@@ -482,8 +483,8 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
     Quantities: accuracy, which is enough, accuracy_train, accuracy_test, token_accuracy, log_prob,
       distinct (how many inputs differ), rankme, rankme.<position>.<layer> (see in_order).  All
       others are measures: dated, drawn, and in the table of leads; <name>.error is a measure's
-      standard error.  SETTINGS may be quantities too.  The level "" is the whole model: its
-      quantities hold for every level.
+      standard error; joint.<name>, of all levels together, is only drawn.  SETTINGS may be
+      quantities too.  The level "" is the whole model: its quantities hold for every level.
     configs: {run: its config.json as a dict}; what is absent is as in DEFAULTS, chance 0, the seed
       the run's place.  examples: a number, or {level: number}; None: all that there are.
       levels: in order of appearance; where a config names them, others are left out.

@@ -520,6 +520,38 @@ def figure_measures(events):
     return {"measures": figure}
 
 
+JOINT = {"gradient_rank": "gradient covariance rank", "fisher_rank": "Fisher rank",
+         "eigenvalue": "top Hessian eigenvalue", "llc": "LLC"}
+
+@sweep_style
+def figure_joint(events):
+    """Measures of the loss of all task-levels at once, against steps: a line for each run."""
+    runs = [run for run in events.runs if {f"joint.{name}" for name in JOINT} & {*run.curves}]
+    sizes = list(dict.fromkeys(run.config["size"] for run in runs))
+    if not runs:
+        return {}
+    figure = Figure(figsize=(9, 2.5), layout="constrained")
+    for ax, (name, title) in zip(figure.subplots(1, len(JOINT)), JOINT.items()):
+        for run in runs:
+            values, converged = (run.table(f"joint.{key}")[0] for key in (name, "converged"))
+            if name == "eigenvalue":
+                values = np.where(converged == 0, math.nan, np.abs(values))
+            there, size = ~np.isnan(values), run.config["size"]
+            ax.plot(run.steps[there], values[there], "o-", label=size, markersize=3, linewidth=1,
+                    color=PALETTE[sizes.index(size) % len(PALETTE)])
+        ax.set_title(title, fontsize=8)
+        if name == "eigenvalue":
+            ax.set_yscale("log")
+        elif name == "llc":
+            ax.set_yscale("symlog", linthresh=1)
+        steps_axis(ax, max((run.steps for run in runs), key=lambda steps: steps[-1]))
+        ax.tick_params(labelsize=7)
+    labels = dict(zip(*reversed(ax.get_legend_handles_labels())))
+    figure.legend(labels.values(), labels.keys(), loc="outside right center", fontsize=7)
+    figure.supxlabel(training_unit(events), fontsize=8)
+    return {"joint": figure}
+
+
 @sweep_style
 def figure_traces(draws, mean, noise_only):
     """The chains of an LLC, draw by draw: (C, n) in nats times nbeta."""
@@ -1388,6 +1420,9 @@ FIGURES = {                           # in the order of the page
     "measures": (figure_measures, (
         "Every measure with emergence at 1, each curve scaled to its own range. Median and middle "
         "half.")),
+    "joint": (figure_joint, (
+        "Measures of the loss of all task-levels at once, a line for each run. Ranks are of "
+        "few examples, which are their ceiling; the eigenvalue in size, where it converged.")),
     "arms": (figure_arms, (
         "Arms side by side: RankMe of each task, mean over its levels and seeds. Markers: median "
         "emergence of a level.")),

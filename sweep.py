@@ -997,7 +997,7 @@ def find_film(folder: Path, names) -> tuple[str, list] | None:
     return None
 
 
-LAYERED = ("rankme", "rankme_centred", "mean_share")
+LAYERED = ("rankme", "rankme_centred", "mean_share", "joint")
 
 
 def table_rows(name, config, rows):
@@ -1014,6 +1014,8 @@ def table_rows(name, config, rows):
                     continue
                 if isinstance(value, dict) and "mc_error" in value:
                     yield *place, f"{column}.mc_error", value["mc_error"]
+                    if "joint" in value:
+                        yield *place, f"joint.{column}", value["joint"]
                 for key in config["numbers"].get(column, ())[1:]:       # the one that is judged
                     value = None if value is None else value[key]
                 if not isinstance(value, (dict, list)):

@@ -221,7 +221,7 @@ def test_the_public_names_are_there():
 # that no wrong number passes in silence; report has what happened in words, and a page; the others
 # hold what interventions, own data and the film need.
 LONGER = {"measures.py": 1270, "pythia.py": 1375, "claims.py": 1195, "emergence.py": 1120,
-          "report.py": 1750, "sweep.py": 1180, "run.py": 1165}
+          "report.py": 1785, "sweep.py": 1185, "run.py": 1165}
 
 BESIDE = {"README.md", "pyproject.toml", "LICENSE", "CITATION.cff", "tests", "results"}
 

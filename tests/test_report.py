@@ -287,6 +287,31 @@ def test_what_changes_with_size_is_told_size_by_size_and_pair_by_pair():
     assert one == {"floors": [], "claims": []} and report.scale_tables(one) == []
 
 
+def test_what_is_measured_of_all_levels_at_once_is_drawn_and_not_dated(joint):
+    """A line for each run, hollow of what was not measured; an eigenvalue where it converged."""
+    rows, configs = [], {}
+    for k, size in enumerate(("small", "big"), start=1):
+        configs[size] = {"size": size, "levels": ["add-1", "copy-1"]}
+        for step in range(0, 101, 10):
+            rows.append((size, "add-1", step, "accuracy", step / 100))
+            values = {"gradient_rank": 3 * k, "eigenvalue": -7.0 * k, "converged": step > 0}
+            values |= {"llc": step - 20} if k == 1 else {}
+            rows += [(size, "", step, f"joint.{name}", value) for name, value in values.items()
+                     if step % 20 == 0]
+    events = emergence.event_table(emergence.from_table(rows, configs))
+    assert all(run.measures == [] for run in events.runs)
+    figure = report.figure_joint(events)["joint"]
+    assert [ax.get_title() for ax in figure.axes] == [*report.JOINT.values()]
+    seen = [[[*map(list, line.get_data())] for line in ax.lines] for ax in figure.axes]
+    every = [0, 20, 40, 60, 80, 100]
+    assert seen[0] == [[every, [3.0] * 6], [every, [6.0] * 6]]
+    assert seen[1] == [[[], []], [[], []]], "nobody measured the Fisher rank"
+    assert seen[2] == [[every[1:], [7.0] * 5], [every[1:], [14.0] * 5]]
+    assert seen[3] == [[every, [-20, 0, 20, 40, 60, 80]], [[], []]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["small", "big"]
+    assert report.figure_joint(joint[0]) == {}, "where there is nothing"
+
+
 def test_measures_are_scaled_and_stand_around_emergence(joint):
     figure = report.figure_measures(joint[0])["measures"]
     counts = [ax.get_title() for ax in figure.axes]

@@ -764,17 +764,21 @@ def test_table_rows_are_numbers_under_names_that_emergence_understands():
     config = {"levels": ["add-1"], "measures": [],
               "numbers": {"hessian_top": ["hessian_top", "eigenvalue"],
                           "linear_probe": ["linear_probe", -2], "llc": ["llc", "mean"],
-                          "mine": ["mine"]}}
+                          "llc_narrow": ["llc_narrow", "mean"], "mine": ["mine"]}}
     columns = {"accuracy": 0.5, "distinct": 8, "rankme": {"first": [1.0, 2.0], "last": [3.0, None]},
                "hessian_top": {"eigenvalue": 4.0, "converged": True}, "llc": {"mean": None},
                "linear_probe": [0.1, 0.2, 0.3], "linear_probe_shuffled": 0.4, "mine": 5.0,
-               "unknown": [7.0], "other": {"a": 8.0}}
+               "unknown": [7.0], "other": {"a": 8.0},
+               "llc_narrow": {"mean": 6.0, "mc_error": 0.5, "joint": 9.0},
+               "joint": {"examples": 56, "gradient_rank": 11.0, "converged": True}}
     rows = list(sweep.table_rows("nano-s0", config, [{"step": 3, "levels": {"add-1": columns}}]))
     assert {row[:3] for row in rows} == {("nano-s0", "add-1", 3)}
     assert [row[3:] for row in rows] == [
         ("accuracy", 0.5), ("distinct", 8), ("rankme.first.0", 1.0), ("rankme.first.1", 2.0),
         ("rankme.last.0", 3.0), ("rankme.last.1", None), ("hessian_top", 4.0), ("llc", None),
-        ("linear_probe", 0.2), ("linear_probe_shuffled", 0.4), ("mine", 5.0)]
+        ("linear_probe", 0.2), ("linear_probe_shuffled", 0.4), ("mine", 5.0),
+        ("llc_narrow.mc_error", 0.5), ("joint.llc_narrow", 9.0), ("llc_narrow", 6.0),
+        ("joint.examples", 56), ("joint.gradient_rank", 11.0), ("joint.converged", True)]
 
 
 @pytest.fixture
