@@ -578,7 +578,7 @@ def surely_larger(values, top, other, tol):
     return s <= tol * abs(a) and abs(b) + 2 * (r * r + s * s) / gap <= abs(a)
 
 
-def lanczos(matvec, start, tol=1e-2, max_iters=100, room=2**31):
+def lanczos(matvec, start, tol=1e-2, max_iters=100, room=2**30):
     """The same eigenvalue as power_iteration, in far fewer products, each of which is kept.
     start: (P,), or (m, P): several vectors that may be nearly eigenvectors.
     room: numbers that Q and HQ may hold, and half as many again for a moment.  Where they are full,

@@ -481,7 +481,7 @@ def test_lanczos_of_a_spectrum_that_is_crowded_at_the_top():
 @pytest.mark.parametrize("pairs", [4, 7, 12])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_lanczos_with_little_room_keeps_few_vectors_and_finds_the_same(name, pairs, monkeypatch):
-    """30 vectors of a model of 85M and their products are 20 GB: it starts again from a few."""
+    """30 vectors of a model of 85M and their products are 20 GB: it starts again from 3 of 6."""
     extended, held = measures.extended, []
     h, exact = matrix(SPECTRA[name]), max(SPECTRA[name], key=abs)
 
