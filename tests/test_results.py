@@ -1,4 +1,5 @@
 """What results/README.md says in numbers is what the committed runs hold."""
+import math
 import re
 from pathlib import Path
 
@@ -156,3 +157,47 @@ def test_floors_at_five_sizes_are_those_of_the_findings():
             said = [float(text) for text in re.findall(r"-?\d*\.\d+", cell)]
             for number, key in zip(said, ("slope", "low", "high")):
                 assert abs(number - row[key]) < 0.0051, (task, cell)
+
+
+OF_ALL = {"gradient rank": "gradient_rank", "Fisher rank": "fisher_rank",
+          "top Hessian eigenvalue": "eigenvalue"}
+
+
+def test_five_measures_at_five_sizes_are_in_the_runs():
+    """Each cell has a value for each step that its row names: of the snapshot that had the measure
+    nearest to it, "-" where none is within a factor of two."""
+    header, *lines = table_after("**Five measures at five sizes**")
+    read = {size: sweep.read_rows(ROOT / f"results/all/{size}-s0/metrics.jsonl")
+            for size in header[2:]}
+    checked = 0
+    for name, steps, *cells in lines:
+        asked = [int(step.replace(",", "")) for step in steps.split("; ")]
+        for size, cell in zip(header[2:], cells, strict=True):
+            found = {}
+            for row in read[size]:
+                own = row["levels"]["add-1"]
+                column, key = ("llc", "joint") if name == "LLC" else ("joint", OF_ALL[name])
+                if own.get(column):
+                    found[row["step"]] = own[column][key]
+            for step, text in zip(asked, cell.split("; "), strict=True):
+                near = min(found, key=lambda other: abs(other - step), default=math.inf)
+                if near != step and not step / 2 <= near <= 2 * step:
+                    assert text == "-", (name, size, step)
+                    continue
+                assert text == as_written(found[near], text), (name, size, step)
+                checked += 1
+    assert checked >= 50
+
+
+def test_the_llc_is_noise_alone_at_so_many_snapshots():
+    """From step 132 on: the runs themselves say so, in a warning."""
+    alone = {}
+    for size in ("nano", "micro", "small", "medium"):
+        rows = sweep.read_rows(ROOT / f"results/all/{size}-s0/metrics.jsonl")
+        found = [row["levels"]["add-1"]["llc"]["warnings"] for row in rows
+                 if row["step"] >= 132 and row["levels"]["add-1"].get("llc")]
+        alone[size] = sum("noise alone" in " ".join(words) for words in found), len(found)
+    said = ", ".join("{} of {} of {}".format(*pair, size) for size, pair in alone.items())
+    assert said.replace("of nano", "snapshots of nano") in " ".join(PAGE.split())
+    both = "at {} of {} snapshots from".format(*map(sum, zip(*alone.values())))
+    assert both in " ".join(PAGE.split())
