@@ -528,7 +528,7 @@ def figure_joint(events):
     """Measures of the loss of all task-levels at once, against steps: a line for each run."""
     runs = [run for run in events.runs if {f"joint.{name}" for name in JOINT} & {*run.curves}]
     sizes = list(dict.fromkeys(run.config["size"] for run in runs))
-    if not runs:
+    if not any("joint.eigenvalue" in run.curves for run in runs):           # the LLC alone
         return {}
     figure = Figure(figsize=(9, 2.5), layout="constrained")
     for ax, (name, title) in zip(figure.subplots(1, len(JOINT)), JOINT.items()):

@@ -310,6 +310,9 @@ def test_what_is_measured_of_all_levels_at_once_is_drawn_and_not_dated(joint):
     assert seen[3] == [[every, [-20, 0, 20, 40, 60, 80]], [[], []]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["small", "big"]
     assert report.figure_joint(joint[0]) == {}, "where there is nothing"
+    llc = [row for row in rows if not row[3].startswith("joint.") or row[3] == "joint.llc"]
+    alone = emergence.event_table(emergence.from_table(llc, configs))
+    assert report.figure_joint(alone) == {}, "every sweep has the LLC; the others are asked for"
 
 
 def test_measures_are_scaled_and_stand_around_emergence(joint):
