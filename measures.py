@@ -559,14 +559,10 @@ def ritz(Q, HQ):
     return values, s.T.to(Q)
 
 
-def ritz_ends(Q, HQ):
-    """theta, (k,), and the Ritz pairs of both ends, (theta, v, r, |r|), the smallest first."""
-    (values, s), pairs = ritz(Q, HQ), []
-    for i in (0, -1):
-        theta, coefficients = float(values[i]), s[i]
-        v, r = coefficients @ Q, coefficients @ HQ - theta * (coefficients @ Q)
-        pairs.append((theta, v / v.norm(), r, float(r.norm())))
-    return values, *pairs
+def ritz_pair(Q, HQ, theta, s):
+    """(theta, v, r, |r|) of one value and the coefficients of its vector, (k,)."""
+    v, r = s @ Q, s @ HQ - theta * (s @ Q)
+    return theta, v / v.norm(), r, float(r.norm())
 
 
 def surely_larger(values, top, other, tol):
@@ -584,22 +580,23 @@ def lanczos(matvec, start, tol=1e-2, max_iters=100, room=2**30):
     room: numbers that Q and HQ may hold, and half as many again for a moment.  Where they are full,
     the outermost Ritz vectors stay, half of them all (thick restart: Wu & Simon 2000)."""
     start = start.reshape(-1, start.shape[-1])
-    most, Q = max(4, room // (2 * start.shape[-1])), start[:0]
-    HQ = Q
+    most = max(4, room // (2 * start.shape[-1]))
+    Q = HQ = start[:0]
     for vector in start[:min(most, max_iters)]:
         Q, HQ = extended(Q, HQ, vector, matvec)
     if len(Q) == 0:
         raise ValueError("lanczos: start must be finite and not zero, max_iters at least 1")
     products = len(Q)
     while True:
-        values, low, high = ritz_ends(Q, HQ)
+        values, s = ritz(Q, HQ)
+        low, high = (ritz_pair(Q, HQ, float(values[i]), s[i]) for i in (0, -1))
         top, other = (low, high) if -low[0] > high[0] else (high, low)
         small = top[3] <= tol * abs(top[0])
         converged = small and surely_larger(values, top, other, tol)
         if converged or products >= max_iters:
             break
         if len(Q) >= most:
-            ends = ritz(Q, HQ)[1].roll(most // 4, 0)[:most // 2]        # of both ends
+            ends = s.roll(most // 4, 0)[:most // 2]             # some of either end
             Q, HQ = ends @ Q, ends @ HQ
         before = len(Q)
         Q, HQ = extended(Q, HQ, other[2] if small else top[2], matvec)

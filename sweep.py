@@ -999,7 +999,6 @@ def find_film(folder: Path, names) -> tuple[str, list] | None:
 
 LAYERED = ("rankme", "rankme_centred", "mean_share", "joint")
 
-
 def table_rows(name, config, rows):
     """The rows of metrics.jsonl -> (run, level, step, quantity, value), one at a time."""
     own = is_own(config)
@@ -1071,24 +1070,29 @@ def estimate(train, measure):
     return step * models.last_step(train), statistics.median(looks[1:] or looks) * count, count
 
 
-def rare_costs(train, measure, until=math.inf):
-    """{measure: (snapshots, training steps)} of what is taken rarely: how often, and its cost."""
-    costs, levels = {}, len(train.levels)
+def costs(train, measure, until=math.inf):
+    """{measure: (snapshots, training steps)}: how often it is taken up to a step, and its cost."""
+    found, levels = {}, len(train.levels)
     for name, steps in schedule(train, measure).items():
         row, count = MEASURES[name], sum(step <= until for step in steps)
-        if row.snapshots != "snapshots":
-            costs[name] = count, count * (row.cost + levels * row.level_cost)
-    return costs
+        found[name] = count, count * (row.cost + levels * row.level_cost)
+    return found
 
 
-SNAPSHOT_COST = 10                    # training steps, roughly: accuracy and RankMe
+def rare_costs(train, measure):
+    """Those of what is not taken at every snapshot."""
+    return {name: cost for name, cost in costs(train, measure).items()
+            if MEASURES[name].snapshots != "snapshots"}
+
+
+BEHAVIOUR_COST = 4                    # training steps, roughly: accuracy, at every snapshot
 
 @functools.cache                      # progress asks twice a second
 def worth(train, measure, until=math.inf):
     """How long a run takes, or its part up to a step, in training steps of its own model."""
     looks = sum(step <= until for step in models.snapshots_of(train))
-    rare = sum(cost for _, cost in rare_costs(train, measure, until).values())
-    return min(until, models.last_step(train)) + SNAPSHOT_COST * looks + rare
+    return (min(until, models.last_step(train)) + BEHAVIOUR_COST * looks
+            + sum(cost for _, cost in costs(train, measure, until).values()))
 
 
 def work(train, measure):

@@ -86,7 +86,8 @@ def lanczos(matvec, start, tol=1e-2, max_iters=100):
     return HessianTop(top.eigenvalue, top.eigenvector, top.iterations + end.iterations,
                       top.residual, top.converged, smallest, largest, residual_smallest,
                       residual_largest, vectors=torch.stack([low, high]))
-''', "measures.extended": "", "measures.ritz_ends": "", "measures.surely_larger": ""},
+''', "measures.extended": "", "measures.ritz": "", "measures.ritz_pair": "",
+            "measures.surely_larger": ""},
 }
 
 # Of functions that stay in a handout and come near an exercise: what the sheet says of them.

@@ -941,13 +941,14 @@ def test_what_a_run_is_worth_grows_by_what_each_step_of_it_costs():
     hessian, levels = sweep.MEASURES["hessian_top"], len(TRAIN.levels)
     cost = hessian.cost + levels * hessian.level_cost
     taken = sorted(sweep.schedule(TRAIN, measure)["hessian_top"])
+    look = sweep.BEHAVIOUR_COST + sweep.MEASURES["rankme"].cost
     looks = models.snapshots_of(TRAIN)
     found = [sweep.worth(TRAIN, measure, step) for step in looks]
     for step, before, after in zip(looks[1:], found, found[1:]):
-        assert after - before >= 1 + sweep.SNAPSHOT_COST + cost * (step in taken)
-    assert found[0] == sweep.SNAPSHOT_COST + cost, "the first row is measured before any step"
+        assert after - before >= 1 + look + cost * (step in taken)
+    assert found[0] == look + cost, "the first row is measured before any step"
     assert found[-1] == sweep.worth(TRAIN, measure) == (
-        TRAIN.steps + sweep.SNAPSHOT_COST * len(looks) + cost * len(taken))
+        TRAIN.steps + look * len(looks) + cost * len(taken))
 
 
 @pytest.mark.parametrize("error, words", [
