@@ -671,8 +671,9 @@ def test_plain_llc_and_llc_agree_on_a_network():
     assert plain == pytest.approx(full.mean, abs=6 * full.mc_error), (plain, full.mean)
 
 
-@pytest.mark.parametrize("lr, gamma, draws", [(3e-5, 0.0, 4000), (1e-4, 0.0, 1500),
-                                              (1e-3, 0.0, 2500), (1e-3, 500.0, 2500)])
+@pytest.mark.parametrize("lr, gamma, draws", [
+    pytest.param(3e-5, 0.0, 4000, marks=pytest.mark.slow), (1e-4, 0.0, 1500),
+    (1e-3, 0.0, 2500), (1e-3, 500.0, 2500)])
 def test_llc_of_a_quadratic(lr, gamma, draws):
     """Exact at any step: d/2 without localization, sum nbeta h / (2 (nbeta h + gamma)) with it.
     At lr 1e-3 SGLD with fresh noise would give half as much again, and twice as much."""
@@ -1570,8 +1571,9 @@ def test_a_measure_gives_the_same_number_for_every_kind_of_model(name, kind):
 
 
 @pytest.mark.parametrize("name", LOSS_MEASURES)
-def test_a_compiled_loss_has_the_same_number(name):
-    compiled = torch.compile(cross_entropy)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_loss_has_the_same_number(name, backend):
+    compiled = torch.compile(cross_entropy, backend=backend)
     model = small_net()
     compiled(model, small_data())                               # compiled before it is measured
     assert_reference(name, LOSS_MEASURES[name](model, compiled, small_data()))

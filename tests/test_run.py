@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -552,33 +553,42 @@ def test_an_intervention_on_a_sweep_that_was_begun_without_is_refused(finished, 
     assert (folder / "nano-s0/config.json").read_bytes() == before
 
 
-ROW = """    "double": Task(
-        lambda x, n: ([x, "+", x], x), sizes=(1, 2, 3),
-        operand_ranges=((10,), (10,) * 2, (10,) * 3), about="the digits once more",
-        words=("+",), answers=equally_likely),
-"""
+LINE = '''def twice(x, n):
+    """Every digit is written twice."""
+    return [x], x.repeat_interleave(2, dim=1)
+
+
+'''
+ROW = '''    "twice": Task(
+        twice, sizes=(1, 2, 3), operand_ranges=((10,), (10,) * 2, (10,) * 3),
+        about="every digit is written twice", words=("!",)),
+'''
 
 
 @pytest.mark.system
-def test_a_task_added_as_one_row_is_trained_measured_and_analysed(tmp_path):
+def test_a_task_added_as_one_function_and_one_row_is_trained_measured_and_analysed(tmp_path):
+    """In a copy of the tree.  What was there before is where it was: no older model changes."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
-    source = (tmp_path / "tasks.py").read_text()
-    begin = source.index("TASKS: dict[str, Task] = {")
-    end = source.index("\n}\n", begin) + 1
-    (tmp_path / "tasks.py").write_text(source[:end] + ROW + source[end:])
-    command = ["sweep", "--task", "double", "--sizes", "nano", "--seeds", "1", "--steps", "20",
+    source = (tmp_path / "tasks.py").read_text(encoding="utf-8")
+    end = source.index("\n}\n", source.index("MORE_TASKS: dict[str, Task] = {")) + 1
+    function = source.index("def xor(")
+    (tmp_path / "tasks.py").write_text(
+        source[:function] + LINE + source[function:end] + ROW + source[end:], encoding="utf-8")
+    command = ["sweep", "--task", "twice", "--sizes", "nano", "--seeds", "1", "--steps", "20",
                "--measures", "rankme"]
     for field in FEW:
         command += ["--set", field]
     done = subprocess.run([sys.executable, "run.py", *command], cwd=tmp_path, capture_output=True,
                           text=True)
-    assert done.returncode == 0 and "double-3" in done.stdout, done.stderr
-    folder = tmp_path / "runs/double"
+    assert done.returncode == 0 and "twice-3" in done.stdout, done.stderr
+    folder = tmp_path / "runs/twice"
     assert names(folder) == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
     config = json.loads((folder / "nano-s0/config.json").read_text())
-    assert config["chance"] == {"double-1": 0.1, "double-2": 0.01, "double-3": 0.001}
+    assert config["chance"] == {"twice-1": 0.1, "twice-2": 0.01, "twice-3": 0.001}
     assert len(rows_of(folder / "nano-s0")) == len(models.snapshot_steps(20, 10))
+    grown = runpy.run_path(str(tmp_path / "tasks.py"))
+    assert [*grown["VOCABULARY"]] == [*tasks.VOCABULARY, "!", "twice"]
 
 
 # --------------------------------------------------------------------------------------------------

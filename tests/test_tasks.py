@@ -8,12 +8,8 @@ import doctest
 import functools
 import math
 import operator
-import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +18,6 @@ import models
 import tasks
 from tasks import ALL_TASKS, IGNORE, LEVELS, PAD, TASKS, VOCAB_SIZE, decode, sample
 
-ROOT = Path(__file__).resolve().parent.parent
 ALL = [(task, level) for task in ALL_TASKS for level in LEVELS]
 
 
@@ -584,47 +579,6 @@ def test_the_split_is_fast_once_it_is_known(generator):
     for _ in range(20):
         sample("add", 3, 640, generator, "train", 0.5)
     assert (time.perf_counter() - start) / 20 < 0.01
-
-
-LINE = '''def twice(x, n):
-    """Every digit is written twice."""
-    return [x], x.repeat_interleave(2, dim=1)
-
-
-'''
-ROW = '''    "twice": Task(
-        twice, sizes=(1, 2, 3), operand_ranges=((10,), (10,) * 2, (10,) * 3),
-        about="every digit is written twice", words=("!",)),
-'''
-
-
-@pytest.mark.system
-def test_a_task_is_one_function_and_one_row(tmp_path):
-    """One is added to a copy of the tree, which then shows it and trains on it."""
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, tmp_path)
-    source = (tmp_path / "tasks.py").read_text(encoding="utf-8")
-    begin = source.index("MORE_TASKS: dict[str, Task] = {")
-    end = source.index("\n}\n", begin) + 1
-    function = source.index("def xor(")
-    source = source[:function] + LINE + source[function:end] + ROW + source[end:]
-    (tmp_path / "tasks.py").write_text(source, encoding="utf-8")
-
-    def call(*arguments):
-        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True,
-                              text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "twice-3" in call("run.py", "tasks", "twice")
-    call("run.py", "sweep", "--task", "twice", "--sizes", "nano", "--seeds", "1", "--steps", "20",
-         "--measures", "none")
-    folder = tmp_path / "runs" / "twice" / "nano-s0"
-    assert (folder / "done").exists() and "twice-3" in (folder / "metrics.jsonl").read_text()
-
-    # What was there before is where it was: no weight of an older model changes.
-    shown = call("-c", "import tasks; print(*tasks.VOCABULARY, sep='|')").strip().split("|")
-    assert shown == [*tasks.VOCABULARY, "!", "twice"]
 
 
 def test_examples_in_the_docstrings():

@@ -35,20 +35,26 @@ def launch(folder, *options, launcher=(sys.executable,)):
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
+def names(folder):
+    return {one.name for one in folder.iterdir()} - {"lock"}
+
+
+def assert_same_run(folder, expected):
+    """Two runs' directories hold the same numbers and the same weights."""
+    film = {"film.jsonl"} if expected.name == "nano-s0" else set()
+    assert names(folder) == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"} | film
+    assert all((folder / name).read_bytes() == (expected / name).read_bytes() for name in film)
+    assert same_weights(folder, expected), expected.name
+    assert rows_of(folder) == rows_of(expected), expected.name
+
+
 def assert_same(folder, expected):
-    """Two sweeps' directories hold the same numbers and the same weights."""
-    def names(path):
-        return {one.name for one in path.iterdir()} - {"lock"}
+    """Two sweeps' directories hold the same runs, and the same findings."""
     assert names(folder) == names(expected)
     for name in ("findings.json", "events.csv"):
         assert (folder / name).read_text() == (expected / name).read_text(), name
     for one in sorted(expected.glob("*-s*")):
-        other = folder / one.name
-        film = {"film.jsonl"} if one.name == "nano-s0" else set()
-        assert names(other) == {"config.json", "metrics.jsonl", "checkpoint.pt", "done"} | film
-        assert all((other / name).read_bytes() == (one / name).read_bytes() for name in film)
-        assert same_weights(other, one), one.name
-        assert rows_of(other) == rows_of(one), one.name
+        assert_same_run(folder / one.name, one)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +70,17 @@ def alone(tmp_path_factory):
 # Whole sweeps
 
 @pytest.mark.system
-def test_two_workers_make_the_files_of_one(alone, tmp_path):
+def test_two_workers_make_the_runs_of_one_and_name_what_failed_once(alone, tmp_path):
+    foreign = tmp_path / "parity/nano-s2"
+    foreign.mkdir(parents=True)
+    sweep.save(foreign / "checkpoint.pt", {"foreign": 1})
     done = launch(tmp_path, "--workers", "2")
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    assert "workers: 2" in done.stdout and done.stdout.count("done: training") == 4
-    assert_same(tmp_path / "parity", alone)
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.count("is not a checkpoint") == 1
+    assert "workers: 2" in done.stdout and done.stdout.count("done: training") == 3
+    for name in ("nano-s0", "nano-s1", "nano-s3"):
+        assert_same_run(tmp_path / "parity" / name, alone / name)
+    assert not (foreign / "done").exists()
 
 
 @pytest.mark.system
@@ -78,18 +90,6 @@ def test_torchrun_makes_the_files_of_one_worker(alone, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("4 runs to do") == 2, "each of them goes through the same list"
     assert_same(tmp_path / "parity", alone)
-
-
-@pytest.mark.system
-def test_a_failed_run_is_named_once_and_the_others_are_done(tmp_path):
-    foreign = tmp_path / "parity/nano-s2"
-    foreign.mkdir(parents=True)
-    sweep.save(foreign / "checkpoint.pt", {"foreign": 1})
-    done = launch(tmp_path, "--workers", "2")
-    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.count("is not a checkpoint") == 1
-    finished = [path.parent.name for path in sorted(tmp_path.glob("parity/*/done"))]
-    assert finished == ["nano-s0", "nano-s1", "nano-s3"]
 
 
 @pytest.mark.system
