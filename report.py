@@ -520,8 +520,12 @@ def figure_measures(events):
     return {"measures": figure}
 
 
-JOINT = {"gradient_rank": "gradient covariance rank", "fisher_rank": "Fisher rank",
-         "eigenvalue": "top Hessian eigenvalue", "llc": "LLC"}
+JOINT = {                             # title, and the scale of the axis
+    "gradient_rank": ("gradient covariance rank", {"value": "linear"}),
+    "fisher_rank": ("Fisher rank", {"value": "linear"}),
+    "eigenvalue": ("top Hessian eigenvalue, its size", {"value": "log"}),
+    "llc": ("LLC", {"value": "symlog", "linthresh": 1})}
+
 
 @sweep_style
 def figure_joint(events):
@@ -530,8 +534,8 @@ def figure_joint(events):
     sizes = list(dict.fromkeys(run.config["size"] for run in runs))
     if not any("joint.eigenvalue" in run.curves for run in runs):           # the LLC alone
         return {}
-    figure = Figure(figsize=(9, 2.5), layout="constrained")
-    for ax, (name, title) in zip(figure.subplots(1, len(JOINT)), JOINT.items()):
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    for ax, (name, (title, scale)) in zip(figure.subplots(2, 2).flat, JOINT.items()):
         for run in runs:
             values, converged = (run.table(f"joint.{key}")[0] for key in (name, "converged"))
             if name == "eigenvalue":
@@ -540,10 +544,7 @@ def figure_joint(events):
             ax.plot(run.steps[there], values[there], "o-", label=size, markersize=3, linewidth=1,
                     color=PALETTE[sizes.index(size) % len(PALETTE)])
         ax.set_title(title, fontsize=8)
-        if name == "eigenvalue":
-            ax.set_yscale("log")
-        elif name == "llc":
-            ax.set_yscale("symlog", linthresh=1)
+        ax.set_yscale(**scale)
         steps_axis(ax, max((run.steps for run in runs), key=lambda steps: steps[-1]))
         ax.tick_params(labelsize=7)
     labels = dict(zip(*reversed(ax.get_legend_handles_labels())))

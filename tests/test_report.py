@@ -301,7 +301,7 @@ def test_what_is_measured_of_all_levels_at_once_is_drawn_and_not_dated(joint):
     events = emergence.event_table(emergence.from_table(rows, configs))
     assert all(run.measures == [] for run in events.runs)
     figure = report.figure_joint(events)["joint"]
-    assert [ax.get_title() for ax in figure.axes] == [*report.JOINT.values()]
+    assert [ax.get_title() for ax in figure.axes] == [title for title, _ in report.JOINT.values()]
     seen = [[[*map(list, line.get_data())] for line in ax.lines] for ax in figure.axes]
     every = [0, 20, 40, 60, 80, 100]
     assert seen[0] == [[every, [3.0] * 6], [every, [6.0] * 6]]
