@@ -474,6 +474,8 @@ def rows_on_grids(measure, events, grids, drawn, persistence):
     own, rows, tables = dated[measure], [], {}
     middle = statistics.median(dated["rankme"].onset[np.isfinite(own.arrivals)].tolist() or [0])
     dated["step"] = replace(own, onset=np.full(own.onset.shape, middle))    # the same for all
+    if measure == "rankme":                                   # is it the mean, or what is about it?
+        dated["centred_states"] = without_mean(events)
     for name, table in dated.items():
         table = replace(table, onset=np.where(np.isnan(own.onset), math.nan, table.onset))
         counted = np.isfinite(table.arrivals) & ~np.isnan(table.onset)
@@ -867,8 +869,7 @@ def floor_slopes(events) -> list[dict]:
     heads = [events.runs[size.argmax()].config for size in sizes]
     x = np.log([np.nan_to_num(head["parameters"]) or math.nan for head in heads])
     x -= x.mean()
-    again = event_table(list(map(centred, events.runs)), **events.dated_by | {"position": "first"})
-    kinds = {"raw": events.floor, "centred": again.only().floor,
+    kinds = {"raw": events.floor, "centred": without_mean(events).floor,
              "share": events.floor / events.ceiling}
     for kind, floor in kinds.items():
         logs = np.array([np.log(floor[size]).mean(0) for size in sizes])    # (sizes, L)
@@ -879,7 +880,7 @@ def floor_slopes(events) -> list[dict]:
         T = len(slopes)
         half = t_quantile(T - 1) * slopes.std(ddof=1) / math.sqrt(T) if T > 1 else math.nan
         own = [*zip(dict.fromkeys(events.tasks), logs.T, slopes)]
-        own += [("all", logs.mean(1), slopes.mean())]
+        own += [("all", logs.mean(1), slopes.mean())] * (T > 1)
         rows += [{"kind": kind, "task": task, "slope": float(slope),
                   "floors": {head["size"]: float(value) for head, value in zip(heads, np.exp(log))}}
                  for task, log, slope in own]
@@ -963,10 +964,16 @@ def control_of(arm, arms, against=""):
 
 
 def centred(run):
-    """The run with RankMe of the centred states as that at the first answer token."""
+    """The run with RankMe of the centred states as that at the first answer token, and no other."""
     return replace(run, curves={
-        name.replace("rankme_centred.", "rankme.first."): curve
-        for name, curve in run.curves.items() if not name.startswith("rankme.first.")})
+        name.replace("rankme_centred", "rankme.first"): curve
+        for name, curve in run.curves.items() if name.partition(".")[0] != "rankme"})
+
+
+def without_mean(events):
+    """The same runs, dated by RankMe of the centred states; NaN where it was not measured."""
+    return event_table(list(map(centred, events.runs)),
+                       **events.dated_by | {"position": "first"}).only()
 
 
 # What claims compare: an EventTable without shams -> (n,), a number for each run

@@ -483,8 +483,8 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
     Quantities: accuracy, which is enough, accuracy_train, accuracy_test, token_accuracy, log_prob,
       distinct (how many inputs differ), rankme, rankme.<position>.<layer> (see in_order).  All
       others are measures: dated, drawn, and in the table of leads; <name>.error is a measure's
-      standard error; joint.<name>, of all levels together, is only drawn.  SETTINGS may be
-      quantities too.  The level "" is the whole model: its quantities hold for every level.
+      standard error; joint.<name>, of all levels together, is only drawn (report.JOINT).  SETTINGS
+      may be quantities too.  The level "" is the whole model: its quantities hold for every level.
     configs: {run: its config.json as a dict}; what is absent is as in DEFAULTS, chance 0, the seed
       the run's place.  examples: a number, or {level: number}; None: all that there are.
       levels: in order of appearance; where a config names them, others are left out.
@@ -550,7 +550,10 @@ def _run(name, series, levels, config, given):
     for quantity in curves.keys() & set(SHARES):
         check_share(curves[quantity], f"run {name!r}: {quantity}")
     whole = (steps == np.floor(steps)).all() and steps[-1] < 2 ** 53
-    run = Run(name, config | given, levels, steps.astype(int) if whole else steps, curves)
+    config = config | given
+    if not config["size"] and np.isfinite(config["parameters"] or math.nan):
+        config["size"] = f"{config['parameters'] / 1e6:.3g}M"   # sizes are told apart by name
+    run = Run(name, config, levels, steps.astype(int) if whole else steps, curves)
     try:
         chance = run.per_level("chance", 0.0)
     except (TypeError, ValueError):                             # no numbers

@@ -310,6 +310,7 @@ def _check_loss(name, loss_fn, net, params, batch, originals):
         try:
             pieces = torch.autograd.grad(losses.sum(), params, allow_unused=True, retain_graph=True)
         except RuntimeError as error:
+            _unless_it_is_memory(error)
             raise ValueError(f"{name}: loss_fn has no gradient ({_line(error)}): does it call "
                              "torch.utils.checkpoint?  With use_reentrant=False") from error
     again, alone = call(batch), call([x[:1] for x in batch], [x[-1:] for x in batch])
@@ -351,14 +352,19 @@ def _leaves(node):
     return {id(node.variable) for node in seen if hasattr(node, "variable")}
 
 
+def _unless_it_is_memory(error):
+    """That there is too little, on a GPU or a CPU, is no fault of a loss: raised as it is."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
+        raise error
+
+
 def _losses(name, loss_fn, net, batch):
     """loss_fn of a batch: one loss per example, or a sentence that says what it is instead."""
     rows, unpack = len(batch[0]), "loss_fn unpacks a model's output: model(x)[0], model(x).logits"
     try:
         losses = loss_fn(net, batch)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        _unless_it_is_memory(error)
         raise ValueError(f"{name}: loss_fn fails ({_line(error)}); its batch is a tuple, or a dict "
                          f"where data is; {unpack}") from error
     if not isinstance(losses, Tensor) or losses.shape != (rows,):
@@ -531,7 +537,7 @@ def power_iteration(matvec, start, tol=1e-2, max_iters=1000):
         v = hv / hv.norm()
 
 
-# Lanczos is power iteration that remembers.  It keeps every vector so far, and finds the best
+# Lanczos is power iteration that remembers.  It keeps the vectors so far, and finds the best
 # approximate eigenpairs in their span (Ritz pairs):
 #     Q = [q_1 .. q_k],    (Q^T H Q) s = theta s,    v = Q s,    r = H v - theta v
 # The next vector q_{k+1} is the remainder r of a pair, orthogonalised against Q.
@@ -575,7 +581,7 @@ def surely_larger(values, top, other, tol):
 
 
 def lanczos(matvec, start, tol=1e-2, max_iters=100, room=2**30):
-    """The same eigenvalue as power_iteration, in far fewer products, each of which is kept.
+    """The same eigenvalue as power_iteration, in far fewer products.
     start: (P,), or (m, P): several vectors that may be nearly eigenvectors.
     room: numbers that Q and HQ may hold, and half as many again for a moment.  Where they are full,
     the outermost Ritz vectors stay, half of them all (thick restart: Wu & Simon 2000)."""
@@ -599,7 +605,8 @@ def lanczos(matvec, start, tol=1e-2, max_iters=100, room=2**30):
             ends = s.roll(most // 4, 0)[:most // 2]             # some of either end
             Q, HQ = ends @ Q, ends @ HQ
         before = len(Q)
-        Q, HQ = extended(Q, HQ, other[2] if small else top[2], matvec)
+        which = max(top, other, key=lambda pair: pair[3]) if small else top
+        Q, HQ = extended(Q, HQ, which[2], matvec)
         if len(Q) == before:                                    # it lies in Q: no product was made
             break
         products += 1
@@ -632,7 +639,7 @@ def hessian_matvec(net, loss_fn, data, params):
 
 def hessian_top(model: Module, loss_fn: Callable, data: tuple, tol: float = 3e-3,
                 max_iters: int = 100, start: Tensor | None = None,
-                generator: Generator | None = None) -> HessianTop:
+                generator: Generator | None = None, room: int = 2**30) -> HessianTop:
     """Top eigenvalue of the Hessian of the mean loss: the curvature of the sharpest direction.
         H v = lambda v        |lambda| largest, reported with its sign: spectrum {-2, 1} gives -2
     Unit: loss / weight^2.  tol bounds the residual |Hv - lambda v| / |lambda|.  The error of lambda
@@ -640,12 +647,12 @@ def hessian_top(model: Module, loss_fn: Callable, data: tuple, tol: float = 3e-3
     Where both ends are about as large, it converges when it is certain which one is larger.
     start: (P,), or (m, P) such as the `vectors` of the previous snapshot, which saves half of the
     products.  None: random.  A start that is an eigenvector is accepted as the answer, even if
-    another eigenvalue has overtaken it: now and then start cold."""
+    another eigenvalue has overtaken it: now and then start cold.  room: see lanczos."""
     with _prepare("hessian_top", model, loss_fn, data) as (net, loss_fn, params, data, _):
-        return _top(net, loss_fn, params, data, tol, max_iters, start, _generator(generator))
+        return _top(net, loss_fn, params, data, tol, max_iters, start, _generator(generator), room)
 
 
-def _top(net, loss_fn, params, data, tol, max_iters, start, generator):
+def _top(net, loss_fn, params, data, tol, max_iters, start, generator, room=2**30):
     count = sum(p.numel() for p in params)
     if start is None:
         start = torch.randn(count, generator=generator, dtype=torch.float32, device="cpu")
@@ -659,8 +666,9 @@ def _top(net, loss_fn, params, data, tol, max_iters, start, generator):
         return hv / units[0]
     try:
         matvec = hessian_matvec(net, loss_fn, data, params)
-        found = lanczos(scaled, start.detach().clone().to(params[0]), tol, max_iters)
+        found = lanczos(scaled, start.detach().clone().to(params[0]), tol, max_iters, room)
     except RuntimeError as error:
+        _unless_it_is_memory(error)
         raise ValueError(f"hessian_top: loss_fn has no second derivative ({_line(error)})")
     for end in ("eigenvalue", "smallest", "largest"):
         setattr(found, end, getattr(found, end) * units[0])

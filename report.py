@@ -665,7 +665,7 @@ def figure_arms(experiments):
                 for level, marker in enumerate(MARKERS, 1)]
         figure.legend(handles=key, loc="outside upper center", ncols=5, fontsize=7)
         figure.supylabel("RankMe, geometric mean", fontsize=8)
-        figure.supxlabel("training step", fontsize=8)
+        figure.supxlabel(training_unit(first), fontsize=8)
         figures["arms" if len(experiments) == 1 else f"arms-{number}"] = figure
     return figures
 
@@ -931,7 +931,8 @@ def side_by_side(found):
 
 def slope_text(row):
     """A row of claims.floor_slopes; that of all tasks has an interval."""
-    slope, *ends = (value_text(row[x], "{:.2f}") for x in ("slope", "low", "high") if x in row)
+    slope, *ends = (value_text(row[x], "{:.2f}") for x in ("slope", "low", "high")
+                    if not missing(row.get(x)))
     return f"{slope} ({' to '.join(ends)})" if ends else slope
 
 
@@ -953,7 +954,7 @@ def scale_tables(scales):
 
 
 def scale_cell(row):
-    """A claim at one size, or of two: its value, then what chance gives, and p."""
+    """A claim at one size, or of two: its value, then what chance gives."""
     beside = "" if row["p"] is None else f" ({value_text(row['null'], row['form'])})"
     return f"{value_text(row['value'], row['form'])}{beside}"
 

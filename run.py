@@ -272,7 +272,7 @@ def make_plan(folder, seeds, train, measure, everything_first, settings):
                 filmed = dataclasses.replace(job.measure, film=saved.get("film", 0))
                 job = job._replace(measure=filmed)
             plan[i] = job
-            sweep.write_or_check_config(job.folder, sweep.run_config(job.train, job.measure))
+            sweep.check_config(job.folder, sweep.run_config(job.train, job.measure))
     return plan
 
 
@@ -399,6 +399,7 @@ def show_cost(plan, waiting, workers, in_full):
             seconds = cost * training / models.last_step(job.train)
             totals[-1] += seconds
             parts.append(f"{name} {minutes(seconds)} ({snapshots} snapshots)")
+        totals[-1] *= job.to_do()
         if parts and in_full:
             out.print(f"{job.folder.name} also: {', '.join(parts)}")
     total = max(sum(totals) / workers, max(totals, default=0))  # the longest run has one worker
@@ -414,7 +415,7 @@ def progress_of(job, begin):
     """-> (step, sentence) of a run in flight, by what it wrote after `begin`; without a step, if it
     is done; without a sentence, if it has no row yet."""
     with contextlib.suppress(OSError, IndexError, ValueError):  # not begun; no row; half a row
-        if (job.folder / "done").exists():
+        if job.is_done():
             wall = json.loads((job.folder / "done").read_text())
             return None, (f"done: training {minutes(wall['wall_train_s'])}, measuring "
                           f"{minutes(wall['wall_measure_s'])}")
@@ -460,7 +461,8 @@ def show_progress(plan, when_one_is_done=None):
                TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"), TimeRemainingColumn())
 
     def watch():
-        with Progress(*columns, console=out, transient=True) as progress:
+        with Progress(*columns, console=out, transient=True,
+                      speed_estimate_period=3600) as progress:  # a row may take minutes
             lines, tenths, ended, spoke = {}, {}, False, begin
             for job in plan:
                 lines[job] = progress.add_task(job.folder.name, total=ends[job],

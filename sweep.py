@@ -128,6 +128,7 @@ class EvalSet:
     def __init__(self, train, measure):
         self.train, self.measure, self.snapshot = train, measure, None
         self.levels, self.device = train.levels, train.device
+        self.curvature = None, None   # the snapshot at which it was found, joint_hessian
         self.state = {}               # what a measure carries on; part of the checkpoint
         self.pool = ThreadPoolExecutor(train.threads, initializer=torch.set_num_threads,
                                        initargs=(1,))           # one thread to each of its workers
@@ -286,18 +287,22 @@ def measure_hessian_top(snapshot, evals):
 
     def one(level, batch):
         top = measures.hessian_top(snapshot.model, models.example_loss, batch,
-                                   evals.measure.hessian_tol, max_iters=30, start=joint.vectors)
+                                   evals.measure.hessian_tol, max_iters=30, start=joint.vectors,
+                                   room=2**30 // evals.train.threads)       # one in each thread
         return {"hessian_top": {key: getattr(top, key) for key in HESSIAN_KEYS}}
     return evals.each_level(one, evals.share(evals.measure.hessian_examples, 128), "hessian")
 
 
 def joint_hessian(snapshot, evals):
-    """HessianTop of the joint loss, roughly, on a quarter of the examples."""
+    """HessianTop of the joint loss, roughly, on a quarter of the examples: once a snapshot."""
+    if evals.curvature[0] is snapshot:
+        return evals.curvature[1]
     batch = evals.joint(evals.share(evals.measure.hessian_examples // 4, 32), "hessian")
     joint = measures.hessian_top(snapshot.model, models.packed_loss, batch, tol=0.1, max_iters=30,
                                  start=evals.state.get("hessian"),
                                  generator=tasks.seeded("cpu", "hessian"))
     evals.state["hessian"] = joint.vectors                      # (2, P)
+    evals.curvature = snapshot, joint
     return joint
 
 
@@ -722,16 +727,16 @@ def without_stop(config):
     return fixed
 
 
-def write_or_check_config(folder, config):
-    """Write config.json.  Where there is one, raise BadInput if it differs from this one.
+def check_config(folder, config):
+    """-> what config.json says; {} where there is none.  Raise BadInput if it says another thing.
 
-    Only `stop` may: a run can go on where it ended."""
+    Only `stop` may differ: a run can go on where it ended."""
     path = folder / "config.json"
     if not path.exists():
         if (folder / "metrics.jsonl").exists():
             raise Failed(f"{folder} has a metrics.jsonl, but no config.json: put it back, or move "
                          "the directory away")
-        return write_atomically(path, {**config, "environment": environment()})
+        return {}
     old = read_json(path)
     before, now = without_stop(old), without_stop(config)
     different = [f"{key} was {str(old.get(key))[:60]}, now {str(config.get(key))[:60]}"
@@ -739,8 +744,16 @@ def write_or_check_config(folder, config):
     if different:
         raise BadInput(f"{folder} holds a run with another config ({'; '.join(different)}); choose "
                        "another --out, or repeat the old command")
-    if old.get("stop") != config.get("stop"):
-        write_atomically(path, {**old, "stop": config["stop"]})
+    return old
+
+
+def write_or_check_config(folder, config):
+    """Write config.json where there is none.  Else check it, and note where the run now ends."""
+    old = check_config(folder, config)
+    if not old:
+        write_atomically(folder / "config.json", {**config, "environment": environment()})
+    elif old.get("stop") != config.get("stop"):
+        write_atomically(folder / "config.json", {**old, "stop": config["stop"]})
 
 
 COMPARED = ("python", "numpy", "torch", "system", "processor", "gpu", "git")
@@ -822,11 +835,12 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
     folder, config = Path(folder), rounded(config)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        write_or_check_config(folder, config)
+        check_config(folder, config)
         if is_done(folder, until):
             return
         if failure(folder):
             raise Failed(f"{failure(folder)}; its rows are kept: other settings, another --out")
+        write_or_check_config(folder, config)
         saved, rows = where_to_go_on(folder, config)
         note_environment(folder, rows)
         path, wall, unsaved = folder / "metrics.jsonl", saved["wall"], None
@@ -1041,6 +1055,12 @@ class Job(NamedTuple):
 
     def is_done(self):
         return is_done(self.folder, models.last_step(self.train))
+
+    def to_do(self):
+        """The share of its cost that is still to come, by the rows that it has."""
+        rows = read_rows(self.folder / "metrics.jsonl")
+        made = worth(self.train, self.measure, rows[-1]["step"]) if rows else 0
+        return max(0.0, 1 - made / worth(self.train, self.measure))
 
 
 def estimate(train, measure):

@@ -593,6 +593,39 @@ def test_every_table_of_leads_has_its_reference_rows():
     assert not any(row["leads"] for row in leads if "leads" in row)         # two tasks: p >= .5
 
 
+def test_rankme_of_the_centred_states_is_dated_by_the_same_rule_and_stands_beside():
+    """Where it is a copy it leads as often, where it is flat never; not measured: no row."""
+    levels = (*FOUR, "sham-add-1")
+    runs = [made_up_run(seed, levels=levels) for seed in range(2)]
+    (names,) = {tuple(run.layer_names["rankme.first"]) for run in runs}
+    found = {}
+    for kind, factor in (("none", None), ("copy", 1), ("flat", 0)):
+        for run in runs if factor is not None else ():
+            for name in names:
+                curve = run.curves[f"rankme.first.{name}".rstrip(".")]
+                run.curves[f"rankme_centred.{name}".rstrip(".")] = 1 + factor * (curve - 1)
+        again = [dataclasses.replace(run) for run in runs]      # layers are found once
+        events = event_table(again).only()
+        found[kind] = rows_of(claims.lead_rows(events, exchanges(events.tasks)), "rankme")
+    assert "centred_states" not in found["none"]
+    assert found["copy"]["centred_states"]["rate"] == found["copy"]["rankme"]["rate"] == 1
+    assert found["flat"]["centred_states"]["rate"] == 0
+
+
+@pytest.mark.parametrize("kind", ["rankme", "rankme.answer.block1", "rankme.first.block1"])
+def test_a_table_without_centred_states_has_no_floors_of_them(kind):
+    rows = [(size, level, step, quantity, value)
+            for size, parameters in (("s", 1e6), ("b", 4e6)) for level in ("add-1", "copy-1")
+            for step in range(0, 200, 10) for quantity, value in (
+                ("accuracy", float(step > 100)), ("parameters", parameters), ("width", 64),
+                (kind, 1 + abs(step - 50) / 50))]
+    events = event_table(from_table(rows)).only()
+    scales = claims.scales(events)
+    assert {row["kind"] for row in scales["floors"]} == {"raw", "share"}
+    assert [run.config["size"] for run in events.runs] == ["1M", "4M"], "named by its parameters"
+    assert [*scales["floors"][0]["floors"]] == ["1M", "4M"]
+
+
 def lead_sweep(rng, shape=None, sharp=False, runs=4):
     """8 tasks x 3 levels and 2 shams.  Behaviour rises at emergence, and sharp behaviour jumps
     there; RankMe rises at half of that step, give or take 10%.  shape: of a quantity "mine", which

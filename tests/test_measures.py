@@ -500,6 +500,18 @@ def test_lanczos_with_little_room_keeps_few_vectors_and_finds_the_same(name, pai
     assert short.iterations <= 9
 
 
+@pytest.mark.parametrize("exact", [-1, 0])
+def test_lanczos_from_both_ends_of_which_one_is_exact_goes_on_with_the_other(exact):
+    """As a sweep starts it: the remainder of the exact one is rounding, and leads nowhere."""
+    h = matrix([1.0, -0.9999, *torch.linspace(-0.9, 0.9, 298).tolist()]).float()
+    ends = torch.linalg.eigh(h)[1].T[[0, -1]]
+    for rough in 0.03 * torch.randn(10, 2, 300, generator=seeded()) / 300 ** 0.5:
+        rough[exact] = 0
+        found = lanczos(h.mv, ends + rough, tol=0.02, max_iters=30)
+        assert found.converged and found.iterations <= 12
+        assert found.eigenvalue == pytest.approx(1, rel=1e-4)
+
+
 def test_lanczos_from_several_vectors_from_none_and_of_a_zero_matrix():
     h, start = matrix(SPECTRA["power law"]), start_of(199)
     top = lanczos(h.mv, start, tol=1e-4).eigenvector
@@ -1562,6 +1574,23 @@ MODELS = {
     "traced": lambda: torch.fx.symbolic_trace(small_net()),
     "checkpointed": lambda: Checkpointed(use_reentrant=False),
 }
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")])
+@pytest.mark.parametrize("name", LOSS_MEASURES)
+def test_too_little_memory_is_no_fault_of_a_loss(name, error, monkeypatch):
+    """So a run that had too little can go on where there is more."""
+    def full(*_):
+        raise error
+    with pytest.raises(type(error)) as raised:
+        LOSS_MEASURES[name](small_net(), full, small_data())
+    assert raised.value is error
+    monkeypatch.setattr(measures, "lanczos", full)
+    with pytest.raises(type(error)) as raised:
+        hessian_top(small_net(), cross_entropy, small_data())
+    assert raised.value is error
 
 
 @pytest.mark.parametrize("kind", MODELS)

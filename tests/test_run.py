@@ -5,6 +5,7 @@ the tests work on copies of what it leaves.
 """
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -215,6 +216,16 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert status == 0 and "1 run to do" in screen and not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("stop, to_do", [(39, 0), (0, 0), (20, 0)])
+def test_a_plan_leaves_a_finished_run_as_it_is(stop, to_do, copied, capsys):
+    """Where its end is another one, too: only a run that goes on notes that."""
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    status, screen, err = call(capsys, "sweep", *SMALL, "--set", f"stop={stop}", "--dry-run",
+                               "--out", copied.parent)
+    assert status == 0 and f"{to_do} runs to do" in screen, (screen, err)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
 def test_held_back_operands_have_a_folder_and_columns_of_their_own(tmp_path, capsys, untimed):
     arguments = ["modadd" if word == "parity,copy" else word for word in SMALL]
     status, _, err = call(capsys, "sweep", *arguments, "--train-fraction", "0.4", "--keep", "3",
@@ -283,7 +294,7 @@ def test_without_a_terminal_there_is_a_line_at_every_tenth_of_a_run(tmp_path, sc
                 percent = (step + 10 * (step + 1)) * 100 // (40 + 10 * 41)  # a snapshot: ten steps
                 line = f"nano-s0  {percent}%  step {step}  loss 1.500  {accuracy}"
                 assert wait_for(line, screen), (line, screen.getvalue())
-        done = {"until": None, "wall_train_s": 100, "wall_measure_s": 7}
+        done = {"until": 40, "wall_train_s": 100, "wall_measure_s": 7}
         sweep.write_atomically(writer.folder / "done", done)
         assert wait_for("nano-s0  done: training 1.7 min, measuring 7 s\n", screen)
     text = screen.getvalue()
@@ -320,8 +331,27 @@ def test_progress_of_an_earlier_command_is_not_shown_as_this_ones(tmp_path, scre
     past = time.time() - 100
     assert run.progress_of(writer.job, past) == (20, "step 20  loss 1.500  modadd .50 .25")
     assert run.progress_of(writer.job, time.time() + 1) == (None, None)
+    done = {"until": 20, "wall_train_s": 100, "wall_measure_s": 7}      # `stop` was 20, then raised
+    sweep.write_atomically(writer.folder / "done", done)
+    assert run.progress_of(writer.job, past)[0] == 20
+    sweep.write_atomically(writer.folder / "done", done | {"until": 40})
+    assert run.progress_of(writer.job, past)[1].startswith("done: ")
+    (writer.folder / "done").unlink()
     writer.path.write_text('{"step": 2')                       # half a row
     assert run.progress_of(writer.job, past) == (None, None)
+
+
+def test_time_left_is_told_where_a_row_takes_minutes(tmp_path, screen, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(run, "Progress", functools.partial(run.Progress,
+                                                           get_time=lambda: clock[0]))
+    writer = Writer(tmp_path / "nano-s0", 40)
+    with run.show_progress([writer.job]):
+        for step in range(0, 29, 4):
+            writer.write(step)
+            assert step == 0 or wait_for(f"step {step} ", screen)
+            clock[0] += 240
+    assert screen.getvalue().count(" min left") >= 4, screen.getvalue()
 
 
 def test_ctrl_c_under_a_run_is_named_with_what_to_do(tmp_path, screen):

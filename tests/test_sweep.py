@@ -237,19 +237,46 @@ def test_joint_values_are_those_of_one_batch_of_all_levels():
     assert others == [found] * (len(TRAIN.levels) - 1)
     lines = one_line_each(evals.share(MEASURE.gradient_examples // 8, 16), "gradient")
     assert found["examples"] == len(lines)
-    gradients = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(
-        models.example_loss(at.model, line).sum(), [*at.model.parameters()])]).double()
-        for line in lines])
-    values = torch.linalg.svdvals(gradients - gradients.mean(0)).square()
-    share = values[values > 0] / values.sum()
+    gradients = gradients_of(at.model, models.example_loss, lines)
     assert found["gradient_rank"] == pytest.approx(
-        math.exp(-float((share * share.log()).sum())), rel=1e-3)
-    assert 1 <= found["fisher_rank"] <= found["examples"]
+        slow_rank(gradients - gradients.mean(0)), rel=1e-3)
+    # labels drawn from the model, losses summed over the answer
+    batch = evals.joint(evals.share(MEASURE.gradient_examples // 8, 16), "gradient")
+    drawn = models.resample_answers(at.model, batch, tasks.seeded("cpu", "fisher"))
+    lines = [tuple(x[n:n + 1] for x in drawn) for n in range(len(drawn[0]))]
+    gradients = gradients_of(at.model, models.example_loss_sum, lines)
+    assert found["fisher_rank"] == pytest.approx(slow_rank(gradients), rel=1e-3)
     # a Rayleigh quotient of the mean loss along the vector that was kept
     lines = one_line_each(evals.share(MEASURE.hessian_examples // 4, 32), "hessian")
     vector = min(evals.state["hessian"], key=lambda v: abs(rayleigh(at.model, lines, v)
                                                            - found["eigenvalue"]))
     assert rayleigh(at.model, lines, vector) == pytest.approx(found["eigenvalue"], rel=1e-2)
+
+
+def test_the_joint_hessian_is_found_once_a_snapshot(monkeypatch):
+    evals, at, calls = sweep.EvalSet(TRAIN, MEASURE), trained(), []
+    found = measures.hessian_top
+    monkeypatch.setattr(measures, "hessian_top", lambda *given, **options: (
+        calls.append(options.get("generator")), found(*given, **options))[1])
+    sweep.measure_hessian_top(at, evals)
+    row = sweep.measure_joint(at, evals)
+    assert sum(generator is not None for generator in calls) == 1
+    again = sweep.EvalSet(TRAIN, MEASURE)
+    assert sweep.measure_joint(at, again) == row
+    sweep.measure_joint(at._replace(step=at.step + 1), again)
+    assert sum(generator is not None for generator in calls) == 3
+
+
+def gradients_of(model, loss_fn, lines):
+    """(N, P) float64, one line after another."""
+    return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(
+        loss_fn(model, line).sum(), [*model.parameters()])]).double() for line in lines])
+
+
+def slow_rank(gradients):
+    values = torch.linalg.svdvals(gradients).square()
+    share = values[values > 0] / values.sum()
+    return math.exp(-float((share * share.log()).sum()))
 
 
 def one_line_each(count, name):
