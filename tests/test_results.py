@@ -94,6 +94,55 @@ def test_what_came_out_of_the_interventions_is_in_effects_json():
         assert verdict.startswith(f"**{row['verdict'].partition(':')[0]}**"), name
 
 
+def arm_of(name, seeds=None):
+    sizes = ("nano",) if name == "all" else None
+    return run.select(ROOT / "results" / name, seeds, sizes)[0]
+
+
+@pytest.mark.slow
+def test_what_the_interventions_hang_on():
+    """C13 on parity-2; C12 on what recovery is; C11 on the task."""
+    words, control, plateau = " ".join(PAGE.split()), arm_of("all", range(6)), {
+        "parity-1", "parity-2", "parity-3", "add-1", "modadd-1"}
+    arms, means = (arm_of("all-placebo"), arm_of("all-rank-up")), []
+    for lasting, left_out in ((1.25, "parity-2"), (2, "")):
+        found = emergence.effect(*arms, lasting=lasting)
+        means.append(np.mean([one.shift for one in found.levels
+                              if one.level in plateau - {left_out}]))
+    for text, mean in zip(("{:.2f}, {:.1f} times sooner;", "{:.2f}, {:.1f} times ("), means):
+        assert text.format(mean, math.exp(-mean)) in words
+    early = emergence.event_table(arms[1]).only()
+    assert sorted(early.emergence[:, early.levels.index("parity-2")])[:4] == [10, 14, 15, 25]
+
+    low = emergence.event_table(arm_of("all-rank-down-3")).only()
+    first = {level: int((low.onset < low.emergence)[:, low.levels.index(level)].sum())
+             for level in ("compare-1", "compare-2", "compare-3", "parity-1")}
+    assert sum(first.values()) == 17 and first["parity-1"] == 0
+
+    spared = {}
+    for name in ("all-marginal", "all-wrong-marginal"):
+        before, after = emergence.pair_arms(control, arm_of(name))
+        falls = [np.log(x.floor / x.start).mean(0) @ x.owner.T for x in (before, after)]
+        spared[name] = dict(zip(dict.fromkeys(before.tasks), 1 - falls[1] / falls[0]))
+    shown = {"copy": .72, "reverse": .73, "sort": .73, "compare": .69, "multiply": .75,
+             "parity": .24, "add": .24, "modadd": 0}
+    for task, value in shown.items():
+        assert spared["all-marginal"][task] == pytest.approx(value, abs=0.0151), task
+    wrong = {"compare": 0, "reverse": .40, "copy": .80}
+    for task, value in wrong.items():
+        assert spared["all-wrong-marginal"][task] == pytest.approx(value, abs=0.0251), task
+
+
+@pytest.mark.slow
+def test_when_the_onsets_are_that_come_first():
+    events = emergence.event_table(run.select(ROOT / "results/all", None, None)[0]).only()
+    first = np.isfinite(events.emergence) & (events.onset < events.emergence)
+    counts = [(first & also).sum() for also in
+              (True, events.onset <= 100, events.onset <= events.floor_step)]
+    said = "of {} onsets that come first, {} lie within the 100 steps of warm-up, and {} are"
+    assert said.format(*counts) in " ".join(PAGE.split())
+
+
 COLUMNS = {"first look": ("first-look", None, None), "nano 5-9": ("all", ("nano",), range(5, 10)),
            "micro 3-5": ("all", ("micro",), range(3, 6)),
            "larger sizes": ("all", ("small", "medium", "large"), None),
@@ -124,6 +173,7 @@ def test_what_came_out_is_in_the_runs(column):
         [np.isfinite(events.emergence).sum(), events.emergence.size],
         [excess["value"], excess["p_holm"]],
         [claim["C4"][key] for key in ("value", "null", "p_holm")],
+        [lead.get("centred_states", {}).get(key, math.nan) for key in ("rate", "null")],
         *[[lead[name][key] for key in ("rate", "null")] for name in ("accuracy", "log_prob")],
         [gain[key] for key in ("gain", "low", "high")], [gain["gaining"]],
         [claim["C7"][key] for key in ("value", "null")],
