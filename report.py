@@ -412,7 +412,7 @@ def figure_floors(events):
                     linestyle=DASHES[number], marker=MARKERS[number], markersize=4, label=level)
 
     rank_axis(ax, max(4.5, *[row["floor"]["high"] for row in medians]))
-    sizes = [rows[0] for _, rows in by_size(medians)]
+    sizes = [rows[0] for _, rows in rows_by_size(medians)]
     counts = [row["parameters"] for row in sizes]
     ax.set_xscale("log")
     ax.set_xticks(counts, [f"{row['size']}\n{row['parameters'] / 1e6:.1f}M" for row in sizes])
@@ -832,7 +832,7 @@ def plain_table(*columns, **options):
     return Table(*columns, box=None, pad_edge=False, header_style="dim", **options)
 
 
-def by_size(medians):
+def rows_by_size(medians):
     """[(size, its rows)]"""
     return [(size, list(rows)) for size, rows in itertools.groupby(medians, itemgetter("size"))]
 
@@ -840,7 +840,7 @@ def by_size(medians):
 def median_tables(medians):
     """For a terminal: a table for each size, a line for each task-level, shams dimmed."""
     tables = []
-    for size, rows in by_size(medians):
+    for size, rows in rows_by_size(medians):
         table = plain_table(*median_cells(rows[0]), title=Text(size), title_justify="left")
         for row in rows:
             cells = [Text(cell) for cell in median_cells(row).values()]
@@ -1189,7 +1189,7 @@ def cannot_lines(found):
 
 def short_tables(medians):
     """The events of few task-levels as median_tables; of many, a line for each task."""
-    sizes = by_size(medians)
+    sizes = rows_by_size(medians)
     if sum(not row["control"] for row in medians) <= 3 * FEW:
         return [*median_tables([row for row in medians if not row["control"]]),
                 Text(SHORT_LEGEND, style="dim")]
@@ -1658,7 +1658,7 @@ dfn:hover::after, dfn:focus::after {
 <h1>When a capability emerges, what changed first?</h1>
 <p class="soft">Sweep {{ title }}: {{ findings.runs | length }} run
 {{- "s" if findings.runs | length > 1 }} (
-{%- for size, rows in by_size(findings.levels) -%}
+{%- for size, rows in rows_by_size(findings.levels) -%}
 {{ ", " if not loop.first }}{{ size or "all" }} x {{ rows[0].seeds }}
 {%- endfor %}), {{ run.levels | length }} task-levels in each,
 {{ "{:,}".format(run.steps[-1]) }} steps, {{ run.steps | length }} snapshots.</p>
@@ -1733,7 +1733,7 @@ it says how long that takes: <code>{{ story.command }}</code>{% endif %}</p></di
 {% endif %}
 <details{% if findings.levels | length < 13 %} open{% endif %}>
 <summary><h2>Every event</h2></summary>
-{% for size, rows in by_size(findings.levels) %}
+{% for size, rows in rows_by_size(findings.levels) %}
 <h3>{{ size }}</h3>
 <div class="wide"><table>
 <thead><tr>{% for name in median_cells(rows[0]) %}<th>{{ name }}</th>{% endfor %}</tr></thead>

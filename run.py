@@ -378,13 +378,13 @@ def show_cost(plan, waiting, workers, in_full):
     """How long what is still to do will take; in full: what takes it."""
     import models
     import sweep
-    costs, totals = {}, []
+    times, totals = {}, []
     shapes = {job.train.size: models.gpt_config(job.train) for job in waiting}
     for job in reversed(waiting):                               # of each size, its shortest run
-        if job.train.size not in costs:
-            costs[job.train.size] = sweep.estimate(job.train, job.measure)
+        if job.train.size not in times:
+            times[job.train.size] = sweep.estimate(job.train, job.measure)
     table = plain_table(*"size parameters runs snapshots training measuring total".split())
-    for size, (training, measuring, snapshots) in costs.items():
+    for size, (training, measuring, snapshots) in times.items():
         runs = sum(job.train.size == size for job in waiting)
         seconds = training, measuring, runs * (training + measuring)
         table.add_row(size, f"{models.parameter_count(shapes[size]):,}", str(runs),
@@ -392,7 +392,7 @@ def show_cost(plan, waiting, workers, in_full):
     if waiting and in_full:
         out.print(table)
     for job in waiting:
-        training, measuring, _ = costs[job.train.size]
+        training, measuring, _ = times[job.train.size]
         totals.append(training + measuring)
         parts = []
         for name, (snapshots, cost) in sweep.rare_costs(job.train, job.measure).items():
