@@ -512,6 +512,23 @@ def test_lanczos_from_both_ends_of_which_one_is_exact_goes_on_with_the_other(exa
         assert found.eigenvalue == pytest.approx(1, rel=1e-4)
 
 
+def test_the_hessian_of_what_is_too_large_to_be_kept_is_the_same(monkeypatch):
+    """Its graph is then built anew for every product, 64 rows at a time."""
+    data, calls = (normal(150, 6, seed=3), torch.arange(150) % 3), []
+
+    def counted(model, batch):
+        calls.append(len(batch[0]))
+        return cross_entropy(model, batch)
+    found = {}
+    for limit in (measures.KEPT, 0):
+        monkeypatch.setattr(measures, "KEPT", limit)
+        calls.clear()
+        top = hessian_top(small_net(), counted, data, generator=seeded())
+        found[limit] = top.eigenvalue, calls.count(64), top.iterations
+    (one, once, products), (other, often, again) = found.values()
+    assert one == other and products == again and once == 2 and often == 2 * products
+
+
 def test_lanczos_from_several_vectors_from_none_and_of_a_zero_matrix():
     h, start = matrix(SPECTRA["power law"]), start_of(199)
     top = lanczos(h.mv, start, tol=1e-4).eigenvector
