@@ -94,6 +94,30 @@ def test_what_came_out_of_the_interventions_is_in_effects_json():
         assert verdict.startswith(f"**{row['verdict'].partition(':')[0]}**"), name
 
 
+def test_what_came_out_at_another_learning_rate_is_in_the_runs():
+    """Each pair of runs on the snapshots that both have."""
+    header, *lines = table_after("**What came out** (`results/lr-0.0005`")
+    folders, found = {".002": "all", ".0005": "lr-0.0005"}, {}
+    for size in header[2:]:
+        pair = [run.select(ROOT / "results" / folder, range(1), (size,))[0]
+                for folder in folders.values()]
+        for rate, events in zip(folders, emergence.pair_arms(*pair)):
+            end = events.runs[0].steps[-1]
+            rows = sweep.read_rows(ROOT / f"results/{folders[rate]}/{size}-s0/metrics.jsonl")
+            top = [abs(row["levels"]["add-1"]["joint"]["eigenvalue"]) for row in rows
+                   if 400 <= row["step"] <= end and "joint" in row["levels"]["add-1"]]
+            found[rate, size] = {
+                "floor": [math.exp(np.log(events.floor).mean())],
+                "emerged of 24": [np.isfinite(events.emergence).sum()],
+                "by a quarter of the steps": [(events.emergence <= end / 4).sum()],
+                "curvature": [max(top), np.median(top)] if top else []}
+    assert len(lines) == 7
+    for rate, name, *cells in lines:
+        for size, cell in zip(header[2:], cells, strict=True):
+            numbers = found[rate, size][name]
+            assert cell == ("; ".join(map(as_written, numbers, cell.split("; "))) or "-")
+
+
 def arm_of(name, seeds=None):
     sizes = ("nano",) if name == "all" else None
     return run.select(ROOT / "results" / name, seeds, sizes)[0]
