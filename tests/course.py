@@ -70,7 +70,7 @@ def exchanged(table, permutations):
     return np.tensordot(table, picked, axes=([-2, -1], [1, 2]))
 '''},
     "measures.power_iteration": {"measures.lanczos": '''
-def lanczos(matvec, start, tol=1e-2, max_iters=100):
+def lanczos(matvec, start, tol=1e-2, max_iters=100, room=None):
     """Both ends of the spectrum by power_iteration: the second time of H - lambda I."""
     top = power_iteration(matvec, start.reshape(-1, start.shape[-1]).sum(0), tol, max_iters)
 
