@@ -624,6 +624,8 @@ def test_a_table_without_centred_states_has_no_floors_of_them(kind):
     assert {row["kind"] for row in scales["floors"]} == {"raw", "share"}
     assert [run.config["size"] for run in events.runs] == ["1M", "4M"], "named by its parameters"
     assert [*scales["floors"][0]["floors"]] == ["1M", "4M"]
+    alone = claims.scales(event_table(from_table([row for row in rows if row[1] == "add-1"])))
+    assert {row["task"] for row in alone["floors"]} == {"add"}, "of one task there is no mean"
 
 
 def lead_sweep(rng, shape=None, sharp=False, runs=4):

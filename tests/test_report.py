@@ -287,6 +287,12 @@ def test_what_changes_with_size_is_told_size_by_size_and_pair_by_pair():
     assert one == {"floors": [], "claims": []} and report.scale_tables(one) == []
 
 
+def test_a_slope_has_an_interval_where_one_is_known():
+    row = {"slope": 0.021, "low": math.nan, "high": math.nan}
+    assert report.slope_text(row) == report.slope_text({"slope": 0.021}) == "0.02"
+    assert report.slope_text(row | {"low": -0.01, "high": 0.052}) == "0.02 (-0.01 to 0.05)"
+
+
 def test_what_is_measured_of_all_levels_at_once_is_drawn_and_not_dated(joint):
     """A line for each run, hollow of what was not measured; an eigenvalue where it converged."""
     rows, configs = [], {}

@@ -267,6 +267,17 @@ def test_the_joint_hessian_is_found_once_a_snapshot(monkeypatch):
     assert sum(generator is not None for generator in calls) == 3
 
 
+def test_what_is_left_of_a_run_is_what_it_has_no_rows_of(tmp_path):
+    train = dataclasses.replace(TRAIN, steps=40, snapshots=10)
+    job, left = sweep.Job(tmp_path, train, sweep.MeasureConfig()), []
+    assert job.to_do() == 1
+    for step in models.snapshots_of(train):
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "levels": {}}) + "\n")
+        left.append(job.to_do())
+    assert left == sorted(left, reverse=True) and 0.9 < left[0] < 1 and left[-1] == 0
+
+
 def gradients_of(model, loss_fn, lines):
     """(N, P) float64, one line after another."""
     return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(
