@@ -963,6 +963,7 @@ def control_of(arm, arms, against=""):
     return next((other for other in wanted if other in arms and other != arm), None)
 
 
+@functools.lru_cache(maxsize=500)     # the same run again, so that what is dated once is known
 def centred(run):
     """The run with RankMe of the centred states as that at the first answer token, and no other."""
     return replace(run, curves={

@@ -605,6 +605,7 @@ def lanczos(matvec, start, tol=1e-2, max_iters=100, room=2**30):
             ends = s.roll(most // 4, 0)[:most // 2]             # some of either end
             Q, HQ = ends @ Q, ends @ HQ
         before = len(Q)
+        # the remainder of an end that is exact is rounding: on with the other one
         which = max(top, other, key=lambda pair: pair[3]) if small else top
         Q, HQ = extended(Q, HQ, which[2], matvec)
         if len(Q) == before:                                    # it lies in Q: no product was made

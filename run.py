@@ -1021,12 +1021,13 @@ def pythia_measure(
     cache = folder / "cache"
     listing, kept, sets, about = prepare(model, revisions, steps, probes, probe_file, items,
                                          tokenizer, dtype.value, device, cache)
-    config = pythia.run_config(model, about, dtype.value, device, extras, sets, revisions)
+    config = sweep.rounded(
+        pythia.run_config(model, about, dtype.value, device, extras, sets, revisions))
     done = {row["step"] for row in sweep.read_rows(folder / "metrics.jsonl")}
     waiting = [step for step in kept if step not in done]
     if waiting and not yes:
         typer.confirm(f"download {len(waiting)} checkpoints, one at a time?", abort=True)
-    sweep.write_or_check_config(folder, sweep.rounded(config))
+    sweep.write_config(folder, config, sweep.check_config(folder, config))
     sweep.write_atomically(folder / "manifest.json", json.dumps(listing) + "\n")
     with bar("step {task.fields[step]}") as progress:
         line = progress.add_task("", total=len(kept), completed=len(kept) - len(waiting), step="")

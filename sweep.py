@@ -747,9 +747,8 @@ def check_config(folder, config):
     return old
 
 
-def write_or_check_config(folder, config):
-    """Write config.json where there is none.  Else check it, and note where the run now ends."""
-    old = check_config(folder, config)
+def write_config(folder, config, old):
+    """Write config.json where there is none (old: what is there).  Else note where it now ends."""
     if not old:
         write_atomically(folder / "config.json", {**config, "environment": environment()})
     elif old.get("stop") != config.get("stop"):
@@ -835,12 +834,12 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
     folder, config = Path(folder), rounded(config)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        check_config(folder, config)
+        old = check_config(folder, config)
         if is_done(folder, until):
             return
         if failure(folder):
             raise Failed(f"{failure(folder)}; its rows are kept: other settings, another --out")
-        write_or_check_config(folder, config)
+        write_config(folder, config, old)
         saved, rows = where_to_go_on(folder, config)
         note_environment(folder, rows)
         path, wall, unsaved = folder / "metrics.jsonl", saved["wall"], None

@@ -181,6 +181,11 @@ def without_clock(value):
     return value
 
 
+def names(folder):
+    """What lies in a folder, but for the lock."""
+    return {path.name for path in folder.iterdir()} - {"lock"}
+
+
 def rows_of(folder):
     """The rows of a run, without clock times."""
     return without_clock(sweep.read_rows(folder / "metrics.jsonl"))

@@ -524,6 +524,7 @@ E_ACUTE = "\N{LATIN SMALL LETTER E WITH ACUTE}"
     ("analyse {folder}", 0, ""),
     (f"analyse nowhere-{E_ACUTE}", 2, "is not a directory"),
     ("tasks | true", 0, ""),
+    pytest.param("analyse {folder} | true", 0, "", marks=pytest.mark.slow),
     ("sweep --help > /dev/full", 1, "No space left on device"),
     ("sweep --help >&-", None, ""),
 ])

@@ -27,7 +27,7 @@ import report
 import run
 import sweep
 import tasks
-from faults import call, rows_of, same_weights, weights
+from faults import call, names, rows_of, same_weights, weights
 
 pytestmark = pytest.mark.system        # whole sweeps and courses: not while editing
 
@@ -72,10 +72,6 @@ def unfinished(folder):
 
 def one_sentence(err):
     return err.startswith("run.py: ") and err.count("\n") == 1 and "Traceback" not in err
-
-
-def names(folder):
-    return {path.name for path in folder.iterdir()} - {"lock"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -617,6 +613,9 @@ def test_a_task_added_as_one_function_and_one_row_is_trained_measured_and_analys
     config = json.loads((folder / "nano-s0/config.json").read_text())
     assert config["chance"] == {"twice-1": 0.1, "twice-2": 0.01, "twice-3": 0.001}
     assert len(rows_of(folder / "nano-s0")) == len(models.snapshot_steps(20, 10))
+    shown = subprocess.run([sys.executable, "run.py", "tasks", "twice"], cwd=tmp_path,
+                           capture_output=True, text=True)
+    assert shown.returncode == 0 and "twice-3" in shown.stdout, shown.stderr
     grown = runpy.run_path(str(tmp_path / "tasks.py"))
     assert [*grown["VOCABULARY"]] == [*tasks.VOCABULARY, "!", "twice"]
 

@@ -17,7 +17,7 @@ import torch
 import models
 import run
 import sweep
-from faults import call, rows_of, same_weights
+from faults import call, names, rows_of, same_weights
 
 pytestmark = pytest.mark.system        # whole sweeps and courses: not while editing
 
@@ -33,10 +33,6 @@ def launch(folder, *options, launcher=(sys.executable,)):
     """FOUR in a process of its own."""
     command = [*launcher, RUN, "sweep", *FOUR, *options, "--out", folder]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
-
-
-def names(folder):
-    return {one.name for one in folder.iterdir()} - {"lock"}
 
 
 def assert_same_run(folder, expected):
@@ -81,6 +77,15 @@ def test_two_workers_make_the_runs_of_one_and_name_what_failed_once(alone, tmp_p
     for name in ("nano-s0", "nano-s1", "nano-s3"):
         assert_same_run(tmp_path / "parity" / name, alone / name)
     assert not (foreign / "done").exists()
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_two_workers_make_the_files_of_one(alone, tmp_path):
+    done = launch(tmp_path, "--workers", "2")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "workers: 2" in done.stdout and done.stdout.count("done: training") == 4
+    assert_same(tmp_path / "parity", alone)
 
 
 @pytest.mark.system
