@@ -31,9 +31,9 @@ import numpy as np
 from emergence import (ONSETS, EventTable, as_times, at_start, effect, emergence_index,
                        emergences, event_table, exchanged, exchanges, first_lasting, floors,
                        forecast, from_below, holm, latest, lead_time, measured_at, order_signs,
-                       own_grids, p_value, pair_arms, paired_mean, plain, precursor_counts,
-                       rate_with_interval, risk_set_test, risk_sets, split_level, steps_at,
-                       t_quantile, way_from_chance)
+                       own_grids, p_value, pair_arms, paired_mean, paired_runs, plain,
+                       precursor_counts, rate_with_interval, risk_set_test, risk_sets,
+                       split_level, steps_at, t_quantile, way_from_chance)
 
 
 @dataclass(frozen=True)
@@ -178,19 +178,17 @@ def top_down(layer_values):
     return ((1 + order_signs(blocks)[..., i, j]) / 2).mean(-1)
 
 
-def top_downs(events):
-    """Of floors, and of the steps at which they are reached: `top_down`, both (R, L)."""
+def top_downs(which, events):
+    """(R, L) `top_down` of floors (which = 0), or of the steps at which they are reached (1)."""
     by = events.dated_by["smoothing"], events.dated_by["warmup"]
-    found = [floors(run, "first", *by) for run in events.runs]
-    return (np.array([top_down(floor)[events.rows] for floor, _, _ in found]),
-            np.array([top_down(step)[events.rows] for _, step, _ in found]))
+    found = [floors(run, "first", *by)[which] for run in events.runs]
+    return np.array([top_down(values)[events.rows] for values in found])
 
 
 def top_down_cells(which, events, drawn):
-    """Share of task x size cells that are top-down, on average over levels and seeds.
-
-    which: 0 in their floors, 1 in when they reach them, at the first answer token."""
-    down = top_downs(events)[which]                                         # (R, L)
+    """Share of task x size cells that are top-down, on average over levels and seeds, at the first
+    answer token.  which: see top_downs."""
+    down = top_downs(which, events)                                         # (R, L)
     if np.isnan(down).any():
         return NOT_TOLD
     rows = down @ events.owner.T / events.owner.sum(1)                      # (R, tasks)
@@ -250,11 +248,14 @@ def spearman(a: Sequence, b: Sequence) -> float:
 
 
 def order_correlation(events, drawn):
-    """Spearman's rho of onset and emergence, mean over runs; what never came comes last."""
+    """Spearman's rho of onset and emergence, mean over runs; what never came comes last.  A level
+    whose onset was not measured (NaN) has no rank and adds nothing, as one without a partner."""
     tables = []
     for onset, emergence in zip(events.onset, events.arrivals):
-        a, b = ranks(onset), ranks(emergence)
-        a, b = a - a.mean(), b - b.mean()
+        a, b = np.zeros((2, len(onset)))
+        for deviations, values in ((a, onset), (b, emergence)):
+            found = ranks(values[~np.isnan(onset)])
+            deviations[~np.isnan(onset)] = found - (len(found) + 1) / 2
         size = math.sqrt((a ** 2).sum() * (b ** 2).sum())
         if size:
             products = b[:, None] * np.nan_to_num(events.of_partners(a[None])[0])   # (L, T)
@@ -303,15 +304,16 @@ def swap_rate(events, drawn):
     """Of the pairs of task-levels that emerge in opposite orders at two sizes, the share whose
     onsets have the order of emergence at both, by medians over seeds.  By lot: a quarter."""
     onsets, sizes = exchanged_onsets(events, drawn), by_size(events)
-    onset = [order_signs(np.median(onsets[:, size], axis=1)) for size in sizes]     # (M', L, L)
+    onset = [np.median(onsets[:, size], axis=1) for size in sizes]          # (M', L) each
     emergence = [order_signs(np.median(events.arrivals[size], axis=0)) for size in sizes]
-    right, count = 0.0, 0
+    right = count = np.zeros(len(onsets))
     for x, y in itertools.combinations(range(len(sizes)), 2):
         i, j = np.triu(emergence[x] * emergence[y] == -1).nonzero()
-        both = [onset[size][:, i, j] == emergence[size][i, j] for size in (x, y)]
+        both = [order_signs(onset[size])[:, i, j] == emergence[size][i, j] for size in (x, y)]
+        known = ~(np.isnan(onset[x]) | np.isnan(onset[y]))                  # measured, and partners
         right = right + (both[0] & both[1]).sum(1)
-        count += len(i)
-    return right / count if count else NOT_TOLD
+        count = count + (known[:, i] & known[:, j]).sum(1)
+    return np.where(count > 0, right / np.maximum(count, 1), math.nan)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -424,10 +426,13 @@ def date_on(events, run, name, grid, persistence):
 
 
 def grids_of(events, name):
-    """(R,) the snapshots at which a measure was taken; None for a run with fewer than 3."""
-    grids = [run.steps[measured_at(run, run.table(name))] if name in run.measures else ()
-             for run in events.runs]
-    return [grid if len(grid) > 2 else None for grid in grids]
+    """(R,) the snapshots at which RankMe, or a measure, was taken; None for fewer than 3."""
+    where, grids = (events.dated_by["position"], events.dated_by["layer"]), []
+    for run in events.runs:
+        curves = run.rankme_at(*where) if name == "rankme" else run.table(name)
+        grid = run.steps[measured_at(run, curves)]
+        grids.append(grid if len(grid) > 2 else None)
+    return grids
 
 
 def on_grids(events, name, grids, persistence=ON_A_GRID):
@@ -453,29 +458,25 @@ def measure_rate(name, events, drawn):
 
 def lead_rows(events, drawn) -> list[dict]:
     """The table of leads: RankMe, then each measure on its grid; a row for each quantity."""
-    rows = []
-    if not np.isnan(events.floor).all():
-        where = events.dated_by["position"], events.dated_by["layer"]
-        grids = [run.steps[measured_at(run, run.rankme_at(*where))] for run in events.runs]
-        rows += rows_on_grids("rankme", events, grids, drawn, events.dated_by["persistence"])
+    rows = rows_on_grids("rankme", events, drawn, events.dated_by["persistence"])
     for name in dict.fromkeys(name for run in events.runs for name in run.measures):
-        rows += rows_on_grids(name, events, grids_of(events, name), drawn, ON_A_GRID)
+        rows += rows_on_grids(name, events, drawn, ON_A_GRID)
     return rows
 
 
-def rows_on_grids(measure, events, grids, drawn, persistence):
+def rows_on_grids(measure, events, drawn, persistence):
     """One row for each quantity, on the events at which `measure` has room.
 
     "leads": is its excess over chance above that of each of the REFERENCES, p < .05?"""
+    grids = grids_of(events, measure)
     dated = {name: on_grids(events, name, grids, persistence)
              for name in dict.fromkeys((measure, "rankme", *REFERENCES))}
-    if measure == "rankme":
-        dated["rankme"] = events                              # smoothed as always
+    if measure == "rankme":           # smoothed as always; is it the mean, or what is about it?
+        dated |= {"rankme": events, "centred_states": without_mean(events)}
     own, rows, tables = dated[measure], [], {}
-    middle = statistics.median(dated["rankme"].onset[np.isfinite(own.arrivals)].tolist() or [0])
+    onsets = dated["rankme"].onset[np.isfinite(own.arrivals) & ~np.isnan(dated["rankme"].onset)]
+    middle = statistics.median(onsets.tolist() or [0])
     dated["step"] = replace(own, onset=np.full(own.onset.shape, middle))    # the same for all
-    if measure == "rankme":                                   # is it the mean, or what is about it?
-        dated["centred_states"] = without_mean(events)
     for name, table in dated.items():
         table = replace(table, onset=np.where(np.isnan(own.onset), math.nan, table.onset))
         counted = np.isfinite(table.arrivals) & ~np.isnan(table.onset)
@@ -512,7 +513,6 @@ def lead_check(events: EventTable) -> dict:
             "shams": shams.onset.size, "onset_rule": events.onset_rule,
             "sham_onsets": int(np.isfinite(shams.onset).sum()),
             "sham_emergences": int(np.isfinite(shams.emergence).sum()),
-            "there_from_the_start": int(np.isneginf(real.arrivals).sum()),
             "warmup": float(np.median(warmup)),
             "median_onset": float(np.median(real.onset)),
             "onsets_in_warmup": float(np.mean(real.onset < warmup))}
@@ -540,14 +540,12 @@ def medians(events: EventTable) -> list[dict]:
 def _level_medians(one):
     """one: an EventTable of a single level, and of the runs of a single size."""
     onset, emergence = one.onset[:, 0], one.emergence[:, 0]
-    down_floor, down_time = top_downs(one)                                  # (R, 1) each
     finals = [run.accuracy[one.rows[0]] for run in one.runs]                # (S,) each
     values = {
         "start": one.start[:, 0], "floor": one.floor[:, 0],
         "floor_share": (one.floor / one.ceiling)[:, 0],
         "floor_step": one.floor_step[:, 0], "onset": onset, "emergence": emergence,
         "lead": [lead_time(a, b) for a, b in zip(onset, emergence)],
-        "top_down_floor": down_floor[:, 0], "top_down_time": down_time[:, 0],
         "final_accuracy": [x for curve in finals for x in curve[~np.isnan(curve)][-1:]]}
     return {"size": one.runs[0].config["size"], "parameters": one.runs[0].config["parameters"],
             "level": one.levels[0], "control": bool(one.shams[0]), "seeds": len(one.runs),
@@ -571,15 +569,14 @@ def overview(events: EventTable) -> list[dict]:
     for size in by_size(events):
         one = events.subset(runs=size, levels=~events.shams)
         dates = [(level, seed_range(steps)) for level, steps in zip(one.levels, one.emergence.T)]
-        order = sorted([(level, date["median"]) for level, date in dates if date],
+        order = sorted([[level, date["median"]] for level, date in dates if date],
                        key=itemgetter(1))
         found.append({
             "size": one.runs[0].config["size"], "seeds": len(one.runs), "levels": len(one.levels),
             "measured": int((~np.isnan(one.floor)).sum()), **_counts(one),
             "start": seed_range(one.start.ravel()), "floor": seed_range(one.floor.ravel()),
             "last_step": plain(max(run.steps[-1] for run in one.runs)),
-            "order": [list(pair) for pair in order],
-            "never": [level for level, date in dates if not date]})
+            "order": order, "never": [level for level, date in dates if not date]})
     return found
 
 
@@ -598,9 +595,8 @@ def event_rows(events: EventTable) -> list[dict]:
     by = [events.dated_by[choice] for choice in ("threshold", "persistence", "lasting", "warmup")]
     for r, run in enumerate(events.runs):
         found = [("rankme", "onset", events.onset[r])]
-        behaviours = ["accuracy", "log_prob"]
-        behaviours += [name for name in ("accuracy_train", "token_accuracy") if name in run.curves]
-        for name in behaviours:
+        also = [name for name in ("accuracy_train", "token_accuracy") if name in run.curves]
+        for name in ("accuracy", "log_prob", *also):
             found.append((name, "emergence", emergences(run, name, *by)["emergence"][events.rows]))
         for name in run.measures:
             grid = run.steps[measured_at(run, run.table(name))]
@@ -727,16 +723,15 @@ def mean_excess(universe, drawn, runs=slice(None), tasks=slice(None)):
 def mean_excess_row(events, universe, drawn):
     """The row of the claim on all specifications at once, with each run and each task left out."""
     values, without = mean_excess(universe, drawn), {}
-    for r, run in enumerate(events.runs):
-        if len(events.runs) > 1:
-            others = np.arange(len(events.runs)) != r
-            without[run.name] = mean_excess(universe, drawn, runs=others)
-    for j, task in enumerate(dict.fromkeys(events.tasks)):
-        if len(events.owner) > 2:
-            others = np.arange(len(events.owner)) != j
-            fewer = exchanges(range(len(events.owner) - 1))
-            without[task] = mean_excess(universe, fewer, tasks=others)
-    return claim_row(MEAN_EXCESS, values, len(events.runs)) | {
+    runs, tasks = np.arange(len(events.runs)), np.arange(len(events.owner))
+    if len(runs) > 1:
+        for r, run in enumerate(events.runs):
+            without[run.name] = mean_excess(universe, drawn, runs=runs != r)
+    if len(tasks) > 2:
+        fewer = exchanges(tasks[1:])
+        for j, task in enumerate(dict.fromkeys(events.tasks)):
+            without[task] = mean_excess(universe, fewer, tasks=tasks != j)
+    return claim_row(MEAN_EXCESS, events, values) | {
         "without": {name: [float(x[0]), p_value(x)] for name, x in without.items()}}
 
 
@@ -773,10 +768,9 @@ def judge(claim, events, row, information=math.inf) -> str:
         (math.isnan(judged[0]), "cannot tell: no interval"),
         (low <= judged[0] and judged[1] <= high,
          "holds: what chance gives" if claim.within else "holds"),
-        (judged[1] < low, "does not hold: less than chance gives" if claim.within
-         else "does not hold"),
-        (high < judged[0], "does not hold: more than chance gives" if claim.within
-         else "does not hold"),
+        (claim.within and judged[1] < low, "does not hold: less than chance gives"),
+        (claim.within and high < judged[0], "does not hold: more than chance gives"),
+        (judged[1] < low or high < judged[0], "does not hold"),
         (True, f"cannot tell: the interval over {row['over']} is not within {bounds}")]
     return next(verdict for condition, verdict in verdicts if condition)
 
@@ -814,8 +808,11 @@ def study(runs: list, specification: Specification = Specification(),
             "specifications": len(universe.specifications) if universe else 0}
 
 
-def claim_row(claim, values, runs):
-    """What a claim comes to, but for its interval and its verdict."""
+def claim_row(claim, events, values=None):
+    """What a claim comes to, but for its interval and its verdict.  values: if known already."""
+    if values is None:
+        values = claim.statistic(events, NULLS[claim.null](events))
+    runs = sum(claim.reads != RARELY or claim.leader in run.measures for run in events.runs)
     known, tested = values[~np.isnan(values)], claim.null and not math.isnan(values[0])
     return {"claim": claim.key, "text": claim.text, "v1": claim.v1, "v3": claim.v3, "v4": claim.v4,
             "form": claim.form, "value": float(values[0]), "low": math.nan, "high": math.nan,
@@ -826,9 +823,7 @@ def claim_row(claim, values, runs):
 
 
 def study_claim(claim, events, universe):
-    of_all = claim.reads != RARELY
-    runs = sum(of_all or claim.leader in run.measures for run in events.runs)
-    row = claim_row(claim, claim.statistic(events, NULLS[claim.null](events)), runs)
+    row = claim_row(claim, events)
     if claim.counts and not math.isnan(row["value"]):
         of_one = functools.partial(as_they_are, claim.statistic, claim.null)
         row["low"], row["high"], row["over"] = interval(of_one, events, claim.limits)
@@ -853,7 +848,7 @@ def scales(events) -> dict:
                          *[(OF_PAIRS, pair) for pair in itertools.combinations(sizes, 2)]]:
         names = [events.runs[size.argmax()].config["size"] for size in chosen]
         among = events.subset(runs=np.any(chosen, axis=0))
-        rows += [study_claim(claim, among, None) | {"sizes": names}
+        rows += [claim_row(claim, among) | {"sizes": names}
                  for claim in CLAIMS if claim.key in keys]
     return {"floors": floor_slopes(events), "claims": rows}
 
@@ -1044,9 +1039,8 @@ class ArmClaim:
             return arm.filler > 0 and not (self.treated == "text" and arm.filler_shuffled)
         return arm.intervene == self.treated
 
-    def judge(self, control, treated, by):
-        """Two lists of runs -> a dict with the fields of a PairedMean, and a verdict."""
-        tables = pair_arms(control, treated, **by)
+    def judge(self, *tables):
+        """The tables of pair_arms -> a dict with the fields of a PairedMean, and a verdict."""
         unmeasured = self.geometry and np.isnan(tables[0].floor + tables[1].floor).all()
         before, after = (NOT_TOLD if unmeasured else self.value(events) for events in tables)
         parts = after if self.compare == "alone" else after - before
@@ -1078,20 +1072,18 @@ def study_arms(runs, specification: Specification = Specification()) -> dict:
         for against in dict.fromkeys(["", *[claim.against for claim in claims]]):
             control = control_of(arm, arms, against)
             pair = arms.get(control, ()), arms[arm]
-            sides = [{(run.config["size"], run.config["seed"]) for run in side} for side in pair]
-            if not set.intersection(*sides):
+            if not paired_runs(*pair):
                 continue
             names, found = {"treated": str(arm), "control": str(control)}, effect(*pair, **by)
             effects.append(names | {"pairs": found.pairs, "end": found.end,
                                     "mean": found.mean._asdict(),
                                     "levels": [one._asdict() for one in found.levels]})
-            for claim in claims:
-                row = {"claim": claim.key, "text": claim.text, "fails": claim.fails} | names
-                if claim.against == against:
-                    rows.append(row | claim.judge(*pair, by))
-                if claim.against == against and claim.geometry:
-                    again = [[centred(run) for run in side] for side in pair]
-                    rows[-1]["centred"] = claim.judge(*again, by)
+            tables = pair_arms(*pair, **by)
+            for claim in [claim for claim in claims if claim.against == against]:
+                rows.append({"claim": claim.key, "text": claim.text, "fails": claim.fails}
+                            | names | claim.judge(*tables))
+                if claim.geometry:
+                    rows[-1]["centred"] = claim.judge(*map(without_mean, tables))
     order = [claim.key for claim in ARM_CLAIMS]
     return {"effects": effects, "claims": sorted(rows, key=lambda row: order.index(row["claim"]))}
 

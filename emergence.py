@@ -171,7 +171,8 @@ def above_highest_sham(curves, shams, steps, rise):
 
 
 def above_mean_sham(curves, shams, steps, rise):
-    return from_below(curves >= (1 + rise) * shams.mean(axis=0))
+    measured = [sham for sham in shams if not np.isnan(sham).all()] or shams
+    return from_below(curves >= (1 + rise) * np.mean(measured, axis=0))
 
 
 def above_floor(curves, shams, steps, rise):
@@ -474,8 +475,6 @@ def layer_of(layers, index):
 def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") -> list[Run]:
     """A table of measurements, one number per row -> runs, in order of appearance.
 
-    (Other columns, as W&B and TensorBoard export them: report.long_rows.)
-
     rows: dicts with the keys run, level, step, quantity, value, tuples in that order, or a pandas
       frame.  Numbers may be text; None, "" and NaN: not measured.  A step twice: the last counts,
       and a warning says so.  Steps may be fractions, or tokens (unit: their name); runs, levels and
@@ -534,11 +533,13 @@ def _run(name, series, levels, config, given):
         raise ValueError(f"from_table: run {name!r} has a step that is no number from 0 on")
     levels, curves = list(given.get("levels") or levels), {}
     for (level, quantity), curve in series.items():
-        *_, last = curve.values()
-        if quantity in PER_LEVEL:
-            config[quantity] = config[quantity] | {level: plain(last)}
-        elif quantity in SETTINGS:
-            config[quantity] = str(last) if quantity == "size" else plain(last)
+        if quantity in SETTINGS:
+            known = [x for x in curve.values() if x not in (None, "") and x == x]
+            known = [str(x) if quantity == "size" else plain(x) for x in known[-1:]]
+            if known and quantity in PER_LEVEL:
+                config[quantity] = config[quantity] | {level: known[0]}
+            elif known:
+                config[quantity] = known[0]
         elif level in levels or not level:
             unmeasured = np.full((len(levels), len(steps)), math.nan)
             table, place = curves.setdefault(quantity, unmeasured), np.searchsorted(steps, [*curve])
@@ -550,7 +551,7 @@ def _run(name, series, levels, config, given):
     for quantity in curves.keys() & set(SHARES):
         check_share(curves[quantity], f"run {name!r}: {quantity}")
     whole = (steps == np.floor(steps)).all() and steps[-1] < 2 ** 53
-    config = config | given
+    config |= {key: value for key, value in given.items() if value is not None}
     if not config["size"] and np.isfinite(config["parameters"] or math.nan):
         config["size"] = f"{config['parameters'] / 1e6:.3g}M"   # sizes are told apart by name
     run = Run(name, config, levels, steps.astype(int) if whole else steps, curves)
@@ -1042,22 +1043,28 @@ def effect(control, treated, **keywords) -> Effect:
     return Effect(pairs, float(steps[-1]), mean, levels, differences)
 
 
-def pair_arms(control, treated, **keywords):
-    """Two lists of runs -> two EventTables without shams, row by row of one size and seed; of
-    several in one arm the first counts.  All are dated on the snapshots that all have, for a finer
-    grid gives earlier dates.  keywords: of event_table."""
+def paired_runs(control, treated):
+    """Two lists of runs -> those of size and seed that both have, control's first, at the snapshots
+    that all have, for a finer grid gives earlier dates; of several in one arm the first counts.
+    Empty if there is no such pair, or if they have fewer than three snapshots in common."""
     arms = [{(run.config["size"], run.config["seed"]): run for run in reversed(runs)}
             for runs in (control, treated)]
     pairs = sorted(arms[0].keys() & arms[1].keys())
     chosen = [arm[pair] for arm in arms for pair in pairs]
     steps = functools.reduce(np.intersect1d, [run.steps for run in chosen]) if pairs else ()
-    if len(steps) < 3:
-        raise ValueError("effect: no pair of one size and seed, with three snapshots in common")
     for k, run in enumerate(chosen):
         there = np.isin(run.steps, steps)
         curves = {name: curve[:, there] for name, curve in run.curves.items()}
         chosen[k] = replace(run, steps=steps, curves=curves)
-    events, n = event_table(chosen, **keywords).only(), len(pairs)
+    return chosen if len(steps) >= 3 else []
+
+
+def pair_arms(control, treated, **keywords):
+    """Two EventTables without shams, of `paired_runs` row by row.  keywords: of event_table."""
+    runs = paired_runs(control, treated)
+    if not runs:
+        raise ValueError("effect: no pair of one size and seed, with three snapshots in common")
+    events, n = event_table(runs, **keywords).only(), len(runs) // 2
     return events.subset(runs=slice(n)), events.subset(runs=slice(n, None))
 
 

@@ -31,11 +31,12 @@ def player(events, name, frames):
     try:
         levels = [one_level(events, run, level, frames)
                   for level in frames[0]["levels"] if level in events.levels]
-        levels[0]
+        if not levels:
+            raise LookupError("none of its levels is in the sweep")
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"the film of {name} is damaged ({error!r:.80}); delete its "
                          "film.jsonl: nothing else needs it") from None
-    return fill(PLAYER, name=name, levels=levels, unit=events.runs[run].config["unit"].capitalize())
+    return fill(PLAYER, name=name, levels=levels)
 
 
 def page(title, events, name, frames):
@@ -80,7 +81,7 @@ def one_level(events, r, level, frames):
         "accuracy": [None if missing(x) else round(x, 4) for x in accuracy.tolist()],
         "rank": [None if missing(x) else round(x, 3) for x in rank.tolist()],
         "tops": tops, "events": {event: [step_text(step), place_of(step, run.steps[-1])]
-                                 for event, step in dates.items()},
+                                 for event, step in dates.items() if event != "floor"},
         "ticks": [[f"{tick:,}", place] for tick in (0, 10, 100, 1000, 10_000)
                   if (place := place_of(tick, run.steps[-1])) < 0.8]
         + [[f"{run.config['unit']} {run.steps[-1]:,.0f}", 1]],
@@ -334,8 +335,7 @@ function chart(name, values, height, ticks, colour, event) {
     add(svg, "line", {class: "axis", x1: 32, x2: 36, y1: 98 - 90 * y, y2: 98 - 90 * y});
     add(svg, "text", {x: 30, y: 102 - 90 * y, "text-anchor": "end"}, text);
   }
-  for (const [key, [step, x]] of Object.entries(level.events)) {
-    if (key === "floor") continue;
+  for (const [key, [, x]] of Object.entries(level.events)) {
     const tint = `stroke: var(${key === "onset" ? "--rank" : "--right"})`;
     add(svg, "line", {class: "event", x1: across(x), x2: across(x), y1: 4, y2: 98, style: tint,
                       "stroke-dasharray": key === "onset" ? "5 4" : "none"});
@@ -379,13 +379,15 @@ function show(at) {
     dot.style.display = values[here] === null ? "none" : "";
     move(dot, x, tall(values[here]));
   }
-  const [headline, numbers] = level.captions[frame], part = n => numbers.split(", ")[n] || "";
+  const [headline, numbers] = level.captions[frame];
+  const part = name =>
+    (numbers.split(", ").find(text => text.startsWith(name)) || name).slice(name.length);
   caption.children[0].textContent = headline;
   caption.children[1].textContent = numbers;
   const percent = (100 * level.bars[frame][0]).toFixed(0);
   const values = film.querySelectorAll(".charts b");
-  values[0].textContent = part(1).replace("accuracy ", "") || part(0).replace("accuracy ", "");
-  values[1].textContent = part(0).replace("RankMe ", "");
+  values[0].textContent = part("accuracy ");
+  values[1].textContent = part("RankMe ");
   values[2].textContent = `${percent}% in the first`;
   slider.value = frame;
   slider.setAttribute("aria-valuetext", `${headline}. ${numbers}`);

@@ -33,6 +33,7 @@ import jinja2
 import markupsafe
 import numpy as np
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -64,7 +65,8 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 default_style = style.context("default")
 sweep_style = style.context(["default", {
     "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": 8, "axes.titlepad": 3, "legend.frameon": False}])
+    "axes.titlesize": 8, "axes.titlepad": 3, "axes.labelsize": 8, "figure.labelsize": 8,
+    "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False}])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -94,16 +96,17 @@ def read_table(path, columns=None):
     """A .csv, .tsv, .json or .jsonl file -> rows for emergence.from_table: see long_rows.
 
     ValueError names the file, and what is wrong with it."""
+    kind = path.suffix.lower()
     try:
         content = path.read_bytes()                             # UTF-16: of Excel, and PowerShell
         utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-        if path.suffix == ".jsonl":
+        if kind == ".jsonl":
             rows = json.loads("[" + ",".join(filter(str.strip, text.split("\n"))) + "]")
-        elif path.suffix == ".json":
+        elif kind == ".json":
             rows = json.loads(text)
-        elif path.suffix in (".csv", ".tsv"):
+        elif kind in (".csv", ".tsv"):
             mark = max(",;\t", key=text.partition("\n")[0].count)
             reader = csv.DictReader(io.StringIO(text), delimiter=mark, skipinitialspace=True)
             names = [name for name in reader.fieldnames or () if name]
@@ -144,7 +147,8 @@ def long_rows(rows, columns):
             raise ValueError(f"row {number} has no {columns.get(name, name)!r}, only "
                              f"{', '.join(map(str, row))}; --columns OURS=THEIRS says what is what")
         place = {name: row.pop(name, "") for name in ("run", "level", "step")}
-        place["step"] = number_in(place["step"], f"row {number}: step")
+        step = number_in(place["step"], f"row {number}: step")
+        place = {name: "" if x is None else str(x) for name, x in place.items()}    # run 0 is one
         if "quantity" in row:
             cells = {row.pop("quantity"): row.pop("value")}
             cells |= {name: row[name] for name in settings if name in row}
@@ -159,7 +163,7 @@ def long_rows(rows, columns):
                 renamed = columns.get(quantity, quantity) != quantity
                 level, _, last = quantity.rpartition("/") if renamed else ("", "", quantity)
                 yield {"run": place["run"] or run or "run", "level": place["level"] or level,
-                       "step": place["step"], "quantity": last, "value":
+                       "step": step, "quantity": last, "value":
                        cell if name == "size" else number_in(cell, f"row {number}: {name}")}
     for name in set(named) - set(met.values()):
         raise ValueError(f"there is no {columns[name]!r}, only {', '.join(map(str, met))}")
@@ -210,15 +214,11 @@ def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **
 
 def steps_axis(ax, steps):
     """Logarithmic, and yet step 0 has a place and the first steps have room."""
-    last, least = steps[-1], min((step for step in steps if step > 0), default=1)
+    last, least = max(steps), min((step for step in steps if step > 0), default=1)
     linear = max(least, min(10, last / 10))                 # 10, but for epochs, or tokens
     ax.set_xscale("symlog", linthresh=linear, linscale=0.6)
     ax.set_xlim(0, last or 1)
-    powers = range(math.ceil(math.log10(linear)), math.floor(math.log10(max(last, 1e-9))) + 1)
-    ticks = [0] + [10.0 ** k for k in powers]
-    ax.set_xticks(ticks, [f"{tick:,.0f}" if 1 <= tick < 1e6 else f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()
-    ax.tick_params(labelsize=7)
+    ax.xaxis.set_major_formatter("{x:,g}")
 
 
 def rank_axis(ax, top):
@@ -231,11 +231,16 @@ def rank_axis(ax, top):
     ax.set_ylim(0.9, 1.4 * top)
 
 
+def steps_of(runs):
+    """(S,) the steps of all runs."""
+    return np.unique(np.concatenate([run.steps for run in runs]))
+
+
 def on_common_steps(runs, curves):
-    """The steps of all runs, (S,), and their curves there, (R, S) or (R, layers, S).
+    """steps_of(runs), and their curves there, (R, S) or (R, layers, S).
 
     Between two snapshots a curve is a line; NaN before its first and after its last."""
-    steps = np.unique(np.concatenate([run.steps for run in runs]))
+    steps = steps_of(runs)
 
     def on_all(curve, own):
         known = ~np.isnan(curve)
@@ -256,6 +261,14 @@ def band(ax, runs, curves, colour, linestyle="-"):
         ax.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
     linewidth = 0.7 if colour == CONTROL else 1.3
     ax.plot(steps, np.nanmedian(values, axis=0), linestyle, color=colour, linewidth=linewidth)
+
+
+def panels(names, columns, width, height):
+    """A panel for each name, so many to a row, and room for a key: (Figure, {name: axes})."""
+    rows, columns = math.ceil(len(names) / columns), min(columns, len(names))
+    figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.6), layout="constrained")
+    return figure, {name: figure.add_subplot(rows, columns, i, title=name)
+                    for i, name in enumerate(names, 1)}
 
 
 def training_unit(events):
@@ -294,11 +307,11 @@ def figure_curves(events, accuracy=None, rankme=None):
                 seen = [run.table("accuracy_train")[panel["k"]] for run in panel["runs"]]
                 band(upper, panel["runs"], seen, ACCURACY, linestyle=":")
             if cell.is_first_col():
-                upper.set_ylabel("accuracy", fontsize=7)
-                lower.set_ylabel("RankMe", fontsize=7)
+                upper.set_ylabel("accuracy")
+                lower.set_ylabel("RankMe")
             if cell.is_last_row():
-                lower.set_xlabel(training_unit(events), fontsize=8)
-        figure.legend(handles=key, loc="upper center", ncols=len(key), fontsize=8)
+                lower.set_xlabel(training_unit(events))
+        figure.legend(handles=key, loc="upper center", ncols=len(key))
         figures[name] = figure
     return figures
 
@@ -323,9 +336,8 @@ def curves_panel(upper, lower, events, panel):
             for ax in (upper, lower):
                 ax.axvline(step, color=colour, linestyle=linestyle, linewidth=0.9, alpha=0.9)
 
-    steps_axis(lower, np.unique(np.concatenate([run.steps for run in runs])))
+    steps_axis(lower, steps_of(runs))
     upper.set_title(panel["title"])
-    upper.tick_params(labelsize=7, labelbottom=False)
     upper.set_ylim(-0.03, 1.03)
     upper.set_yticks([0, 1])
 
@@ -374,15 +386,14 @@ def figure_layers(events):
             ax.set_title(panel["title"])
             ax.spines[:].set_visible(True)
             if cell.is_last_row():
-                ax.set_xlabel(training_unit(events), fontsize=8)
+                ax.set_xlabel(training_unit(events))
 
         # one colour bar for all panels, on their right
         grid = figure.subplotpars
         beside = figure.add_axes((grid.right + 0.012, grid.bottom, 0.012, grid.top - grid.bottom))
         bar = figure.colorbar(mesh, cax=beside, ticks=[1, 2, 4, 8, 16, 32], format="{x:g}")
-        bar.ax.tick_params(labelsize=7)
         bar.ax.minorticks_off()
-        bar.set_label("RankMe\n(white: emergence)", fontsize=8)
+        bar.set_label("RankMe\n(white: emergence)")
         figures[name] = figure
     return figures
 
@@ -419,8 +430,7 @@ def figure_floors(events):
     ax.minorticks_off()
     ax.set_xlim(counts[0] / 2, counts[-1] * 2)
     ax.set_ylabel(f"floor of RankMe ({events.dated_by['position']} answer token)")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + many // 13,
-              fontsize=6 if many > 6 else 8)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + many // 13)
     return {"floors": figure}
 
 
@@ -454,19 +464,18 @@ def figure_slopes(events):
                     MARKERS[k % 3] + ("--" if mean else "-"), label=row["task"], markersize=3,
                     color="black" if mean else PALETTE[k % len(PALETTE)],
                     linewidth=2 if mean else 0.9)
-        ax.set_title(f"{SLOPES[kind]}\nslope {slope_text(row)}", fontsize=8)
+        ax.set_title(f"{SLOPES[kind]}\nslope {slope_text(row)}")
         ax.set_xscale("log")
-        ax.set_xticks([parameters[size] for size in row["floors"]], [*row["floors"]], fontsize=7)
+        ax.set_xticks([parameters[size] for size in row["floors"]], [*row["floors"]])
         ax.minorticks_off()
         if kind == "share":
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
             ax.yaxis.set_minor_formatter(PercentFormatter(1, 1))
-            ax.tick_params(which="both", labelsize=7)
         else:
             rank_axis(ax, max(4.5, ax.dataLim.ymax))
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=7)
-    figure.supylabel("floor of RankMe", fontsize=8)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
+    figure.supylabel("floor of RankMe")
     return {"slopes": figure}
 
 
@@ -496,13 +505,8 @@ def figure_measures(events):
     log_ratios, scaled = aligned_curves(events.only())
     if not scaled:
         return {}
-    columns = min(4, len(scaled))
-    rows = math.ceil(len(scaled) / columns)
-    figure = Figure(figsize=(2.1 * columns + 0.4, 1.75 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-    for ax in axes[len(scaled):]:
-        ax.remove()
-    for ax, (name, curves) in zip(axes, scaled.items()):    # (curves, points)
+    figure, axes = panels(scaled, 4, 2.1, 1.75)
+    for ax, (name, curves) in zip(axes.values(), scaled.items()):           # (curves, points)
         known = (~np.isnan(curves)).sum(axis=0)
         there = known >= max(1, len(curves) // 3)           # elsewhere too few for a median
         low, middle, high = np.nanquantile(curves[:, there], (0.25, 0.5, 0.75), axis=0)
@@ -512,11 +516,13 @@ def figure_measures(events):
         ax.plot(x, middle, color=colour, linewidth=1.3)
         ax.axvline(1, color=ACCURACY, linewidth=0.9)
         ax.set_xscale("log")
-        ax.set_xticks([0.01, 0.1, 1, 10], [".01", ".1", "1", "10"], fontsize=7)
-        ax.set_yticks([0, 1], ["lowest", "highest"], fontsize=7)
+        ax.set_xticks([0.01, 0.1, 1, 10], [".01", ".1", "1", "10"])
+        ax.set_yticks([0, 1], ["lowest", "highest"])
+        ax.set(xlim=(0.01, 10), ylim=(-0.05, 1.05))
+        ax.label_outer()
         ax.set_title(f"{name.replace('_', ' ')} ({len(curves)} curves)")
     what = "that of emergence" if np.isfinite(events.only().emergence).any() else "the last one"
-    figure.supxlabel(f"{training_unit(events)} / {what}", fontsize=8)
+    figure.supxlabel(f"{training_unit(events)} / {what}")
     return {"measures": figure}
 
 
@@ -543,13 +549,12 @@ def figure_joint(events):
             there, size = ~np.isnan(values), run.config["size"]
             ax.plot(run.steps[there], values[there], "o-", label=size, markersize=3, linewidth=1,
                     color=PALETTE[sizes.index(size) % len(PALETTE)])
-        ax.set_title(title, fontsize=8)
+        ax.set_title(title)
         ax.set_yscale(**scale)
-        steps_axis(ax, max((run.steps for run in runs), key=lambda steps: steps[-1]))
-        ax.tick_params(labelsize=7)
+        steps_axis(ax, steps_of(runs))
     labels = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    figure.legend(labels.values(), labels.keys(), loc="outside right center", fontsize=7)
-    figure.supxlabel(training_unit(events), fontsize=8)
+    figure.legend(labels.values(), labels.keys(), loc="outside right center")
+    figure.supxlabel(training_unit(events))
     return {"joint": figure}
 
 
@@ -563,12 +568,12 @@ def figure_traces(draws, mean, noise_only):
     ax.axhline(mean, color=ACCURACY, linewidth=1.3, label="mean, less the bias")
     ax.axhline(noise_only, color=CONTROL, linestyle="--", label="noise alone")
     ax.set(xlabel="draw", ylabel="nbeta (L(w) - L(w0))")
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend()
     return {"traces": figure}
 
 
 @sweep_style
-def figure_choices(events, findings, universe):
+def figure_choices(findings, universe):
     """How far the claims depend on choices of analysis."""
     rates = universe.values["C4"] if universe else np.array([[math.nan]])   # (combinations, M)
     if np.isnan(rates).all() or min(rates.shape) < 2:
@@ -586,7 +591,7 @@ def figure_choices(events, findings, universe):
     left.set_xlabel(f"{len(rates)} combinations of choices, sorted")
     left.set_ylabel("share of emergences with RankMe first")
     left.set_ylim(-0.02, 1.02)
-    left.legend(fontsize=7, loc="lower right")
+    left.legend(loc="lower right")
 
     # right: a column for each claim, a row for each option, a line between one choice and the next
     rows = [row for row in findings["claims"] if "options" in row and not missing(row["value"])]
@@ -600,8 +605,8 @@ def figure_choices(events, findings, universe):
         if options[i][0] != options[i - 1][0]:
             right.axhline(i - 0.5, color="black", linewidth=0.6)
     names = [row["claim"].replace(" ", "\n") for row in rows]
-    right.set_xticks(range(len(rows)), names, fontsize=7)
-    right.set_yticks(range(len(options)), [" ".join(option) for option in options], fontsize=7)
+    right.set_xticks(range(len(rows)), names)
+    right.set_yticks(range(len(options)), [" ".join(option) for option in options])
     right.set_title("% of the combinations with this option under which a claim holds", pad=6)
     right.tick_params(length=0)
     right.spines[:].set_visible(True)
@@ -610,14 +615,6 @@ def figure_choices(events, findings, universe):
 
 # ------------------------------------------------------------------------------------------------
 # The figures of a sweep with arms
-
-def task_panels(tasks, width, height):
-    """A panel for each task, four to a row, and room for a key above: (Figure, {task: axes})."""
-    columns, rows = min(4, len(tasks)), math.ceil(len(tasks) / 4)
-    figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.6), layout="constrained")
-    return figure, {task: figure.add_subplot(rows, columns, i, title=task)
-                    for i, task in enumerate(tasks, 1)}
-
 
 def arm_styles(names):
     """{name of an arm: (colour, line)}.  Doses of one intervention share a colour.
@@ -641,9 +638,9 @@ def figure_arms(experiments):
     figures = {}
     for number, arms in enumerate(experiments, 1):
         first, styles = next(iter(arms.values())), arm_styles(arms)
-        longest = max((run.steps for arm in arms.values() for run in arm.runs),
-                      key=lambda steps: steps[-1])
-        figure, axes = task_panels(dict.fromkeys(first.tasks), 2.4, 1.9)
+        numbers = {level: emergence.split_level(level)[1] for level in first.levels}
+        markers = {number: MARKERS[(int(number or 1) - 1) % 3] for number in numbers.values()}
+        figure, axes = panels(dict.fromkeys(first.tasks), 4, 2.4, 1.9)
         for (name, events), (task, ax) in itertools.product(arms.items(), axes.items()):
             own = [k for k, other in enumerate(events.tasks) if other == task]
             by, rows = events.dated_by, [events.rows[k] for k in own]
@@ -652,20 +649,20 @@ def figure_arms(experiments):
             curve = np.exp(np.log(rankme).mean(axis=(0, 1)))                # (S,)
             colour, line = styles[name]
             ax.plot(steps, curve, line, color=colour, linewidth=1)
-            for marker, emergence_steps in zip(MARKERS, events.emergence[:, own].T):
-                step = np.median(emergence_steps)
+            for k, step in zip(own, np.median(events.emergence[:, own], axis=0)):
                 if np.isfinite(step):
+                    marker = markers[numbers[events.levels[k]]]
                     ax.plot(step, np.interp(step, steps, curve), marker, color=colour,
                             markersize=5, markeredgecolor="white", markeredgewidth=0.5)
-            steps_axis(ax, longest)
+            steps_axis(ax, steps_of(run for arm in arms.values() for run in arm.runs))
             rank_axis(ax, ax.dataLim.ymax)
         key = [Line2D([], [], color=colour, linestyle=line, label=name)
                for name, (colour, line) in styles.items()]
-        key += [Line2D([], [], color="0.4", marker=marker, linestyle="", label=f"level {level}")
-                for level, marker in enumerate(MARKERS, 1)]
-        figure.legend(handles=key, loc="outside upper center", ncols=5, fontsize=7)
-        figure.supylabel("RankMe, geometric mean", fontsize=8)
-        figure.supxlabel(training_unit(first), fontsize=8)
+        key += [Line2D([], [], color="0.4", marker=marker, linestyle="", label=f"level {number}")
+                for number, marker in sorted(markers.items())]
+        figure.legend(handles=key, loc="outside upper center", ncols=5)
+        figure.supylabel("RankMe, geometric mean")
+        figure.supxlabel(training_unit(first))
         figures["arms" if len(experiments) == 1 else f"arms-{number}"] = figure
     return figures
 
@@ -679,7 +676,7 @@ def figure_shifts(effects):
     names = [contrast(row) for row in effects]
     tasks = dict.fromkeys(emergence.split_level(one["level"])[0]
                           for row in effects for one in row["levels"])
-    figure, axes = task_panels(tasks, 2.4, 0.6 + 0.22 * len(names))
+    figure, axes = panels(tasks, 4, 2.4, 0.6 + 0.22 * len(names))
     styles = arm_styles(names)
     for (place, (name, row)), (task, ax) in itertools.product(
             enumerate(zip(names, effects)), axes.items()):
@@ -697,9 +694,9 @@ def figure_shifts(effects):
         ax.axvspan(1 / 1.1, 1.1, color=CONTROL, alpha=0.3, linewidth=0)     # "no effect"
         ax.set_xscale("log", base=2)
         ax.set_xlim(1 / 8, 8)
-        ax.set_xticks([1 / 4, 1, 4], ["1/4", "1", "4"], fontsize=7)
+        ax.set_xticks([1 / 4, 1, 4], ["1/4", "1", "4"])
         ax.tick_params(labelleft=i % 4 == 0)
-    figure.supxlabel("step of emergence, treated / control; 95% interval over seeds", fontsize=8)
+    figure.supxlabel("step of emergence, treated / control; 95% interval over seeds")
     return {"shifts": figure}
 
 
@@ -710,18 +707,6 @@ def contrast(row):
 # ------------------------------------------------------------------------------------------------
 # The figures of single commands: `measure` and `pythia`
 
-def panels(names, last):
-    """A panel for each name, steps to the right, with room for 0: (Figure, {name: axes})."""
-    columns, rows = min(3, len(names)), math.ceil(len(names) / 3)
-    figure = Figure(figsize=(4.2 * columns, 3 * rows), layout="constrained")
-    figure.supxlabel("training step")
-    axes = {}
-    for i, name in enumerate(names, 1):
-        axes[name] = figure.add_subplot(rows, columns, i, title=name, xlim=(0, last))
-        axes[name].set_xscale("symlog", linthresh=1)
-    return figure, axes
-
-
 @default_style
 def figure_evals(rows, events, chance):
     """A panel for each task: accuracy along training for every model, with its standard error.
@@ -730,7 +715,7 @@ def figure_evals(rows, events, chance):
     pythia.evals_emergence.  chance: {task: accuracy of the best blind answer}."""
     tasks = list(dict.fromkeys(event.task for event in events))
     models = list(dict.fromkeys(event.model for event in events))
-    figure, axes = panels(tasks, max(row.step for row in rows))
+    figure, axes = panels(tasks, 3, 4.2, 3)
     for event in events:
         ax, which = axes[event.task], models.index(event.model)
         colour = PALETTE[which % len(PALETTE)]
@@ -744,9 +729,11 @@ def figure_evals(rows, events, chance):
         if event.emergence:
             by = event.emergence[1]
             ax.plot(by, values[by], "o", color=colour, markersize=6)
+        steps_axis(ax, [row.step for row in rows])
     figure.axes[0].legend(fontsize=7)
+    figure.supxlabel("training step")
     figure.supylabel("accuracy (dot: emerges)")
-    return figure
+    return {"evals": figure}
 
 
 @default_style
@@ -757,7 +744,7 @@ def figure_compare(rows, comparison):
     spans lie onset and emergence.  rows: of metrics.jsonl.  comparison: of pythia.compare."""
     steps = comparison.steps
     used = sorted((row for row in rows if row["step"] in steps), key=itemgetter("step"))
-    figure, axes = panels([order.task for order in comparison.orders], steps[-1])
+    figure, axes = panels([order.task for order in comparison.orders], 3, 4.2, 3)
     for order in comparison.orders:
         left, right = axes[order.task], axes[order.task].twinx()
         levels = [row["levels"][order.task] for row in used]
@@ -770,8 +757,10 @@ def figure_compare(rows, comparison):
             if span:
                 left.axvspan(*span, color=colour, alpha=0.15, linewidth=0)
         left.set_title(f"{order.task}: {order.verdict}", fontsize=10)
+        steps_axis(left, steps)
+    figure.supxlabel("training step")
     figure.supylabel("RankMe, onset (blue); accuracy, emergence (orange)", fontsize=9)
-    return figure
+    return {"compare": figure}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -790,22 +779,15 @@ def png(figures):
     return images
 
 
-def attempt(kind, function, *arguments):
-    """({name: PNG} of what a function draws, what went wrong in sentences)."""
-    try:
-        figures = function(*arguments)
-        return png(figures if isinstance(figures, dict) else {kind: figures}), []
-    except Exception as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return {}, [f"Figure {kind} could not be drawn ({why})."]
-
-
-def try_to_draw(kinds, *arguments):
-    """Some rows of FIGURES: ({name: PNG}, what went wrong in sentences)."""
+def try_to_draw(functions, *arguments):
+    """{kind: function of {name: Figure}} -> ({name: PNG}, what went wrong, in sentences)."""
     images, wrong = {}, []
-    for kind in kinds:
-        drawn, sentences = attempt(kind, FIGURES[kind][0], *arguments)
-        images, wrong = images | drawn, wrong + sentences
+    for kind, function in functions.items():
+        try:
+            images |= png(function(*arguments))
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            wrong.append(f"Figure {kind} could not be drawn ({why}).")
     return images, wrong
 
 
@@ -813,23 +795,30 @@ def draw(runs, keywords):
     """The figures that need nothing but the runs, as another process may draw them."""
     events = emergence.event_table(runs, **keywords)
     apart = ("choices", "arms", "shifts")
-    return try_to_draw([kind for kind in FIGURES if kind not in apart], events)
+    return try_to_draw({kind: function for kind, (function, _) in FIGURES.items()
+                        if kind not in apart}, events)
 
 
 def draw_arms(runs, effects, keywords):
     """The figures of arms, which need the runs of several sweeps."""
     experiments = [{str(arm): emergence.event_table(among, **keywords).only()
                     for arm, among in arms.items()} for arms in claims.experiments(runs)]
-    images, wrong = try_to_draw(["arms"], experiments)
-    others, complaints = try_to_draw(["shifts"], effects)
+    images, wrong = try_to_draw({"arms": figure_arms}, experiments)
+    others, complaints = try_to_draw({"shifts": figure_shifts}, effects)
     return images | others, wrong + complaints
 
 
 # ------------------------------------------------------------------------------------------------
 # Words and tables
 
-def plain_table(*columns, **options):
-    return Table(*columns, box=None, pad_edge=False, header_style="dim", **options)
+def text_table(rows, title=""):
+    """For a terminal: rows of {column: text}, shams dimmed; no text is taken for markup."""
+    table = Table(*map(escape, rows[0]), box=None, pad_edge=False, header_style="dim",
+                  title=Text(title), title_justify="left")
+    for row in rows:
+        first, *others = map(escape, row.values())
+        table.add_row(first, *others, style="dim" if first.startswith("sham-") else None)
+    return table
 
 
 def rows_by_size(medians):
@@ -838,15 +827,8 @@ def rows_by_size(medians):
 
 
 def median_tables(medians):
-    """For a terminal: a table for each size, a line for each task-level, shams dimmed."""
-    tables = []
-    for size, rows in rows_by_size(medians):
-        table = plain_table(*median_cells(rows[0]), title=Text(size), title_justify="left")
-        for row in rows:
-            cells = [Text(cell) for cell in median_cells(row).values()]
-            table.add_row(*cells, style="dim" if row["control"] else None)
-        tables.append(table)
-    return tables
+    """A table for each size, a line for each task-level: [(size, rows of median_cells)]."""
+    return [(size, [median_cells(row) for row in rows]) for size, rows in rows_by_size(medians)]
 
 
 def median_cells(row):
@@ -891,17 +873,22 @@ def claim_cells(row):
             "chance": value_text(row["null"], form),
             "p": p_text(row["p"] if row["p_holm"] is None else row["p_holm"]),
             "choices": value_text(row.get("share"), "{:.0%}"),
-            "p of that share": p_text(row.get("p_multiverse")), "verdict": row["verdict"]}
+            "p of that share": p_text(row.get("p_multiverse"))}
 
 
 def missing(x):
     return x is None or math.isnan(x)
 
 
+def plural(unit):
+    return "steps" if unit == "step" else unit
+
+
 def value_text(x, form):
     if missing(x):
         return "-"
-    return form.format(x if abs(x) > 0.005 else 0)          # never -0%
+    text = form.format(x)
+    return text if float(text.strip("%")) else text.lstrip("-")             # never -0%
 
 
 def p_text(p):
@@ -918,15 +905,18 @@ def p_text(p):
 
 def side_by_side(found):
     """The lead in several sweeps, a line for each.  found: {name: findings}."""
-    table = plain_table("sweep", "warm-up", "onset", "in warm-up", "RankMe first", "chance", "p")
+    rows = []
     for name, findings in found.items():
         lead = findings["lead_check"]
         precursor = next(row for row in findings["claims"] if row["claim"] == "C4")
         # one test in each sweep: its p needs no adjusting for other tests
         cells = claim_cells(precursor | {"p_holm": precursor["p"]})
-        table.add_row(Text(name), f"{lead['warmup']:g}", step_text(lead["median_onset"]),
-                      f"{lead['onsets_in_warmup']:.0%}", cells["here"], cells["chance"], cells["p"])
-    return Group(table, Text("onset: its median step over task-levels and runs."))
+        rows.append({"sweep": name, "warm-up": f"{lead['warmup']:g}",
+                     "onset": step_text(lead["median_onset"])
+                     if math.isfinite(lead["median_onset"]) else "-",
+                     "in warm-up": f"{lead['onsets_in_warmup']:.0%}",
+                     "RankMe first": cells["here"], "chance": cells["chance"], "p": cells["p"]})
+    return Group(text_table(rows), Text("onset: its median step over task-levels and runs."))
 
 
 def slope_text(row):
@@ -937,20 +927,19 @@ def slope_text(row):
 
 
 def scale_tables(scales):
-    """What changes with size: [(headings, rows of cells)] of claims.scales: floors, then claims."""
-    kinds = dict.fromkeys(row["kind"] for row in scales["floors"])
-    raw = [row for row in scales["floors"] if row["kind"] == "raw"]
-    slopes = [[row["task"], *(slope_text(one) for one in scales["floors"]
-                              if one["task"] == row["task"])] for row in raw]
-    tables = [(["floor", *(raw[0]["floors"] if raw else ())],
-               [[row["task"], *(f"{floor:.1f}" for floor in row["floors"].values())]
-                for row in raw]), (["slope", *kinds], slopes)]
+    """What changes with size: tables, rows of {column: cell}, of claims.scales."""
+    floors, slopes = [], {}
+    for row in scales["floors"]:
+        if row["kind"] == "raw":
+            sizes = {size: f"{floor:.1f}" for size, floor in row["floors"].items()}
+            floors.append({"floor": row["task"], **sizes})
+        slopes.setdefault(row["task"], {"slope": row["task"]})[row["kind"]] = slope_text(row)
+    tables = [floors, list(slopes.values())]
     for heading, keys in (("size", claims.AT_EACH), ("sizes", claims.OF_PAIRS)):
         rows = [row for row in scales["claims"] if row["claim"] in keys]
-        tables.append(([heading, *keys],
-                       [[", ".join(sizes), *map(scale_cell, own)]
-                       for sizes, own in itertools.groupby(rows, itemgetter("sizes"))]))
-    return [table for table in tables if table[1]]
+        tables.append([{heading: ", ".join(sizes), **{row["claim"]: scale_cell(row) for row in own}}
+                       for sizes, own in itertools.groupby(rows, itemgetter("sizes"))])
+    return [table for table in tables if table]
 
 
 def scale_cell(row):
@@ -1008,15 +997,9 @@ def shift_cells(one):
 
 
 def effect_tables(effects):
-    """For a terminal: a table for each arm and its control, a line for each task-level."""
-    tables = []
-    for row in effects:
-        title = f"{contrast(row)}: {len(row['pairs'])} pairs, up to step {row['end']:,.0f}"
-        table = plain_table(*shift_cells(row["mean"]), title=Text(title), title_justify="left")
-        for one in (row["mean"], *row["levels"]):
-            table.add_row(*[Text(cell) for cell in shift_cells(one).values()])
-        tables += [table, Text()]
-    return tables
+    """A table for each arm and its control: [(title, rows of shift_cells)]."""
+    return [(f"{contrast(row)}: {len(row['pairs'])} pairs, up to step {row['end']:,.0f}",
+             [shift_cells(one) for one in (row["mean"], *row["levels"])]) for row in effects]
 
 
 def arm_lines(arms):
@@ -1024,7 +1007,12 @@ def arm_lines(arms):
     if not arms["effects"]:
         return []
     claimed = [Text(line) for text in arm_claim_lines(arms["claims"]) for line in indented(text)]
-    return [*effect_tables(arms["effects"]), Text(EFFECT_LEGEND), Text(), *claimed, Text()]
+    tables = [text_table(rows, title) for title, rows in effect_tables(arms["effects"])]
+    return [Text(), *spaced(tables), Text(EFFECT_LEGEND), Text(), *claimed, Text()]
+
+
+def spaced(tables):
+    return [line for table in tables for line in (table, Text())]
 
 
 def arm_claim_lines(rows):
@@ -1116,11 +1104,10 @@ def size_sentences(size, unit):
     words = size | {"unit": unit, "last": step_text(size["last_step"]),
                     "many": size["seeds"] * size["levels"],
                     "seeds": "one seed" if size["seeds"] == 1 else f"{size['seeds']} seeds"}
+    lines = ["all unmeasured"]
     if size["measured"]:
         words |= {"rank": size["start"]["median"], **size["floor"]}
-    lines = ["all unmeasured" if not size["measured"] else "all fell"]
-    if size["measured"] and not size["collapsed"]:
-        lines = ["none fell"]
+        lines = ["all fell" if size["collapsed"] else "none fell"]
     dated = [f"{level} at {step_text(step)}" for level, step in size["order"]]
     words["dated"] = f"first {dated[0]}, last {dated[-1]}" if dated[1:] else "".join(dated)
     lines.append("some emerged" if dated else "none emerged")
@@ -1145,7 +1132,8 @@ def cannot_tell(events, findings):
             words = {"claims": ", ".join(keys), "needed": ", ".join(needed),
                      "last": step_text(events.runs[0].steps[-1]),
                      "unit": findings.get("unit", "step"), "tasks": len(set(events.only().tasks)),
-                     "steps": 2 * config.get("steps", 0), "seeds": 2 * len(events.runs)}
+                     "steps": 2 * config.get("steps", 0),
+                     "seeds": 2 * len({run.config["seed"] for run in events.runs})}
             changes = {option: value.format(**words) for option, value in changes.items()}
             if "shams" in verdict and not any(events.shams):
                 changes["--controls"] = "4"
@@ -1160,7 +1148,8 @@ def sweep_command(events, changes):
     config = events.runs[0].config
     if "per_level" not in config:
         return ""
-    words = (config.get("environment") or {}).get("command", ())
+    words = [part for word in (config.get("environment") or {}).get("command", ())
+             for part in (word.split("=", 1) if word.startswith("--") else [word])]
     given = list(zip(words, words[1:]))
     sizes = dict.fromkeys(run.config["size"] for run in events.runs)
     options = {"--task": ",".join(dict.fromkeys(events.only().tasks)), "--sizes": ",".join(sizes),
@@ -1175,37 +1164,22 @@ def sweep_command(events, changes):
         for option, value in options.items())])
 
 
-def happened_lines(found):
-    """A Story for a terminal: what happened ..."""
-    return [Text("What happened", style="bold"),
-            *(Text(line) for sentence in found.happened for line in indented(sentence, "  "))]
-
-
-def cannot_lines(found):
-    """... and what the sweep cannot tell."""
-    command = f"This asks it: {found.command}" if found.command else ""
-    return [Text(line) for text in (found.cannot, command) for line in indented(text, "", "  ")]
-
-
 def short_tables(medians):
     """The events of few task-levels as median_tables; of many, a line for each task."""
-    sizes = rows_by_size(medians)
     if sum(not row["control"] for row in medians) <= 3 * FEW:
-        return [*median_tables([row for row in medians if not row["control"]]),
-                Text(SHORT_LEGEND, style="dim")]
+        few = median_tables([row for row in medians if not row["control"]])
+        return [*[text_table(rows, size) for size, rows in few], Text(SHORT_LEGEND, style="dim")]
     tables = []
-    for size, rows in sizes[:2]:                            # the page has the others
-        cells = {}                                          # {task: {number: cell}}
+    for size, rows in rows_by_size(medians)[:2]:            # the page has the others
+        cells = {}                                          # {task: {column: cell}}
         for row in rows:
             task, number = emergence.split_level(row["level"])
             if not row["control"]:
-                cells.setdefault(task, {})[number] = dates_text(row)
-        numbers = dict.fromkeys(number for own in cells.values() for number in own)
-        table = plain_table("task", *(f"level {number}".strip() for number in numbers),
-                            title=Text(size), title_justify="left")
-        for task, own in list(cells.items())[:12]:
-            table.add_row(Text(task), *(own.get(number, "") for number in numbers))
-        tables.append(table)
+                own = cells.setdefault(task, {"task": task})
+                own[f"level {number}".strip()] = dates_text(row)
+        columns = dict.fromkeys(column for own in cells.values() for column in own)
+        rows = [dict.fromkeys(columns, "") | own for own in cells.values()]
+        tables.append(text_table(rows[:12], size))
     return [*tables, Text(DATES_LEGEND, style="dim")]
 
 
@@ -1244,11 +1218,11 @@ def sentences(findings):
     if math.isfinite(check["median_onset"]):
         onset = SENTENCES["onset"].format(unit=unit, step=step_text(check["median_onset"]))
     rule = SENTENCES.get(f"rule {check['onset_rule']}", SENTENCES["rule"])
+    if not any(row["floor"] for row in findings["levels"]):
+        lines.append(SENTENCES["no rankme"])
     lines += [rule.format(**check),
               SENTENCES["risk set"].format(z_text=z, onset=onset, **check),
               SENTENCES["shams" if check["shams"] else "no shams"].format(**check)]
-    if not any(row["floor"] for row in findings["levels"]):
-        lines.insert(0, SENTENCES["no rankme"])
     if not missing(findings["floor_ratio_of_shares"]):
         lines.append(SENTENCES["ceilings"].format(**findings))
     for row in findings["claims"]:
@@ -1270,9 +1244,9 @@ def span_text(row):
     return "" if missing(row["low"]) else " ({low:.0%} to {high:.0%} over {over})".format(**row)
 
 
-def lead_sentence(row, rows, unit="step"):
+def lead_sentence(row, rows, unit):
     """One measure, and what stands beside it on the same snapshots."""
-    unit = "steps" if unit == "step" else unit
+    unit = plural(unit)
     beside = [f"{other['quantity'].replace('_', ' ')} {other['rate']:.0%} (chance "
               f"{other['null']:.0%})" for other in rows if other["measure"] == row["measure"]]
     return SENTENCES["lead"].format(
@@ -1345,7 +1319,8 @@ def write(folder, events, findings, universe, save, drawing=None, together=(), s
     if arms["effects"]:
         save(folder / "effects.json", arms)
 
-    images, complaints = try_to_draw(["choices"], events, findings, universe)
+    images, complaints = try_to_draw({"choices": FIGURES["choices"][0]}, findings,
+                                     universe)
     try:
         drawn, wrong = drawing.result() if drawing else draw(events.runs, events.dated_by)
         images |= drawn
@@ -1367,8 +1342,7 @@ def write(folder, events, findings, universe, save, drawing=None, together=(), s
         save(folder / "figures" / f"{name}.png", image)
     save(folder / "report.html", page(folder.resolve().name, events, findings, images, complaints,
                                       moving))
-    return [*SHOWN[show](events, findings), *([Text()] if arms["effects"] else []),
-            *arm_lines(arms), *map(Text, complaints),
+    return [*SHOWN[show](events, findings), *arm_lines(arms), *map(Text, complaints),
             Text(f"Report: {folder}/report.html"),
             *([Text(f"To see it move: python run.py watch {folder}")] if moving else [])]
 
@@ -1376,8 +1350,13 @@ def write(folder, events, findings, universe, save, drawing=None, together=(), s
 # What a terminal shows of a sweep
 
 def in_short(events, findings, *tables):
+    """What happened, the tables, and what the sweep cannot tell."""
     found = story(events, findings)
-    return [*happened_lines(found), *tables, Text(), *cannot_lines(found)]
+    happened = [line for sentence in found.happened for line in indented(sentence, "  ")]
+    command = f"This asks it: {found.command}" if found.command else ""
+    cannot = [line for text in (found.cannot, command) for line in indented(text, "", "  ")]
+    return [Text("What happened", style="bold"), *map(Text, happened), *tables, Text(),
+            *map(Text, cannot)]
 
 
 def with_events(events, findings):
@@ -1389,12 +1368,9 @@ def with_claims(events, findings):
 
 
 def in_full(events, findings):
-    scales = []
-    for headings, rows in scale_tables(findings["scales"]):
-        scales += [plain_table(*headings), Text()]
-        for row in rows:
-            scales[-2].add_row(*row)
-    return [*in_short(events, findings), Text(), *median_tables(findings["levels"]),
+    scales = spaced([text_table(rows) for rows in scale_tables(findings["scales"])])
+    return [*in_short(events, findings), Text(),
+            *[text_table(rows, size) for size, rows in median_tables(findings["levels"])],
             Text(MEDIAN_LEGEND), Text(), *scales, *([Text(SCALE_LEGEND), Text()] if scales else []),
             *claim_lines(findings["claims"]), Text(CLAIM_LEGEND.format(**findings)), Text(),
             *map(Text, sentences(findings))]
@@ -1629,7 +1605,7 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0;
          border-bottom: 1px solid var(--line); white-space: nowrap }
 th { font-weight: normal } .sham { color: var(--soft) }
 summary { cursor: pointer; padding: .3rem 0 } summary h2 { display: inline; margin: 0 }
-section > details, body > details { border-top: 1px solid var(--line); padding: .4rem 0 }
+section > details { border-top: 1px solid var(--line); padding: .4rem 0 }
 .claim { border-top: 1px solid var(--line); font-size: 15px }
 .claim summary { display: flex; flex-wrap: wrap; gap: 0 .6rem }
 .claim summary b { flex: 0 0 9rem } .claim summary span { flex: 1 1 18rem }
@@ -1661,7 +1637,8 @@ dfn:hover::after, dfn:focus::after {
 {%- for size, rows in rows_by_size(findings.levels) -%}
 {{ ", " if not loop.first }}{{ size or "all" }} x {{ rows[0].seeds }}
 {%- endfor %}), {{ run.levels | length }} task-levels in each,
-{{ "{:,}".format(run.steps[-1]) }} steps, {{ run.steps | length }} snapshots.</p>
+{{ step_text(run.steps[-1]) }} {{ plural(run.config.unit) }}, {{ run.steps | length }} snapshots.
+</p>
 <h2>What happened</h2>
 {% set met = [] %}
 <ul>
@@ -1687,6 +1664,16 @@ it says how long that takes: <code>{{ story.command }}</code>{% endif %}</p></di
 <figcaption>{% if size %}{{ size }}: {% endif %}{{ glossed(caption, met) }}</figcaption></figure>
 {% endfor %}
 {% endmacro %}
+{% macro table(rows) %}
+<div class="wide"><table>
+<thead><tr>{% for name in rows[0] %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}
+<tr{% if (row.values() | first).startswith("sham-") %} class="sham"{% endif %}>
+{%- for cell in row.values() %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endmacro %}
 {{ draw("curves") }}
 {% if player %}
 {{ player | safe }}
@@ -1700,15 +1687,9 @@ it says how long that takes: <code>{{ story.command }}</code>{% endif %}</p></di
 </ul>
 {{ draw("arms") }}
 {{ draw("shifts") }}
-{% for row in findings.arms.effects %}
-<h3>{{ contrast(row) }}: {{ row.pairs | length }} pairs</h3>
-<div class="wide"><table>
-<thead><tr>{% for name in shift_cells(row.mean) %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for one in [row.mean] + row.levels %}
-<tr>{% for cell in shift_cells(one).values() %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
+{% for title, rows in effect_tables(findings.arms.effects) %}
+<h3>{{ title }}</h3>
+{{ table(rows) }}
 {% endfor %}
 <p><small>{{ EFFECT_LEGEND }}</small></p>
 {% endif %}
@@ -1719,30 +1700,17 @@ it says how long that takes: <code>{{ story.command }}</code>{% endif %}</p></di
 <section>
 {% if findings.scales.claims %}
 <details><summary><h2>By size</h2></summary>
-{% for headings, rows in scale_tables(findings.scales) %}
-<div class="wide"><table>
-<thead><tr>{% for name in headings %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
+{% for rows in scale_tables(findings.scales) %}
+{{ table(rows) }}
 {% endfor %}
 <p><small>{{ SCALE_LEGEND }}</small></p>
 </details>
 {% endif %}
 <details{% if findings.levels | length < 13 %} open{% endif %}>
 <summary><h2>Every event</h2></summary>
-{% for size, rows in rows_by_size(findings.levels) %}
+{% for size, rows in median_tables(findings.levels) %}
 <h3>{{ size }}</h3>
-<div class="wide"><table>
-<thead><tr>{% for name in median_cells(rows[0]) %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in rows %}
-<tr{% if row.control %} class="sham"{% endif %}>
-{%- for cell in median_cells(row).values() %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
+{{ table(rows) }}
 {% endfor %}
 <p><small>{{ MEDIAN_LEGEND }} Grey: sham controls, whose answers cannot be learned. Each seed has
 rows of its own in events.csv.</small></p>
@@ -1753,7 +1721,7 @@ rows of its own in events.csv.</small></p>
 <details class="claim{% if not told(row) %} untold{% endif %}"><summary><b>{{ row.claim }}</b>
 <span>{{ row.text }}</span> <span class="verdict">{{ row.verdict }}</span></summary>
 <dl>
-{%- for name, cell in claim_cells(row).items() if cell != "-" and name != "verdict" -%}
+{%- for name, cell in claim_cells(row).items() if cell != "-" -%}
 <dt>{{ "paper " if name[0] == "v" }}{{ name }}</dt><dd>{{ cell }}</dd>
 {%- endfor %}</dl></details>
 {% endfor %}

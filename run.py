@@ -135,7 +135,7 @@ def save_figure(path, function, *arguments):
     """A figure into a file.  One that cannot be drawn costs a sentence; -> was it drawn?"""
     import report
     import sweep
-    images, wrong = report.attempt(path.stem, function, *arguments)
+    images, wrong = report.try_to_draw({path.stem: function}, *arguments)
     path.parent.mkdir(parents=True, exist_ok=True)
     for image in images.values():
         sweep.write_atomically(path, image)
@@ -349,14 +349,13 @@ def carry_out(folder, plan, waiting, workers, alone):
 
 def first_look(folder):
     """figures/curves.png of the runs that are done, while the others go on."""
-    import claims
     import emergence
     import report
     import sweep
     with contextlib.suppress(sweep.Failed, ValueError, OSError):    # `analyse` says what is wrong
         runs, _ = select(folder)
-        events = emergence.event_table(runs, **dataclasses.asdict(claims.Specification()))
-        images, _ = report.try_to_draw(report.FIGURES.keys() & {"curves"}, events)
+        events = emergence.event_table(runs)
+        images, _ = report.try_to_draw({"curves": report.figure_curves}, events)
         (folder / "figures").mkdir(exist_ok=True)
         for name, image in images.items():
             sweep.write_atomically(folder / "figures" / f"{name}.png", image)
@@ -648,7 +647,6 @@ def run_watch(folder: Path = typer.Argument(..., metavar="DIR", help="a sweep, o
     """The collapse and the recovery as a moving picture, in a browser.
 
     DIR/watch.html is one file that needs no network."""
-    import claims
     import emergence
     import film
     import sweep
@@ -657,7 +655,7 @@ def run_watch(folder: Path = typer.Argument(..., metavar="DIR", help="a sweep, o
     if filmed is None:
         raise sweep.BadInput(f"{folder} holds no film of a finished run; the command that made it, "
                              "with --set film=60 and another --out, records one of every run")
-    events = emergence.event_table(runs, **dataclasses.asdict(claims.Specification()))
+    events = emergence.event_table(runs)
     path = folder / "watch.html"
     sweep.write_atomically(path, film.page(folder.resolve().name, events, *filmed))
     out.print(f"{path}: {filmed[0]}, {len(filmed[1])} frames", soft_wrap=True, markup=False)

@@ -296,18 +296,18 @@ def test_top_down_is_counted_by_task_and_size_and_reversed_by_run(monkeypatch):
     levels, parameters = ("add-1", "add-2", "copy-1"), [4e5, 4e5, 1.3e6]
     events = made_up_events([[1] * 3] * 3, [[1] * 3] * 3, levels, parameters)
     down = np.array([[1, 0.5, 0], [1, 0.5, 0.5], [0, 0.5, 1]])
-    monkeypatch.setattr(claims, "top_downs", lambda events: (down, np.zeros((3, 3))))
+    monkeypatch.setattr(claims, "top_downs", lambda which, events: (down, np.zeros((3, 3)))[which])
     reverse = np.array([[False] * 3, [True] * 3])
     # add: .75 at the small size, .25 at the large; copy: .25 and 1
     assert claims.top_down_cells(0, events, reverse).tolist() == [0.5, 0.5]
     assert claims.top_down_cells(1, events, reverse).tolist() == [0, 1]
-    monkeypatch.setattr(claims, "top_downs", lambda events: (np.full((3, 3), math.nan),) * 2)
+    monkeypatch.setattr(claims, "top_downs", lambda which, events: np.full((3, 3), math.nan))
     assert np.isnan(claims.top_down_cells(0, events, reverse)).all()        # a single block
 
 
 def test_top_down_reads_the_first_answer_token_whatever_the_specification():
     events = event_table([made_up_run()], position="last", layer=-1).only()
-    floors, steps = claims.top_downs(events)
+    floors, steps = (claims.top_downs(which, events) for which in (0, 1))
     assert floors.tolist() == [[1, 1]] and steps.tolist() == [[0.5, 0.5]]
 
 
@@ -346,6 +346,19 @@ def test_swap_rate_by_counting():
     assert claims.swap_rate(events, exchanges("abc"))[0] == 0.5
     never = made_up_events([[10, 20, 30]] * 2, [[100, 200, 300]] * 2, levels, [4e5, 1.3e6])
     assert np.isnan(claims.swap_rate(never, exchanges("abc"))).all()
+
+
+def test_swaps_are_counted_among_the_levels_that_have_an_onset_and_a_partner():
+    """Tasks of one to three levels: by lot it is a quarter, for the observed order and its null."""
+    rng, rates = np.random.default_rng(0), []
+    levels = ("a-1", "a-2", "a-3", "b-1", "b-2", "b-3", "c-1", "d-1", "e-1", "f-1")
+    for _ in range(300):
+        onset, emerged = rng.random((2, 2, len(levels)))
+        onset[0, 3] = math.nan
+        events = made_up_events(onset, emerged, levels, [4e5, 1.3e6])
+        values = claims.swap_rate(events, exchanges("abcdef"))
+        rates.append([values[0], values[1:].mean()])
+    assert np.nanmean(rates, axis=0) == pytest.approx([0.25, 0.25], abs=0.025)
 
 
 def test_an_order_drawn_by_lot_gets_a_quarter_of_the_swaps():
@@ -407,6 +420,10 @@ def test_order_correlation_is_one_if_onsets_have_the_order_of_emergence():
     assert observed(claims.order_correlation, events) == pytest.approx(1)
     common = made_up_events(np.ones(steps.shape), steps)
     assert np.isnan(claims.order_correlation(common, SEVENTY)).all()
+    events.onset[:, 2] = math.nan                               # not measured: it has no rank
+    assert observed(claims.order_correlation, events) == pytest.approx(1)
+    events.onset[:] = math.nan
+    assert np.isnan(claims.order_correlation(events, SEVENTY)).all()
 
 
 def test_risk_set_excess_is_the_sum_over_runs_above_its_mean():

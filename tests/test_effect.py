@@ -421,7 +421,8 @@ def test_effects_fit_into_80_columns_a_line_for_each_level():
             for first, config in ((100, {}), (900, {"intervene": "wrong-marginal", "until": 300}))]
     effects = claims.study_arms(arms[0] + arms[1])["effects"]
     screen = io.StringIO()
-    Console(width=80, file=screen).print(*report.effect_tables(effects), sep="\n")
+    tables = [report.text_table(rows, title) for title, rows in report.effect_tables(effects)]
+    Console(width=80, file=screen).print(*tables, sep="\n")
     lines = [line.rstrip() for line in screen.getvalue().splitlines() if line.strip()]
     assert [line.split()[0] for line in lines] == [
         "wrong-marginal", "task-level", "mean", "multiply-1", "multiply-2"]

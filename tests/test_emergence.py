@@ -763,6 +763,17 @@ def test_each_rule_dates_curves_that_are_drawn_by_hand(rank, expected):
         assert (None if index < 0 else STEPS[index]) == step, rule
 
 
+@pytest.mark.parametrize("rule", ["shams", "mean_sham"])
+def test_a_sham_that_was_not_measured_raises_no_bar(rule):
+    task, steps = curve((8, 2), (2, 3), (6, 3), (3, 4), (9, 8)), np.array(STEPS)
+    curves = np.array([task, *SHAMS])
+    more = np.vstack([SHAMS, np.full(len(STEPS), math.nan)])
+    risen = emergence.ONSETS[rule]
+    assert np.array_equal(risen(curves, more, steps, 0.2), risen(curves, SHAMS, steps, 0.2))
+    assert risen(curves, SHAMS, steps, 0.2)[0].any()
+    assert not risen(curves, more[-1:], steps, 0.2).any()
+
+
 def test_a_sweep_without_shams_has_its_onsets_by_the_floor_and_says_so():
     run = made_up_run(levels=("add-1", "add-2"))
     for asked, used in (("shams", "floor"), ("mean_sham", "floor"), ("departure", "departure")):

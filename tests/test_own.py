@@ -62,6 +62,34 @@ def test_each_level_and_quantity_is_dated_on_a_grid_of_its_own():
                                                                 "step": 2}
 
 
+def test_a_run_without_rankme_is_counted_where_it_was_measured():
+    """Of two runs with one sham each, one has RankMe."""
+    for levels in ("ab", ("a", "b", "sham-a")):
+        rows = [(run, level, step, name, value) for run in "xy" for level in levels
+                for step in range(0, 1000, 20)
+                for name, value in (("accuracy", float(step >= 500 and "sham" not in level)),
+                                    ("rankme.first.0", 9.0 if step >= 300 else 5.0))
+                if run == "x" or name == "accuracy"]
+        events = event_table(from_table(rows)).only()
+        leads = claims.lead_rows(events, emergence.exchanges(events.tasks))
+        (row,) = [row for row in leads if row["quantity"] == "rankme"]
+        assert (row["first"], row["events"]) == (2 * ("sham-a" not in levels), 2)
+        assert claims.study(from_table(rows))["claims"]
+
+
+def test_an_empty_cell_of_a_setting_says_nothing():
+    """Exported tables hold width, warm-up and the like in one row of a run, or in every tenth."""
+    curve = step_curve("mine", "a", 300, range(0, 1000, 20))
+    for name, value in (("width", 96), ("warmup", 40), ("parameters", 5e5), ("size", "own")):
+        told = [("mine", "", 0, name, value), ("mine", "", 20, name, ""),
+                ("mine", "", 40, name, None)]
+        (run,) = from_table([*told, *curve])
+        assert run.config[name] == value
+        (run,) = from_table(curve, {"mine": {name: None}})
+        assert run.config == from_table(curve)[0].config
+        claims.study([run])
+
+
 def test_a_reference_is_read_where_it_was_last_measured_on_a_measures_grid():
     """Accuracy is past its tenth at 300, and the measure's own grid is 0, 70, 140 ...: 350."""
     rows = step_curve("mine", "a", 300, range(0, 1000, 100))

@@ -218,7 +218,12 @@ def test_sizes_stand_side_by_side_where_there_are_several(two_sizes, joint):
     figure = report.figure_sizes(two_sizes)["sizes"]
     assert [ax.get_title() for ax in titled(figure)] == ["add"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["nano", "micro", "level 1", "level 2", "level 3"]
+    assert labels == ["nano", "micro", "level 1", "level 2"]
+    harder = two_sizes.subset(levels=[name == "add-2" for name in two_sizes.levels])
+    figure = report.figure_sizes(harder)["sizes"]
+    assert figure.legends[0].get_texts()[-1].get_text() == "level 2"
+    shown = [line.get_marker() for line in titled(figure)[0].lines if len(line.get_xdata()) == 1]
+    assert shown == ["s", "s"], "the marker of level 2, at either size"
     one = joint[0].subset(runs=[0])
     assert report.figure_sizes(one) == {} == report.figure_slopes(one)
     assert report.figure_slopes(two_sizes) == {}, "of one task there is no mean over tasks"
@@ -273,12 +278,13 @@ def test_what_changes_with_size_is_told_size_by_size_and_pair_by_pair():
     ratio = next(row for row in scales["claims"] if row["claim"] == "C2")
     assert ratio["value"] == pytest.approx(2)
     floors, slopes, each, pairs = report.scale_tables(scales)
-    assert floors == (["floor", "small", "big"], [["add", "2.0", "4.0"], ["copy", "3.0", "6.0"],
-                                                  ["all", "2.4", "4.9"]])
-    assert slopes[0] == ["slope", "raw", "centred", "share"]
-    assert slopes[1][0][:2] == ["add", "0.25"] and slopes[1][-1][1] == "0.25 (0.25 to 0.25)"
-    assert [row[0] for row in each[1]] == ["small", "big"] and each[0][1:] == [*claims.AT_EACH]
-    assert pairs[1] == [["small, big", "2.00", "-"]]
+    assert floors == [{"floor": task, "small": small, "big": big} for task, small, big in
+                      (("add", "2.0", "4.0"), ("copy", "3.0", "6.0"), ("all", "2.4", "4.9"))]
+    assert [*slopes[0]] == ["slope", "raw", "centred", "share"]
+    assert (slopes[0]["raw"], slopes[-1]["raw"]) == ("0.25", "0.25 (0.25 to 0.25)")
+    assert [row["size"] for row in each] == ["small", "big"]
+    assert [*each[0]] == ["size", *claims.AT_EACH]
+    assert [[*row.values()] for row in pairs] == [["small, big", "2.00", "-"]]
     figure = report.figure_slopes(events)["slopes"]
     assert [ax.get_title().splitlines()[0] for ax in figure.axes] == [*report.SLOPES.values()]
     assert figure.axes[0].lines[-1].get_ydata() == pytest.approx([6 ** 0.5, 2 * 6 ** 0.5])
@@ -349,7 +355,7 @@ def test_measures_have_a_figure_whether_anything_emerges_or_not():
 
 def test_choices_show_every_combination_and_every_option(joint):
     events, findings, universe = joint
-    left, right = report.figure_choices(events, findings, universe)["choices"].axes
+    left, right = report.figure_choices(findings, universe)["choices"].axes
     observed = left.lines[1].get_ydata()
     rates = universe.values["C4"]
     assert observed.tolist() == sorted(rates[:, 0])
@@ -371,9 +377,9 @@ def test_choices_show_every_combination_and_every_option(joint):
 
 def test_choices_have_no_figure_without_a_universe_or_an_emergence(joint):
     events, findings, universe = joint
-    assert report.figure_choices(events, findings, None) == {}
+    assert report.figure_choices(findings, None) == {}
     nothing = universe.values | {"C4": np.full_like(universe.values["C4"], math.nan)}
-    assert report.figure_choices(events, findings, universe._replace(values=nothing)) == {}
+    assert report.figure_choices(findings, universe._replace(values=nothing)) == {}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -395,7 +401,7 @@ def test_evals_draw_every_curve_with_chance_and_a_dot_at_emergence():
     rows[-1].metric = "f1"                                  # another metric of the same task
     events = [eval_event(model, task, (0, 500) if model == "large" else None)
               for task in ("sciq", "piqa") for model in ("small", "large")]
-    figure = report.figure_evals(rows, events, {"sciq": 0.3})
+    figure = report.figure_evals(rows, events, {"sciq": 0.3})["evals"]
     sciq, piqa = figure.axes
     assert [ax.get_title() for ax in figure.axes] == ["sciq", "piqa"]
     curves = [container.lines[0].get_ydata() for container in sciq.containers]
@@ -417,7 +423,7 @@ def test_compare_draws_rankme_its_interval_accuracy_and_both_spans():
     orders = [SimpleNamespace(task="facts", verdict="leads", onset=(0, 16), emergence=(16, 112)),
               SimpleNamespace(task="grammar", verdict="never", onset=None, emergence=None)]
     comparison = SimpleNamespace(orders=orders, steps=(0, 16, 112))
-    figure = report.figure_compare(rows, comparison)
+    figure = report.figure_compare(rows, comparison)["compare"]
     facts, grammar, accuracy, _ = figure.axes
     assert [facts.get_title(), grammar.get_title()] == ["facts: leads", "grammar: never"]
     assert facts.lines[0].get_ydata().tolist() == [1, 17, 113]
@@ -502,6 +508,9 @@ def test_a_claim_without_a_value_has_its_verdict_alone():
 
 
 def test_cells_of_claims_are_short_and_never_minus_zero():
+    for x, form, text in ((-0.03, "{:.1f}", "0.0"), (0.004, "{:.3f}", "0.004"), (-0.001, "{:.0%}",
+                          "0%"), (-0.004, "{:.2f}", "0.00"), (-0.2, "{:+.1f}", "-0.2")):
+        assert report.value_text(x, form) == text
     cells = report.claim_cells(claim_row("C4", value=-0.001, p_holm=1.0, p_multiverse=0.0004))
     assert list(cells.values())[3:9] == [
         "0%", "43% to 99% over tasks", "56%", "1", "68%", "<.001"]
@@ -525,10 +534,10 @@ def test_evidence_leaves_out_what_there_is_not():
 
 def test_tables_of_medians_dim_the_shams_and_say_never(two_sizes):
     tables = report.median_tables(claims.medians(two_sizes))
-    assert [table.title.plain for table in tables] == ["nano", "micro"]
-    assert [row.style for row in tables[0].rows] == [None, None, "dim"]
-    add, sham = (tuple(report.median_cells(row).values())
-                 for row in claims.medians(two_sizes)[1:3])
+    assert [size for size, _ in tables] == ["nano", "micro"]
+    shown = report.text_table(tables[0][1], "nano")
+    assert [row.style for row in shown.rows] == [None, None, "dim"]
+    add, sham = (tuple(row.values()) for row in tables[0][1][1:])
     assert add == ("add-2", "3.0", "200", "260", "60", "2/2/2")
     assert sham[0] == "sham-add-1" and sham[2:] == ("-", "never", "-", "0/0/2")
 
