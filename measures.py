@@ -310,7 +310,7 @@ def _check_loss(name, loss_fn, net, params, batch, originals):
         try:
             pieces = torch.autograd.grad(losses.sum(), params, allow_unused=True, retain_graph=True)
         except RuntimeError as error:
-            _unless_it_is_memory(error)
+            unless_it_is_memory(error)
             raise ValueError(f"{name}: loss_fn has no gradient ({_line(error)}): does it call "
                              "torch.utils.checkpoint?  With use_reentrant=False") from error
     again, alone = call(batch), call([x[:1] for x in batch], [x[-1:] for x in batch])
@@ -352,7 +352,7 @@ def _leaves(node):
     return {id(node.variable) for node in seen if hasattr(node, "variable")}
 
 
-def _unless_it_is_memory(error):
+def unless_it_is_memory(error):
     """That there is too little, on a GPU or a CPU, is no fault of a loss: raised as it is."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error):
         raise error
@@ -364,7 +364,7 @@ def _losses(name, loss_fn, net, batch):
     try:
         losses = loss_fn(net, batch)
     except Exception as error:
-        _unless_it_is_memory(error)
+        unless_it_is_memory(error)
         raise ValueError(f"{name}: loss_fn fails ({_line(error)}); its batch is a tuple, or a dict "
                          f"where data is; {unpack}") from error
     if not isinstance(losses, Tensor) or losses.shape != (rows,):
@@ -677,7 +677,7 @@ def _top(net, loss_fn, params, data, tol, max_iters, start, generator, room=2**3
         matvec = hessian_matvec(net, loss_fn, data, params)
         found = lanczos(scaled, start.detach().clone().to(params[0]), tol, max_iters, room)
     except RuntimeError as error:
-        _unless_it_is_memory(error)
+        unless_it_is_memory(error)
         raise ValueError(f"hessian_top: loss_fn has no second derivative ({_line(error)})")
     for end in ("eigenvalue", "smallest", "largest"):
         setattr(found, end, getattr(found, end) * units[0])

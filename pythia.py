@@ -47,7 +47,7 @@ import claims
 import emergence
 import measures
 from models import IGNORE, Batch, Snapshot, example_loss
-from sweep import Failed, decoded, parse_json
+from sweep import Failed, decoded, parse_json, spread
 
 
 class Missing(ImportError):
@@ -76,6 +76,7 @@ def explained(what):
     except Missing:
         raise
     except Exception as error:                                  # also of what a config asks for
+        measures.unless_it_is_memory(error)
         names = {kind.__name__ for kind in type(error).__mro__}
         words = " ".join(str(error).split())[:300] or type(error).__name__
         if "UnpicklingError" in names:                          # torch's advice is to run it anyway
@@ -314,21 +315,12 @@ def fetch(model, file, cache_dir, revision="main") -> Path:
     folder: the path of what lies there."""
     with explained(f"{model}: {file} of revision {revision[:12]}"):
         if Path(model).is_dir():
-            path = Path(model) / revision.replace("main", ".") / file
+            path = Path(model) / ("." if revision == "main" else revision) / file
             path.stat()                                         # it is there, or an OSError
             return path
         extra("huggingface_hub.utils").disable_progress_bars()
         return Path(extra("huggingface_hub").HfApi().hf_hub_download(
             repository(model), file, revision=revision, cache_dir=cache_dir))
-
-
-def fetch_any(model, file, cache_dir, revisions) -> Path:
-    """`fetch` from the first of some revisions that has the file."""
-    *before, last = revisions
-    for revision in before:
-        with contextlib.suppress(ValueError):
-            return fetch(model, file, cache_dir, revision)
-    return fetch(model, file, cache_dir, last)
 
 
 def delete_cached(model, cache_dir):
@@ -770,19 +762,16 @@ def probe_row(model, probe, extras=()) -> dict:
            "log_prob": float((log_probs[:, 0] - log_probs.logsumexp(1)).mean()),
            "loss": float((-log_probs[:, 0] / lengths).mean()),
            "margin": float(margin.mean()),
-           "margin_stderr": float(margin.std() / len(margin) ** 0.5),
-           "rankme": {}, "rankme_squared_centred": {}, "rankme_interval": {}}
+           "rankme": {}, "rankme_squared_centred": {},
+           "rankme_interval": {"first": rankme_interval(states["first"][-2], generator)}}
     for position, layers in states.items():                                         # (L + 2, N, D)
         row["rankme"][position] = measures.rankme_many(layers).tolist()
         row["rankme_squared_centred"][position] = [rankme_squared_centred(x) for x in layers]
-        row["rankme_interval"][position] = rankme_interval(layers[-2], generator)
     lines = [(prompt, options[0]) for prompt, options in zip(probe.prompts, probe.options)]
     data = right_padded(lines, model.model.device)
     for name in extras:
         value = getattr(measures, name)(model, example_loss, data, **EXTRAS[name])
-        if not isinstance(value, float):
-            value = {k: v for k, v in vars(value).items() if isinstance(v, (int, float, bool))}
-        row[name] = value
+        row[name] = value if isinstance(value, float) else value.row()
     return row
 
 
@@ -869,7 +858,9 @@ def prepare(model, manifest, audited, steps, names, files, n, tokens, dtype, dev
     last = manifest[kept[-1]][0].commit
     folder = fetch(model, "config.json", cache, last).parent
     if sets:
-        tokens = tokens or fetch_any(model, "tokenizer.json", cache, (last, "main"))
+        with contextlib.suppress(ValueError):                   # it may lie in `main` alone
+            tokens = tokens or fetch(model, "tokenizer.json", cache, last)
+        tokens = tokens or fetch(model, "tokenizer.json", cache)
         sets = encode(sets, tokenizer(tokens), n, *start_and_longest(folder), tell)
     cost = plan(folder, manifest, kept, sets, getattr(torch, dtype), device)
     return kept, sets, folder, (
@@ -1140,18 +1131,21 @@ def examine(rows, audited=None):
     left_out, by_step = {}, {row["step"]: row for row in rows}
     for step in (0, 1):
         guessed = by_step.get(step, {}).get("guess", 1)
-        if abs(guessed - 1) > 0.1:
+        if guessed is not None and abs(guessed - 1) > 0.1:
             left_out[step] = (f"its loss on random tokens is {guessed:.2f} log V, where an "
                               "untrained model has 1: weights of another step")
-    for step, row in sorted(by_step.items()):
-        twin = row.get("twin_of")
+    for step, row in by_step.items():
         why = (audited.left_out if audited else {}).get(step, row.get("left_out"))
         if why:
             left_out[step] = why
-        if twin is not None and twin not in left_out:           # else that one has the wrong name
-            left_out.setdefault(step, f"same weights as step {twin}")
-            if (twin, step) != (0, 1):                          # which are rightly the same
-                left_out[twin] = f"same weights as step {step}"
+    wrong = set(left_out)                                       # of these a twin may be right
+    for step, row in sorted(by_step.items()):
+        twin = row.get("twin_of")
+        if twin is not None and twin not in wrong:
+            first, second = sorted((twin, step))
+            left_out.setdefault(second, f"same weights as step {first}")
+            if (first, second) != (0, 1):                       # which are rightly the same
+                left_out[first] = f"same weights as step {second}"
     sketches = {step: row["sketch"] for step, row in by_step.items()
                 if "sketch" in row and step not in left_out}
     lengths = [len(weights) for weights in sketches.values()]
@@ -1171,9 +1165,9 @@ Order = namedtuple("Order", "run task onset emergence lead verdict collapse reco
 Comparison = namedtuple("Comparison", "run rows orders steps left_out")
 
 
-def compare(name, config, rows, audited=None, specification=None) -> Comparison:
+def compare(name, config, rows, audited=None) -> Comparison:
     """One run's checkpoints: does each task's geometry move before its behaviour?
-    name, config, rows: of the run.  audited: an Audit.  specification: default that of claims.py.
+    name, config, rows: of the run.  audited: an Audit.
     -> Comparison(an emergence.Run; the rows used; an Order for each task; the steps used; {step
     left out: why}).  Raises ValueError where fewer than 4 checkpoints remain."""
     rows, left_out = examine(rows, audited)
@@ -1181,15 +1175,9 @@ def compare(name, config, rows, audited=None, specification=None) -> Comparison:
     if len(steps) < 4 or not rows[0]["levels"]:
         raise ValueError(f"{name}: {len(steps)} checkpoints with probes can be used, and at least "
                          "4 are needed")
-    levels = rows[0]["levels"]
-    about = {"levels": list(levels), "examples": {}, "chance": {}, "chance_log_prob": {}}
-    for task, first in levels.items():
-        about["examples"][task] = first["n"]
-        about["chance"][task] = first["chance"]
-        about["chance_log_prob"][task] = first.get("chance_log_prob")
     table = [cell for row in rows for cell in table_rows(name, row)]
-    [run] = emergence.from_table(table, {name: {**config, **about}})
-    events = emergence.event_table([run], **vars(specification or claims.Specification()))
+    [run] = emergence.from_table(table, {name: config})
+    events = emergence.event_table([run])
     orders = [task_order(name, rows, steps, task, *dates) for task, *dates in
               zip(events.levels, events.onset[0].tolist(), events.emergence[0].tolist())]
     return Comparison(run, rows, orders, steps, left_out)
@@ -1204,16 +1192,15 @@ def notes(comparison) -> list:
 
 
 def table_rows(name, row):
-    """(run, level, step, quantity, value) of one row of metrics.jsonl.  Layers get their names."""
+    """(run, level, step, quantity, value) of one row of metrics.jsonl."""
     for level, columns in row["levels"].items():
-        for quantity in ("accuracy", "log_prob", "loss", "distinct", "gradient_rank"):
-            yield name, level, row["step"], quantity, columns.get(quantity)
+        values = {quantity: columns.get(quantity) for quantity in (
+            "accuracy", "log_prob", "loss", "distinct", "chance", "chance_log_prob",
+            "gradient_rank")} | {"examples": columns["n"]}
         for quantity, number in (("hessian_top", "eigenvalue"), ("llc", "mean")):
-            yield name, level, row["step"], quantity, columns.get(quantity, {}).get(number)
-        for position, layers in columns["rankme"].items():
-            blocks = [f"block {i}" for i in range(1, len(layers) - 1)]
-            for layer, value in zip(("embedding", *blocks, "final_norm"), layers):
-                yield name, level, row["step"], f"rankme.{position}.{layer}", value
+            values[quantity] = columns.get(quantity, {}).get(number)
+        for quantity, value in (*values.items(), *spread("rankme", columns["rankme"])):
+            yield name, level, row["step"], quantity, value
 
 
 def task_order(name, rows, steps, task, began, emerged) -> Order:

@@ -737,17 +737,16 @@ def figure_evals(rows, events, chance):
 
 
 @default_style
-def figure_compare(rows, comparison):
+def figure_compare(comparison):
     """A panel for each probe set: RankMe with its interval, and accuracy.
 
     RankMe is taken where the first answer token is predicted, after the last block.  In the shaded
-    spans lie onset and emergence.  rows: of metrics.jsonl.  comparison: of pythia.compare."""
+    spans lie onset and emergence.  comparison: of pythia.compare."""
     steps = comparison.steps
-    used = sorted((row for row in rows if row["step"] in steps), key=itemgetter("step"))
     figure, axes = panels([order.task for order in comparison.orders], 3, 4.2, 3)
     for order in comparison.orders:
         left, right = axes[order.task], axes[order.task].twinx()
-        levels = [row["levels"][order.task] for row in used]
+        levels = [row["levels"][order.task] for row in comparison.rows]
         low, high = zip(*[level["rankme_interval"]["first"] for level in levels])
         left.plot(steps, [level["rankme"]["first"][-2] for level in levels], color=RANKME)
         left.fill_between(steps, low, high, color=RANKME, alpha=0.2, linewidth=0)

@@ -41,8 +41,7 @@ NOTEBOOK = "JPY_PARENT_PID" in os.environ
 out = Console(highlight=False, force_terminal=False if NOTEBOOK else None)
 if out.width < 40:                                              # no screen: some editors say 1
     out.width = 80
-TYPER = dict(add_completion=False, no_args_is_help=True, rich_markup_mode=None,
-             pretty_exceptions_enable=False)
+TYPER = dict(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app = typer.Typer(**TYPER, help="When a neural network suddenly gains a capability, what changed "
                                 "inside it first?",
                   epilog="To begin, in about a minute: python run.py sweep --task modadd --sizes "
@@ -250,29 +249,26 @@ def make_plan(folder, seeds, train, measure, everything_first, settings):
         for seed in own:
             config = dataclasses.replace(train, size=size, seed=seed)
             plan.append(sweep.Job(folder / f"{size}-s{seed}", config, measure))
-    if everything_first:
-        every = dataclasses.replace(measure, measures=sweep.FIRST_RUN)
-        plan[0] = plan[0]._replace(measure=every)
-    film_asked = any(setting.startswith("film=") for setting in settings)
-    if not film_asked:                                          # a film of the first run alone
-        filmed = dataclasses.replace(plan[0].measure, film=sweep.FRAMES)
-        plan[0] = plan[0]._replace(measure=filmed)
-    plan.sort(key=lambda job: -sweep.work(job.train, job.measure))
-    shortest = min(plan, key=lambda job: sweep.work(job.train, job.measure))
-    plan.remove(shortest)
-    plan.insert(0, shortest)
-    for i, job in enumerate(plan):
-        path = job.folder / "config.json"
+    asked, first = {setting.partition("=")[0] for setting in settings}, plan[0].measure
+    if everything_first and "measures" not in asked:
+        first = dataclasses.replace(first, measures=sweep.FIRST_RUN)
+    if "film" not in asked:                                     # a film of the first run alone
+        first = dataclasses.replace(first, film=sweep.FRAMES)
+    plan[0] = plan[0]._replace(measure=first)
+    plan.sort(key=lambda job: sweep.work(job.train, job.measure), reverse=True)
+    plan.insert(0, plan.pop())
+    for i, (one, train, measure) in enumerate(plan):
+        path = one / "config.json"
         if path.exists():                                       # a run keeps its number of threads
-            saved = sweep.read_json(path)                       # and its film, or that it has none
-            if not any(setting.startswith("threads=") for setting in settings):
-                threaded = dataclasses.replace(job.train, threads=saved.get("threads"))
-                job = job._replace(train=threaded)
-            if not film_asked:
-                filmed = dataclasses.replace(job.measure, film=saved.get("film", 0))
-                job = job._replace(measure=filmed)
-            plan[i] = job
-            sweep.check_config(job.folder, sweep.run_config(job.train, job.measure))
+            saved = sweep.read_json(path)                       # and what it had as the first run
+            if "threads" not in asked:
+                train = dataclasses.replace(train, threads=saved.get("threads"))
+            if "film" not in asked:
+                measure = dataclasses.replace(measure, film=saved.get("film", 0))
+            if everything_first and "measures" not in asked:
+                measure = dataclasses.replace(measure, measures=tuple(saved.get("measures", ())))
+            plan[i] = sweep.Job(one, train, measure)
+            sweep.check_config(one, sweep.run_config(train, measure))
     return plan
 
 
@@ -342,7 +338,10 @@ def carry_out(folder, plan, waiting, workers, alone):
             failures = sweep.run_worker(waiting, alone)
     if any(job.is_done() for job in plan):
         with sweep.locked(folder, wait=True):
-            analyse_one(folder, [job.folder.name for job in plan], show="events")
+            runs, missing = select(folder)
+            missing += [f"{job.folder.name} was not started" for job in plan
+                        if not (job.folder / "config.json").exists()]
+            analyse_runs(folder, runs, missing, show="events")
     if failures:
         raise sweep.Failed("; ".join(failures))
 
@@ -378,23 +377,25 @@ def show_cost(plan, waiting, workers, in_full):
     import models
     import sweep
     times, totals = {}, []
-    shapes = {job.train.size: models.gpt_config(job.train) for job in waiting}
     for job in reversed(waiting):                               # of each size, its shortest run
         if job.train.size not in times:
-            times[job.train.size] = sweep.estimate(job.train, job.measure)
+            shape = models.gpt_config(job.train)
+            times[job.train.size] = shape, *sweep.estimate(job.train, job.measure)
     table = plain_table(*"size parameters runs snapshots training measuring total".split())
-    for size, (training, measuring, snapshots) in times.items():
+    for size, (shape, training, measuring, snapshots) in times.items():
         runs = sum(job.train.size == size for job in waiting)
         seconds = training, measuring, runs * (training + measuring)
-        table.add_row(size, f"{models.parameter_count(shapes[size]):,}", str(runs),
+        table.add_row(size, f"{models.parameter_count(shape):,}", str(runs),
                       str(snapshots), *map(minutes, seconds))
     if waiting and in_full:
         out.print(table)
     for job in waiting:
-        training, measuring, _ = times[job.train.size]
+        _, training, measuring, _ = times[job.train.size]
         totals.append(training + measuring)
         parts = []
-        for name, (snapshots, cost) in sweep.rare_costs(job.train, job.measure).items():
+        for name, (snapshots, cost) in sweep.costs(job.train, job.measure).items():
+            if sweep.MEASURES[name].snapshots == "snapshots":   # timed above
+                continue
             seconds = cost * training / models.last_step(job.train)
             totals[-1] += seconds
             parts.append(f"{name} {minutes(seconds)} ({snapshots} snapshots)")
@@ -520,14 +521,6 @@ def select(folder, seeds=None, sizes=None):
     return emergence.from_table((row for row in rows if row[0] in kept), kept), missing
 
 
-def analyse_one(folder, planned=(), **options):
-    """analyse_runs of a sweep's folder.  planned: the names of the runs that there should be."""
-    runs, missing = select(folder)
-    missing += [f"{name} was not started" for name in planned
-                if not (folder / name / "config.json").exists()]
-    return analyse_runs(folder, runs, missing, **options)
-
-
 def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="claims"):
     """Everything derived of emergence's Runs, wherever they come from, on disk and screen.
 
@@ -624,7 +617,10 @@ def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", 
             continue
         which = [*(sizes or ()), *(["seeds", str(seeds[0]), str(seeds[-1])] if seeds else ())]
         places.append((path / "-".join(which), *select(path, seeds, sizes)))
-    names, found = names_apart([folder for folder, _, _ in places]), {}
+    folders = [folder for folder, _, _ in places]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError("what is derived of two of these would go to one folder; rename a table")
+    names, found = names_apart(folders), {}
     others = {name: runs for name, (_, runs, _) in list(zip(names, places))[1:]}
     show = "claims" if len(places) == 1 else "story"
     for name, (folder, runs, missing) in zip(names, places):
@@ -675,17 +671,16 @@ def saved_run(folder):
     if len(found) != 1:
         raise ValueError(f"{folder} holds {len(found)} runs; expected the directory of one, such "
                          "as runs/modadd/nano-s0")
-    saved = {"film": 0, **sweep.read_json(found[0] / "config.json")}    # once there were no films
+    saved, configs = sweep.read_json(found[0] / "config.json"), []
     sweep.check_run(found[0], saved)
-    configs = []
+    saved = {key: tuple(x) if isinstance(x, list) else x for key, x in saved.items()}
     for kind in (models.TrainConfig, sweep.MeasureConfig):
-        lacks = [field.name for field in dataclasses.fields(kind) if field.name not in saved]
+        names = [field.name for field in dataclasses.fields(kind)]
+        lacks = [name for name in names if name not in saved]
         if lacks:
             raise ValueError(f"{found[0]}/config.json lacks {', '.join(lacks[:5])}: expected a run "
                              "that `sweep` made")
-        values = {field.name: saved[field.name] for field in dataclasses.fields(kind)}
-        configs.append(kind(**{key: tuple(value) if isinstance(value, list) else value
-                               for key, value in values.items()}))
+        configs.append(kind(**{name: saved[name] for name in names}))
     return found[0], *configs
 
 
@@ -697,14 +692,15 @@ def snapshot_at(folder, train, step):
     import torch
     state = sweep.load_saved(folder / "weights" / f"step-{step:06d}.pt")
     saved = sweep.load_saved(folder / "checkpoint.pt")
-    if state is None and saved and saved["snapshot"]["step"] == step:
-        state = saved["snapshot"]["model"]
+    kept = saved.get("snapshot") if isinstance(saved, dict) else None
+    if state is None and kept and kept["step"] == step:
+        state = kept["model"]
     if state is not None:
         model = models.new_model(train)
         model.load_state_dict(state)
         return models.Snapshot(step, model, None, None)
     config, here = sweep.read_json(folder / "config.json"), sweep.environment()
-    places = [entry.get("environment", {}) for entry in (config, *config.get("resumed", ()))]
+    places = [entry.get("environment") or {} for entry in (config, *config.get("resumed", ()))]
     other = [f"{key} was {made.get(key)}, is {here[key]}" for made in places
              for key in ("torch", "system", "processor", "gpu") if made.get(key) != here[key]]
     if other:
@@ -1012,7 +1008,8 @@ def pythia_measure(
     import sweep
     import torch
     if folder is None:
-        folder = Path("runs") / pythia.repository(model).rstrip("/").rpartition("/")[2]
+        own = str(Path(model).resolve()) if Path(model).is_dir() else pythia.repository(model)
+        folder = Path("runs") / own.rpartition("/")[2]
     extras = () if measures == "none" else pick("--measures", measures, tuple(pythia.EXTRAS))
     device, kind = pick_device(device.value), getattr(torch, dtype.value)
     folder.mkdir(parents=True, exist_ok=True)
@@ -1110,7 +1107,7 @@ def pythia_compare(
                                                 "orders": [o._asdict() for o in orders]})
     for one in found:
         path = target / "figures" / f"compare-{one.run.name}.png"
-        save_figure(path, report.figure_compare, one.rows, one)
+        save_figure(path, report.figure_compare, one)
     say("\n".join([*notes, verdict, f"{target}/c9.json, figures/compare-*.png"]))
 
 

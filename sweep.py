@@ -194,10 +194,6 @@ class EvalSet:
         """Examples of each task-level, where all of them together are to have `total`."""
         return max(2, min(most, total // len(self.levels)))
 
-    def autocast(self):
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16,
-                              enabled=self.train.dtype == "bfloat16")
-
 
 # --------------------------------------------------------------------------------------------------
 # One function for each measure: (snapshot, evals) -> {level: {column: value}}
@@ -226,37 +222,25 @@ def measure_rankme(snapshot, evals):
     """RankMe of the hidden states, raw and centred, and the share of their energy in the mean.
 
     In float32: rounding to bfloat16 lifts a collapsed rank by some 8% (1.69 to 1.83)."""
-    found, ranks, by_shape = {}, {}, {}
-    for (level, column), seen in evals.look(snapshot).items():
-        if column != "accuracy":
-            continue
-        w, first, late = seen.weights[:, None], seen.first.double(), seen.late
-        mean = (w * first).sum(1, keepdim=True)                             # (L, 1, D)
-        share = mean.square().sum((1, 2)) / (w * first.square()).sum((1, 2))        # (L,)
+    seen = evals.look(snapshot)
+
+    def one(level):
+        own = seen[level, "accuracy"]
+        root, A = own.weights.sqrt()[:, None], own.late.shape[2] - 1
+        first, last = own.first.double(), own.late[:, :, A].double()        # (L, N, D), (2, N, D)
+        centred, share = measures.centred(first, own.weights.expand(first.shape[:2]))
         varies = share < 1 - 1e-9                               # else nothing is left to centre
-        root, A = w.sqrt(), late.shape[2] - 1                   # a row of weight w: times sqrt(w)
-        kinds = {"first": first * root, "centred": (first - mean)[varies] * root,
-                 "last": late[:, :, A].double() * root}
+        kinds = first * root, centred[varies], last * root      # a row of weight w: times sqrt(w)
+        first, centred, last = measures.rankme_many(torch.cat(kinds)).split(list(map(len, kinds)))
+        answer = first[-2:]
         if A > 1:                                               # of one token, "answer" is "first"
-            kinds["answer"] = (late[:, :, :A].double() * root[:, :, None]).flatten(1, 2)
-        for kind, features in kinds.items():
-            by_shape.setdefault(features.shape[1:], []).append((level, kind, features))
-        ranks[level] = {}
-        found[level] = {"distinct": evals.lines[level, column].distinct,
-                        "mean_share": share.tolist(), "varies": varies.tolist()}
-    for same in by_shape.values():                              # matrices of one shape go together
-        stack = torch.cat([features for *_, features in same])
-        shares = stack.tensor_split(min(len(stack), evals.train.threads))
-        values = torch.cat(evals.each(measures.rankme_many, shares))
-        for (level, kind, _), own in zip(same, values.split([len(x) for *_, x in same])):
-            ranks[level][kind] = own.tolist()
-    for level, columns in found.items():
-        own, centred = ranks[level], iter(ranks[level]["centred"])
-        columns["rankme"] = {"first": own["first"], "answer": own.get("answer", own["first"][-2:]),
-                             "last": own["last"]}
-        columns["rankme_centred"] = [next(centred) if varies else None
-                                     for varies in columns.pop("varies")]
-    return found
+            states = own.late[:, :, :A].double() * root[:, :, None]         # (2, N, A, D)
+            answer = measures.rankme_many(states.flatten(1, 2))
+        ranks, rest = {"first": first, "answer": answer, "last": last}, iter(centred.tolist())
+        return {"distinct": evals.lines[level, "accuracy"].distinct, "mean_share": share.tolist(),
+                "rankme": {position: x.tolist() for position, x in ranks.items()},
+                "rankme_centred": [next(rest) if some else None for some in varies.tolist()]}
+    return dict(zip(evals.levels, evals.each(one, evals.levels)))
 
 
 def measure_gradient_rank(snapshot, evals):
@@ -356,8 +340,8 @@ def measure_linear_probe(snapshot, evals):
     def one(level, batch):
         tokens, targets = batch
         first = int((targets[0] != tasks.IGNORE).nonzero()[0])  # the position that predicts it
-        pieces = []
-        with torch.no_grad(), evals.autocast():
+        pieces, low = [], evals.train.dtype == "bfloat16"
+        with torch.no_grad(), torch.autocast(tokens.device.type, torch.bfloat16, enabled=low):
             for part in tokens.split(256):
                 states = [h[:, first] for h in snapshot.model.hidden_states(part)]
                 pieces.append(torch.stack([*states, snapshot.model.ln_f(states[-1])]))
@@ -547,7 +531,7 @@ def rounded(x):
     if hasattr(x, "row") or hasattr(x, "tolist"):
         return rounded(x.row() if hasattr(x, "row") else x.tolist())
     if isinstance(x, dict):
-        return {k: rounded(v) for k, v in x.items()}
+        return {str(k): rounded(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
         return [rounded(v) for v in x]
     if isinstance(x, float):
@@ -625,17 +609,11 @@ def read_rows(path):
     return rows
 
 
-def check_folder(folder):
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
-
-
 @contextlib.contextmanager
 def locked(folder, wait=False):
     """Hold the folder's lock.  If another process has it: wait for it, or raise Busy.
 
     The system lets go of a lock when its process ends, however it ends."""
-    check_folder(folder)
     try:
         with FileLock(folder / "lock", timeout=-1 if wait else 0):
             yield
@@ -717,14 +695,9 @@ def run_config(train, measure):
 
 
 def without_stop(config):
-    """What must not change about a run: it may end later than it was to end at first.
-
-    A run without a film is one from before there were films, too: it can go on."""
-    fixed = {key: value for key, value in config.items()
-             if key not in ("stop", "environment", "resumed")}
-    if not fixed.get("film"):
-        fixed.pop("film", None)
-    return fixed
+    """What must not change about a run: it may end later than it was to end at first."""
+    return {key: value for key, value in config.items()
+            if key not in ("stop", "environment", "resumed")}
 
 
 def check_config(folder, config):
@@ -976,7 +949,8 @@ def load(folder: Path) -> tuple[Iterator, dict, list]:
     configs: {run: its config.json}.  missing: in words, which runs are not finished, and why.
     Raises BadInput where no run is finished, Failed for a file that cannot be read."""
     folder, found, missing = Path(folder), [], []
-    check_folder(folder)
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a directory; expected a sweep's, such as runs/modadd")
     for one in run_folders(folder):
         config, rows = read_json(one / "config.json"), read_rows(one / "metrics.jsonl")
         check_run(one, config)
@@ -1096,12 +1070,6 @@ def costs(train, measure, until=math.inf):
         row, count = MEASURES[name], sum(step <= until for step in steps)
         found[name] = count, count * (row.cost + levels * row.level_cost)
     return found
-
-
-def rare_costs(train, measure):
-    """Those of what is not taken at every snapshot."""
-    return {name: cost for name, cost in costs(train, measure).items()
-            if MEASURES[name].snapshots != "snapshots"}
 
 
 BEHAVIOUR_COST = 4                    # training steps, roughly: accuracy, at every snapshot

@@ -95,19 +95,7 @@ def test_a_run_that_is_stopped_early_and_goes_on_has_the_film_of_one_that_was_no
     assert again == whole
 
 
-def test_a_run_of_before_there_were_films_goes_on_without_one(tmp_path):
-    one = job(tmp_path / "run", film=0)
-    killed(one, 7)
-    config = sweep.read_json(tmp_path / "run/config.json")
-    assert config.pop("film") == 0
-    sweep.write_atomically(tmp_path / "run/config.json", config)
-    saved = sweep.load_saved(tmp_path / "run/checkpoint.pt")
-    assert "film" not in saved["config"]
-    with pytest.raises(sweep.BadInput, match="film was None, now 6"):
-        sweep.run_one(job(tmp_path / "run"))
-    sweep.run_one(one)
-    sweep.run_one(job(tmp_path / "whole", film=0))
-    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
+def test_a_run_with_another_film_is_another_run(tmp_path):
     with pytest.raises(sweep.BadInput, match="film was 6, now 0"):
         sweep.run_one(job(tmp_path / "other"))
         sweep.run_one(job(tmp_path / "other", film=0))
