@@ -289,6 +289,26 @@ def test_json_lines_tabs_and_semicolons_are_tables_too(tmp_path):
         (tmp_path / name).write_text("\n".join(lines))
     for name in ("x.jsonl", "x.json", "x.tsv", "x.csv"):
         assert planted(tmp_path / name)[0] == {("r", "a"): 100}, name
+    (tmp_path / "x.csv").rename(tmp_path / "X.CSV")
+    assert planted(tmp_path / "X.CSV")[0] == {("r", "a"): 100}
+
+
+def test_runs_and_levels_may_be_numbered_from_0_in_json_as_in_csv(tmp_path):
+    rows = [row for run in (0, 1) for level in (0, 1) for row in step_curve(run, level, 100, STEPS)]
+    dicts = [dict(zip(emergence.COLUMNS, row)) for row in rows]
+    (tmp_path / "x.json").write_text(json.dumps(dicts))
+    dates = {(run, level): 100 for run in "01" for level in "01"}
+    assert planted(tmp_path / "x.json")[0] == planted(write(tmp_path / "x.csv", rows))[0] == dates
+    wide = [{"run": None, "step": step, "mine - accuracy": float(step >= 100)} for step in STEPS]
+    (tmp_path / "wide.json").write_text(json.dumps(wide))
+    assert {name for name, _ in planted(tmp_path / "wide.json")[0]} == {"mine"}
+
+
+def test_two_tables_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path, capsys):
+    for name in ("x.csv", "x.tsv"):
+        write(tmp_path / name, step_curve("r", "a", 100, STEPS))
+    status, _, error = analyse(capsys, tmp_path / "x.csv", tmp_path / "x.tsv")
+    assert status == 2 and "rename a table" in error and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("text, encoding", [

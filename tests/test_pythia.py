@@ -1403,6 +1403,8 @@ def test_compare_drops_twins_and_what_was_left_out():
     rows = made_up_rows({"before": (400, 700)}, STEPS)
     rows[1]["twin_of"] = 0                                      # step 100, wrongly the same as 0
     assert set(compare(rows).left_out) == {0, 100}
+    rows[2]["twin_of"] = 0                                      # and a third that is
+    assert set(compare(rows).left_out) == {0, STEPS[1], STEPS[2]}
     rows = made_up_rows({"before": (400, 700)}, [0, 1, *STEPS[1:]])
     rows[1]["twin_of"] = 0
     rows[4]["twin_of"] = 700                                    # and two that are wrongly the same

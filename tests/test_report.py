@@ -416,14 +416,14 @@ def test_evals_draw_every_curve_with_chance_and_a_dot_at_emergence():
 
 def test_compare_draws_rankme_its_interval_accuracy_and_both_spans():
     rows = []
-    for step in (112, 0, 64, 16):                           # out of order, and one left out
+    for step in (0, 16, 112):
         level = {"rankme": {"first": [1, step + 1, 2]}, "accuracy": step / 112,
                  "rankme_interval": {"first": [step, step + 2]}}
         rows.append({"step": step, "levels": {"facts": level, "grammar": level}})
     orders = [SimpleNamespace(task="facts", verdict="leads", onset=(0, 16), emergence=(16, 112)),
               SimpleNamespace(task="grammar", verdict="never", onset=None, emergence=None)]
-    comparison = SimpleNamespace(orders=orders, steps=(0, 16, 112))
-    figure = report.figure_compare(rows, comparison)["compare"]
+    comparison = SimpleNamespace(orders=orders, steps=(0, 16, 112), rows=rows)
+    figure = report.figure_compare(comparison)["compare"]
     facts, grammar, accuracy, _ = figure.axes
     assert [facts.get_title(), grammar.get_title()] == ["facts: leads", "grammar: never"]
     assert facts.lines[0].get_ydata().tolist() == [1, 17, 113]
@@ -551,6 +551,11 @@ def test_sweeps_stand_side_by_side_with_an_unadjusted_p(joint):
     _, first, second, legend = screen.getvalue().splitlines()
     assert first.startswith("[b]add") and f"{findings['lead_check']['median_onset']:.0f}" in first
     assert second.split()[-1] == ".031" and legend.startswith("onset: ")
+    for step in (math.nan, math.inf):
+        without = findings | {"lead_check": findings["lead_check"] | {"median_onset": step}}
+        screen = io.StringIO()
+        Console(file=screen, width=80).print(report.side_by_side({"a": without}))
+        assert screen.getvalue().splitlines()[1].split()[2] == "-"
 
 
 def test_sentences_of_the_joint_sweep_give_its_numbers(joint):
@@ -748,13 +753,15 @@ def test_a_run_that_was_stopped_early_says_so(joint):
      "--out runs/all-measures")])
 def test_what_cannot_be_told_comes_with_the_command_that_can(verdict, cannot, command, joint):
     """The command is the recorded one, but for what is changed, its threads and its folder."""
-    typed = "python run.py sweep --task copy --out x --set threads=1 --set lr=0.1".split()
     events, findings, universe = joint
-    ours = emergence.event_table([
-        emergence.replace(run, config=run.config | {
-            "per_level": 10, "environment": {"command": typed}}) for run in events.runs])
-    found = made_up_story((ours, findings, universe), f"cannot tell: {verdict}")
-    assert cannot in found.cannot and found.command == f"python run.py sweep {command}"
+    for typed in ("--task copy --out x --set threads=1 --set lr=0.1",
+                  "--task=copy --out=x --set=threads=1 --set=lr=0.1"):
+        words = ["python", "run.py", "sweep", *typed.split()]
+        ours = emergence.event_table([
+            emergence.replace(run, config=run.config | {
+                "per_level": 10, "environment": {"command": words}}) for run in events.runs])
+        found = made_up_story((ours, findings, universe), f"cannot tell: {verdict}")
+        assert cannot in found.cannot and found.command == f"python run.py sweep {command}"
     assert made_up_story(joint, f"cannot tell: {verdict}").command == "", "no sweep of ours"
 
 

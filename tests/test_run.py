@@ -854,6 +854,25 @@ def test_the_longest_run_comes_second_and_one_has_every_measure(tmp_path):
     assert work[0] == min(work) and work[1:] == sorted(work[1:], reverse=True) and len(plan) == 4
     every = [job.folder.name for job in plan if job.measure.measures == sweep.FIRST_RUN]
     assert every == ["nano-s0"] and "llc" in sweep.FIRST_RUN
+    measure = sweep.MeasureConfig(measures=("llc",))
+    plan = run.make_plan(tmp_path, seeds, models.TrainConfig(), measure, True, ["measures=llc"])
+    assert {job.measure.measures for job in plan} == {("llc",)}
+
+
+def test_a_sweep_may_grow_downwards(tmp_path):
+    """What was the first run keeps its measures and its film, and the new one has them as well."""
+    def plan(seeds):
+        return run.make_plan(tmp_path, {"nano": seeds}, models.TrainConfig(),
+                             sweep.MeasureConfig(measures=("rankme",)), True, [])
+    before = plan(range(5, 7))
+    for one in before:
+        one.folder.mkdir()
+        config = sweep.rounded(sweep.run_config(one.train, one.measure))
+        sweep.write_config(one.folder, config, {})
+    now = {one.folder.name: one.measure for one in plan(range(3, 7))}
+    assert {one.folder.name: one.measure for one in before}.items() <= now.items()
+    assert now["nano-s3"].measures == now["nano-s5"].measures == sweep.FIRST_RUN
+    assert now["nano-s3"].film and not now["nano-s6"].film
 
 
 # --------------------------------------------------------------------------------------------------
