@@ -83,7 +83,7 @@ def centred(features: Tensor, weights: Tensor | None = None) -> tuple:
     features: (..., N, D).  weights: (..., N), how often each row counts; None: each once."""
     x = features.detach().double()
     w = x.new_ones(x.shape[:-1]) if weights is None else weights.detach().to(x)         # (..., N)
-    if x.dim() < 2 or not torch.isfinite(x).all() or w.shape != x.shape[:-1]:
+    if x.dim() < 2 or 0 in x.shape or not torch.isfinite(x).all() or w.shape != x.shape[:-1]:
         raise ValueError("features must be (N, D) and finite, weights (N,)")
     if not (w >= 0).all() or not (w.sum(-1) > 0).all():
         raise ValueError("weights must not be negative, nor all zero")
@@ -658,15 +658,16 @@ def hessian_top(model: Module, loss_fn: Callable, data: tuple, tol: float = 3e-3
     products.  None: random.  A start that is an eigenvector is accepted as the answer, even if
     another eigenvalue has overtaken it: now and then start cold.  room: see lanczos."""
     with _prepare("hessian_top", model, loss_fn, data) as (net, loss_fn, params, data, _):
-        return _top(net, loss_fn, params, data, tol, max_iters, start, _generator(generator), room)
+        return _top("hessian_top", net, loss_fn, params, data, tol, max_iters, start,
+                    _generator(generator), room)
 
 
-def _top(net, loss_fn, params, data, tol, max_iters, start, generator, room=2**30):
+def _top(name, net, loss_fn, params, data, tol, max_iters, start, generator, room=2**30):
     count = sum(p.numel() for p in params)
     if start is None:
         start = torch.randn(count, generator=generator, dtype=torch.float32, device="cpu")
     if start.shape[-1] != count:
-        raise ValueError(f"hessian_top: start must be ({count},), got {tuple(start.shape)}")
+        raise ValueError(f"{name}: start must be ({count},), got {tuple(start.shape)}")
     units = []
 
     def scaled(v):                                              # so that squares stay in range
@@ -678,7 +679,7 @@ def _top(net, loss_fn, params, data, tol, max_iters, start, generator, room=2**3
         found = lanczos(scaled, start.detach().clone().to(params[0]), tol, max_iters, room)
     except RuntimeError as error:
         unless_it_is_memory(error)
-        raise ValueError(f"hessian_top: loss_fn has no second derivative ({_line(error)})")
+        raise ValueError(f"{name}: loss_fn has no second derivative ({_line(error)})")
     for end in ("eigenvalue", "smallest", "largest"):
         setattr(found, end, getattr(found, end) * units[0])
     return found
@@ -743,7 +744,7 @@ def split_r_hat(traces):
     >>> round(split_r_hat(torch.tensor([[1., 3., 1., 3.], [2., 4., 2., 4.]])), 4)
     0.8165"""
     half = traces.shape[1] // 2
-    parts = torch.cat([traces[:, :half], traces[:, -half:]]).double()           # (2C, half)
+    parts = torch.cat([traces[:, :half], traces[:, traces.shape[1] - half:]]).double()  # (2C, half)
     within = parts.var(1).mean() if half > 1 else 0
     if not within > 0:
         return math.nan
@@ -1033,7 +1034,7 @@ def llc(model: Module, loss_fn: Callable, data: tuple, nbeta: float = 100.0,
         # the step, from the curvature on as many rows as are cheap
         few = torch.randperm(n, generator=seeds, device="cpu")[:max(batch_size, 512)]
         few = [x[few.to(x.device)] for x in data]
-        top = _top(net, loss_fn, params, few, 0.05, 30, start, seeds)
+        top = _top("llc", net, loss_fn, params, few, 0.05, 30, start, seeds)
         steepest = nbeta * max(top.largest * (1 + top.residual_largest), 0) + localization
         if lr is None and steepest == 0:
             raise ValueError("llc: lr must be given: the loss is flat at w0, and localization is 0")
@@ -1273,7 +1274,7 @@ def collect_states(model: Module, *names: str):
 
     def keep(name, module, args, output):
         states[name].append((output[0] if isinstance(output, tuple) else output).detach())
-    hooks = [modules[name].register_forward_hook(functools.partial(keep, name)) for name in names]
+    hooks = [modules[name].register_forward_hook(functools.partial(keep, name)) for name in states]
     try:
         yield states
     finally:

@@ -29,8 +29,7 @@ Read more: Vaswani et al. 2017 (arXiv 1706.03762); Radford et al. 2019 (GPT-2); 
 2017 (arXiv 1711.05101), AdamW.
 
 Letters for shapes:  B rows, T tokens of a row, D width, H heads, d = D / H, V vocabulary,
-N examples, M scored places, S tokens of all lines.
-"""
+N examples, M scored places, S tokens of all lines."""
 import copy
 import dataclasses
 import functools
@@ -68,8 +67,7 @@ def attention(qkv, mask, n_head):
     Hint: a view (B, T, 3, H, d), heads permuted before places; back with transpose and reshape.
 
     >>> attention(torch.tensor([[[0., 0., 1.], [0., 0., 3.]]]), torch.zeros(2, 2), 1).tolist()
-    [[[2.0], [2.0]]]
-    """
+    [[[2.0], [2.0]]]"""
     B, T, width = qkv.shape
     d = width // (3 * n_head)
     q, k, v = qkv.view(B, T, 3, n_head, d).permute(2, 0, 3, 1, 4)           # each (B, H, T, d)
@@ -147,8 +145,7 @@ class GPT(nn.Module):
 
         tokens: (B, T) int64.  Returns tensors (B, T, D).  The final LayerNorm is NOT applied to the
         last one; `model.ln_f` does that.
-        Raises ValueError if T is larger than block_size.
-        """
+        Raises ValueError if T is larger than block_size."""
         T = tokens.shape[1]
         if T > self.config.block_size:
             raise ValueError(f"a line of {T} tokens is longer than the model's block_size"
@@ -177,8 +174,7 @@ def parameter_count(config):
     A block has 12 D^2 weights in its four matrices, 9 D biases, and 4 D in its two LayerNorms.
 
     >>> parameter_count(SIZES["nano"])
-    409088
-    """
+    409088"""
     D = config.n_embd
     block = 12 * D * D + 13 * D
     return config.n_layer * block + 2 * D + (config.vocab_size + config.block_size) * D
@@ -197,8 +193,7 @@ def example_loss(model: nn.Module, batch: tuple) -> torch.Tensor:
     >>> batch = tasks.sample("add", 2, 500, torch.Generator().manual_seed(0))
     >>> loss = example_loss(GPT(SIZES["nano"]), batch).mean().item()
     >>> abs(loss - math.log(VOCAB_SIZE)) < 0.15
-    True
-    """
+    True"""
     tokens, targets = batch
     logits = model(tokens).float().transpose(1, 2)                          # (N, V, T)
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
@@ -209,8 +204,7 @@ def example_loss_sum(model, batch):
     """-log p(answer | prompt): the same, summed over the answer and not averaged.
 
     Where answers differ in length, this is the loss whose curvature is the Fisher matrix.
-    Returns (N,), in nats per answer.
-    """
+    Returns (N,), in nats per answer."""
     return example_loss(model, batch) * (batch[1] != IGNORE).sum(1)
 
 
@@ -225,8 +219,7 @@ def resample_answers(model: nn.Module, batch: tuple, generator: torch.Generator)
     Returns Batch.  The batch given stays as it is.
     A Fisher matrix needs labels drawn from the model.  With the true ones it is called empirical.
     Exercise: models.resample_answers (set 1, 10 points)
-    Hint: from left to right, for a draw changes what is shown next; torch.multinomial draws.
-    """
+    Hint: from left to right, for a draw changes what is shown next; torch.multinomial draws."""
     tokens, targets = batch[0].clone(), batch[1].clone()
     T = tokens.shape[1]
     for t in range(T):
@@ -247,8 +240,7 @@ def resample_answers(model: nn.Module, batch: tuple, generator: torch.Generator)
 class TrainConfig:
     """Everything that decides the weights.
 
-    The same fields, machine and torch give the same weights, bit for bit.
-    """
+    The same fields, machine and torch give the same weights, bit for bit."""
     size: str = "nano"                # a name in SIZES
     seed: int = 0                     # of the initial weights and of the data
     levels: tuple = ("modadd-1", "modadd-2", "modadd-3")      # task-levels, in equal shares
@@ -293,8 +285,7 @@ def snapshot_steps(steps, count=121):
     until there are at least `count` snapshots; if there are not so many steps, one after each.
 
     >>> [len(snapshot_steps(n)) for n in (600, 3000)], snapshot_steps(100, 12)
-    ([122, 123], [0, 1, 2, 4, 7, 14, 27, 29, 52, 57, 86, 100])
-    """
+    ([122, 123], [0, 1, 2, 4, 7, 14, 27, 29, 52, 57, 86, 100])"""
     if count > steps:
         return list(range(steps + 1))
     n, grid = 2, set()
@@ -315,8 +306,7 @@ def snapshots_of(config):
     """The steps at which a run is looked at: those of its schedule, and its last one.
 
     >>> snapshots_of(TrainConfig(steps=100, snapshots=12, stop=50))
-    [0, 1, 2, 4, 7, 14, 27, 29, 50]
-    """
+    [0, 1, 2, 4, 7, 14, 27, 29, 50]"""
     last = last_step(config)
     return [s for s in snapshot_steps(config.steps, config.snapshots) if s < last] + [last]
 
@@ -333,8 +323,7 @@ def evenly_spaced(steps, count):
     """`count` of the steps, evenly spread over their list, the first and the last among them.
 
     >>> sorted(evenly_spaced([0, 1, 2, 4, 8, 16, 32], 4))
-    [0, 2, 8, 32]
-    """
+    [0, 2, 8, 32]"""
     return {steps[round(i * (len(steps) - 1) / max(1, count - 1))] for i in range(count)}
 
 
@@ -353,8 +342,7 @@ def learning_rate(config, step):
 
     >>> config = TrainConfig(steps=600, lr=1e-3, warmup=100)
     >>> [round(learning_rate(config, step), 6) for step in (0, 49, 99, 100, 350, 600)]
-    [1e-05, 0.0005, 0.001, 0.001, 0.00055, 0.0001]
-    """
+    [1e-05, 0.0005, 0.001, 0.001, 0.00055, 0.0001]"""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     t = (step - config.warmup) / max(1, config.steps - config.warmup)       # from 0 to 1
@@ -372,8 +360,7 @@ class TrainingData:
     """The batches of a run, as a function of (seed, step): all task-levels in equal shares.
 
     They are drawn for BLOCK steps at a time.  So one call of `sample` per task-level serves many
-    steps.  The lines of a batch are packed, and packed in the same way at every step.
-    """
+    steps.  The lines of a batch are packed, and packed in the same way at every step."""
     BLOCK = 64
 
     def __init__(self, config):
@@ -449,8 +436,7 @@ class Intervention:
     TrainConfig asks for it: `TrainConfig(intervene="small-states", strength=0.1, until=300)`.
 
     One object serves one run.  A resumed run gets a new one, so what an object remembers of
-    earlier steps must not matter.
-    """
+    earlier steps must not matter."""
 
     def __init__(self, config):
         self.config = config
@@ -459,30 +445,26 @@ class Intervention:
         """The untrained GPT -> the one that is trained and measured.
 
         It may have parameters of its own.  A subclass of GPT with another method `logits` changes
-        what the logits mean, in training and in measuring alike.
-        """
+        what the logits mean, in training and in measuring alike."""
         return model
 
     def penalty(self, states, scored, step):
         """A scalar tensor, or None.  Times `strength`, it is added to the loss.
 
         states: (M, D), the last block's, at the M places that are scored.  scored: what is asked
-        there, a Scored.  The loss that a Snapshot reports is without the penalty.
-        """
+        there, a Scored.  The loss that a Snapshot reports is without the penalty."""
         return None
 
     def gradients(self, params, penalty):
         """May change p.grad of each parameter, after the backward pass and before the clipping.
 
-        penalty: what the method `penalty` returned.
-        """
+        penalty: what the method `penalty` returned."""
 
 
 class OffsetGPT(GPT):
     """A GPT with fixed numbers added to its logits, which depend on where in which line it is.
         logits = E LayerNorm(x) + offset[task-level, place of the answer]
-    offset: (P + 1, A + 1, V); the last of each is for what is off the answer.
-    """
+    offset: (P + 1, A + 1, V); the last of each is for what is off the answer."""
 
     def __init__(self, model, offset):
         super().__init__(model.config)
@@ -513,8 +495,7 @@ class BiasGPT(GPT):
 def log_frequencies(names, vocab_size):
     """The log of how often each token stands at each place of each task-level's answer.
         log(f + 1e-4)           so that no token is ruled out
-    names: P task-levels.  Returns (P + 1, A + 1, V): 0 where there is no such place or token.
-    """
+    names: P task-levels.  Returns (P + 1, A + 1, V): 0 where there is no such place or token."""
     found = [tasks.answer_frequencies(*tasks.split_name(name)) for name in names]
     places = max(len(f) for f in found)
     table = torch.zeros(len(names) + 1, places + 1, vocab_size)
@@ -589,8 +570,7 @@ class Placebo(Intervention):
     """A gradient as large as that of rank-up, at the same steps, in a direction that means nothing.
 
     The direction is drawn anew at every step.  A fixed one would be a force: AdamW's steps do not
-    shrink with a gradient that always points the same way.  Half as much again as a plain step.
-    """
+    shrink with a gradient that always points the same way.  Half as much again as a plain step."""
 
     def wrap(self, model):
         self.params = list(model.parameters())
@@ -623,8 +603,7 @@ def new_intervention(config):
 def new_model(config, intervention=None):
     """The untrained model of a TrainConfig, wrapped by its intervention.
 
-    The caller's random state stays as it is.
-    """
+    The caller's random state stays as it is."""
     intervention = intervention or new_intervention(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -646,8 +625,7 @@ def training_step(model, optimizer, data, config, step, intervention=None, forwa
     """One update of the weights, on the batch of that step.
 
     The loss is the mean of example_loss over the batch.  forward: packed_forward, or a compiled
-    one.  Returns the loss without any penalty, left on the device: nothing here waits for a GPU.
-    """
+    one.  Returns the loss without any penalty, left on the device: nothing here waits for a GPU."""
     intervention = intervention or Intervention(config)
     forward = forward or packed_forward
     for group in optimizer.param_groups:
@@ -684,8 +662,7 @@ def train(config: TrainConfig, resume: dict | None = None) -> Iterator[Snapshot]
     bits as if it had not stopped.
     Raises ValueError for an intervention that does not exist.
     Raises FloatingPointError, naming the step, when the loss is no longer finite.
-    Differs from the paper: every number here, for its protocol is public only in outline.
-    """
+    Differs from the paper: every number here, for its protocol is public only in outline."""
     # Begin: the config alone decides what the weights and the data are.
     intervention = new_intervention(config)
     model = new_model(config, intervention)
@@ -724,8 +701,7 @@ def train(config: TrainConfig, resume: dict | None = None) -> Iterator[Snapshot]
 def mean_loss(losses, before, step):
     """Mean loss of the updates from one snapshot to the next; None at step 0.
 
-    Raises FloatingPointError if one of them is not finite.
-    """
+    Raises FloatingPointError if one of them is not finite."""
     part = losses[before:step]
     wrong = (~torch.isfinite(part)).nonzero()
     if len(wrong):
@@ -787,8 +763,7 @@ def attention_mask(line):
     Hint: compare line[:, :, None] with line[:, None, :]; torch.tril keeps what lies to the left.
 
     >>> attention_mask(torch.tensor([[0, 0, 1]]))[0, 0].tolist()
-    [[0.0, -inf, -inf], [0.0, 0.0, -inf], [-inf, -inf, 0.0]]
-    """
+    [[0.0, -inf, -inf], [0.0, 0.0, -inf], [-inf, -inf, 0.0]]"""
     T = line.shape[1]
     allowed = (line[:, :, None] == line[:, None, :]) & torch.ones(T, T).tril().bool()   # (B, T, T)
     return torch.zeros(allowed.shape).masked_fill(~allowed, -math.inf)[:, None]
@@ -797,8 +772,7 @@ def attention_mask(line):
 class Layout(NamedTuple):
     """Where the lines of a batch stand in a (B, T) grid.
 
-    It depends on the lengths of the lines alone.  So one layout serves every step of a run.
-    """
+    It depends on the lengths of the lines alone.  So one layout serves every step of a run."""
     slots: torch.Tensor               # (S,) int64: the places of all tokens, line after line
     offsets: torch.Tensor             # (B, T) int64: how far from the start of its line each is
     mask: torch.Tensor                # (B, 1, T, T): see attention_mask
@@ -825,8 +799,7 @@ def pack(lengths, width, device="cpu"):
     Raises ValueError for a line that is longer than a row.
 
     >>> pack([3, 5, 3, 2], 8).offsets.tolist()
-    [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 0, 1, 0, 0, 0]]
-    """
+    [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 0, 1, 0, 0, 0]]"""
     waiting = {}                                          # length -> the lines, the first one last
     for line in reversed(range(len(lengths))):
         waiting.setdefault(lengths[line], []).append(line)
@@ -869,8 +842,7 @@ def lay_out(batches, device="cpu"):
     """A list of Batches, each with a length of its own -> Ragged.
 
     Lines are counted through all batches, one after another.  A row holds two of the longest;
-    then some 95% of the places are used.
-    """
+    then some 95% of the places are used."""
     lines = [line for batch in batches for line in batch.tokens]
     lengths = [len(line) for line in lines]
     layout = pack(lengths, 2 * max(lengths), device)
@@ -892,8 +864,7 @@ def walk(model, tokens, layout, positions):
     """The residual stream: a list of those before the last block, (B, T, D) each, and the last one.
 
     After the last attention no place looks at another.  So the rest of that block, 9 D^2 of its
-    12 D^2 weights, runs only at `positions`; the last one is (M, D) then, else (B, T, D).
-    """
+    12 D^2 weights, runs only at `positions`; the last one is (M, D) then, else (B, T, D)."""
     states = [model.token_embedding(tokens) + model.position_embedding(layout.offsets)]
     for block in model.blocks[:-1]:
         states.append(block(states[-1], layout.mask))
@@ -949,8 +920,7 @@ def read_answers(model, lines):
 
     Returns early, (N, n_layer, D): the states before the last block, at `first`; late,
     (M + N, 2, D): the last block's and the final LayerNorm's, at `read`; then of each of the M
-    tokens -log p, and whether it is the most likely one; and (N, V) probabilities of the first.
-    """
+    tokens -log p, and whether it is the most likely one; and (N, V) probabilities of the first."""
     states, last = walk(model, lines.tokens, lines.layout, lines.read)
     early = torch.stack([x.flatten(0, 1)[lines.first] for x in states], 1)
     where = lines.layout.at(lines.read)[:, lines.asked]                     # (2, M)
@@ -975,8 +945,7 @@ def pack_once(lengths, width, device):
 def packed_loss(model, batch):
     """example_loss of lines that are padded on the right: packed first, then in half of the time.
 
-    batch: (tokens, targets), both (N, T).  Returns (N,).
-    """
+    batch: (tokens, targets), both (N, T).  Returns (N,)."""
     tokens, targets = batch
     real = tokens != PAD                                                    # (N, T)
     lengths = tuple(real.sum(1).tolist())

@@ -15,6 +15,7 @@ import base64
 import codecs
 import contextlib
 import csv
+import functools
 import html
 import io
 import itertools
@@ -1258,11 +1259,17 @@ def lead_sentence(row, rows, unit):
 # ------------------------------------------------------------------------------------------------
 # The page, and everything into a folder
 
-def fill(template, **values):
-    """A template of jinja2 with its values, as HTML; functions of this file are at hand in it."""
+@functools.lru_cache
+def compiled(template):
+    """A template of jinja2; functions of this file are at hand in it."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment.from_string(template, globals=globals()).render(**values)
+    return environment.from_string(template, globals=globals())
+
+
+def fill(template, **values):
+    """The template with its values, as HTML."""
+    return compiled(template).render(**values)
 
 
 def page(title, events, findings, images, complaints=(), player=""):

@@ -38,8 +38,7 @@ Nogueira et al. 2021 (arXiv 2102.13019), the order of digits decides what a tran
 Charton 2023 (arXiv 2308.15594), the greatest common divisor, one divisor after the other.
 
 Letters for shapes:  N examples, T tokens of a line, K operands, A tokens of an answer,
-V vocabulary, S tuples of columns, M different operands.
-"""
+V vocabulary, S tuples of columns, M different operands."""
 import functools
 import hashlib
 import math
@@ -56,7 +55,7 @@ LEVELS = (1, 2, 3)
 VOCAB_SIZE = 64                   # V: the words in use stand first, then free places, then PAD
 PAD = VOCAB_SIZE - 1              # fills the places of a row where no line stands
 IGNORE = -100                     # the target of a place that is not scored; torch's own default
-LISTED = 2_000_000                # so many tuples of columns, at most, are gone through one by one
+LISTED = 1_000_000                # so many tuples of columns, at most, are gone through one by one
 
 
 class Batch(NamedTuple):
@@ -78,8 +77,7 @@ def digits(x, width):
     """(N,) non-negative integers -> (N, width) decimal digits, most significant first.
 
     >>> digits(torch.tensor([7, 42]), 3).tolist()
-    [[0, 0, 7], [0, 4, 2]]
-    """
+    [[0, 0, 7], [0, 4, 2]]"""
     powers = 10 ** torch.arange(width - 1, -1, -1, device=x.device)
     return x[:, None] // powers % 10
 
@@ -105,8 +103,7 @@ def add(x, d):
     """12 + 7 = 19, with the 19 written backwards.
 
     >>> add(torch.tensor([[12, 7]]), 2)
-    ([tensor([[1, 2]]), '+', tensor([[0, 7]])], tensor([[9, 1, 0]]))
-    """
+    ([tensor([[1, 2]]), '+', tensor([[0, 7]])], tensor([[9, 1, 0]]))"""
     a, b = x.unbind(1)                                      # (N,) each
     return [digits(a, d), "+", digits(b, d)], digits(a + b, d + 1).flip(1)
 
@@ -219,8 +216,7 @@ def recall(x, n):
     """1 4 3 7 , 3 = 7: which value follows the key 3?  x: n keys, n values, a key.
 
     The values differ, so to write any of them is right in 1 of n cases only.  With two pairs this
-    alone would count as emerged (emergence.emergence_step), and nobody would look for the key.
-    """
+    alone would count as emerged (emergence.emergence_step), and nobody would look for the key."""
     keys, values, key = x[:, :n], x[:, n:-1], x[:, -1:]
     pairs = torch.stack([keys, values], 2).flatten(1)
     return [pairs, ",", key], values[keys == key][:, None]
@@ -262,8 +258,7 @@ def a_third_equal(columns, d):
     """The operands (a, b) of compare: equal in a third of all draws, different in the others.
 
     columns: (N, 3): kind, a and offset.  kind is 0, 1 or 2, and 0 makes the numbers equal.
-    Otherwise b is found by counting on from a, 1 + offset steps.  After 9...9 comes 0.
-    """
+    Otherwise b is found by counting on from a, 1 + offset steps.  After 9...9 comes 0."""
     kind, a, offset = columns.unbind(1)
     other = (a + 1 + offset) % 10 ** d                      # each number but a is equally likely
     b = torch.where(kind == 0, a, other)
@@ -284,8 +279,7 @@ def all_different(columns, n):
     """Different digits out of 0 ... n - 1.  Column k says which of the digits that are left.
 
     >>> all_different(torch.tensor([[2, 0, 0], [1, 1, 0]]), 3).tolist()
-    [[2, 0, 1], [1, 2, 0]]
-    """
+    [[2, 0, 1], [1, 2, 0]]"""
     left = torch.arange(n, device=columns.device).expand(len(columns), n)
     chosen = []
     for column in columns.unbind(1):
@@ -310,8 +304,7 @@ def split_name(level_name):
     """The two arguments that the functions below take, from the name of a task-level.
 
     >>> split_name("sham-add-2")
-    ('sham-add', 2)
-    """
+    ('sham-add', 2)"""
     task, _, level = level_name.rpartition("-")
     return task, int(level)
 
@@ -334,8 +327,7 @@ def seeded(device, *key):
     """A generator whose numbers depend on `key` alone, not on what was drawn before.
 
     So the training data are a function of (seed, step), and a resumed run sees the batches that
-    an uninterrupted run sees.
-    """
+    an uninterrupted run sees."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -374,8 +366,7 @@ def split_columns(task, level, split, train_fraction):
     A generator of its own marks each operand tuple of the task-level as trained on, or not.  So
     every seed and every size of model trains on the same operands, and a sham on those of its task.
     Returns (number of tuples,) int64.
-    Raises ValueError if that side is empty, or if there are too many operands for a split.
-    """
+    Raises ValueError if that side is empty, or if there are too many operands for a split."""
     if not can_be_listed(task, level):
         raise ValueError(f"train_fraction {train_fraction}: {task}-{level} has more than"
                          f" {LISTED:,} operands, of which no training sees a share worth the name;"
@@ -416,8 +407,7 @@ def answer_targets(tokens, length):
     Hint: "=" stands right before the answer's first token; the last place has no next token.
 
     >>> answer_targets(torch.tensor([[24, 1, 2, 16, 7, 8]]), 2).tolist()
-    [[-100, -100, -100, 7, 8, -100]]
-    """
+    [[-100, -100, -100, 7, 8, -100]]"""
     T = tokens.shape[1]
     targets = torch.full_like(tokens, IGNORE)
     targets[:, T - length - 1:-1] = tokens[:, T - length:]
@@ -454,8 +444,7 @@ def sample(task: str, level: int, n: int, generator: torch.Generator, split: str
 
     >>> batch = sample("add", 2, 1, torch.Generator().manual_seed(0))
     >>> decode(batch.tokens[0]), batch.targets[0].tolist()
-    ('add 44 + 39 = 83', [-100, -100, -100, -100, -100, -100, 3, 8, 0, -100])
-    """
+    ('add 44 + 39 = 83', [-100, -100, -100, -100, -100, -100, 3, 8, 0, -100])"""
     if split not in ("all", "train", "test"):
         raise ValueError(f"split {split!r}: expected all, train or test")
     if not 0 < train_fraction <= 1:
@@ -485,8 +474,7 @@ def eval_lines(task, level, n, split="all", train_fraction=1.0) -> EvalLines:
 
     >>> lines = eval_lines("parity", 1, 100)
     >>> len(lines.batch.tokens), lines.weights[0].item(), lines.distinct, lines.exact
-    (8, 0.125, 8, True)
-    """
+    (8, 0.125, 8, True)"""
     batch = sample(task, level, n, seeded("cpu", "eval", task, level, split), split, train_fraction)
     if can_be_listed(task, level) and not task.startswith("sham-"):
         operands, number = number_operands(task, level)
@@ -520,8 +508,7 @@ def prompt_shapes():
     """Prompts with every digit read as 0: what all lines of a task-level have in common.
 
     Returns (shapes (P, T) int64, -1 from the "=" on; answer tokens (P,)).
-    Raises ValueError where two task-levels look alike.
-    """
+    Raises ValueError where two task-levels look alike."""
     names, shapes = level_names(), []
     lengths = [answer_tokens(name) for name in names]
     for name, length in zip(names, lengths):
@@ -546,8 +533,7 @@ def level_and_place(tokens):
 
     >>> level, place = level_and_place(sample("add", 2, 1, seeded("cpu")).tokens)
     >>> level_names()[level[0, 6]], place[0].tolist()
-    ('add-2', [-1, -1, -1, -1, -1, -1, 0, 1, 2, -1])
-    """
+    ('add-2', [-1, -1, -1, -1, -1, -1, 0, 1, 2, -1])"""
     shapes, lengths = (x.to(tokens.device) for x in prompt_shapes())        # (P, T'), (P,)
     T = tokens.shape[1]
     after = (tokens == ID["="]).cumsum(1)                                   # 0 in the prompt
@@ -571,8 +557,7 @@ def text(shuffled=False):
 
     Its characters have tokens of their own, from VOCAB_SIZE on.  shuffled: in an order that means
     nothing, as a control.
-    Returns (tokens (S,) int64, the characters).  Another version of Python has another text.
-    """
+    Returns (tokens (S,) int64, the characters).  Another version of Python has another text."""
     from pydoc_data.topics import topics
     prose = " ".join(" ".join(topics.values()).lower().split())
     characters = "".join(sorted(set(prose)))
@@ -590,8 +575,7 @@ def sample_text(n, generator, shuffled=False) -> Batch:
     """n lines from anywhere in the text; every next character is asked for.
 
     shuffled: see `text`.
-    Returns Batch(tokens, targets), both (n, TEXT_LINE) int64.
-    """
+    Returns Batch(tokens, targets), both (n, TEXT_LINE) int64."""
     tokens, _ = text(shuffled)
     start = torch.randint(len(tokens) - TEXT_LINE, (n, 1), generator=generator,
                           device=generator.device)
@@ -603,8 +587,7 @@ def answer_tokens(level_name) -> int:
     """How many tokens the answers of a task-level have.  They all have the same number.
 
     >>> answer_tokens("add-2")
-    3
-    """
+    3"""
     line = sample(*split_name(level_name), 1, seeded("cpu"))
     return int((line.targets != IGNORE).sum())
 
@@ -626,8 +609,7 @@ def answer_distribution(task, level):
     Hint: torch.meshgrid of the columns; one integer per answer; unique(return_counts=True), twice.
 
     >>> round(sum(p * count for p, count in answer_distribution("multiply", 2)), 6)
-    1.0
-    """
+    1.0"""
     spec, size, _ = _lookup(task, level)
     ranges = spec.operand_ranges[level - 1]
     if math.prod(ranges) > LISTED:
@@ -645,8 +627,7 @@ def chance(task: str, level: int) -> float:
     """Exact-match accuracy of the best answer that ignores the operands, the most frequent one.
 
     >>> chance("parity", 1), chance("modadd", 1) == 1 / 7
-    (0.5, True)
-    """
+    (0.5, True)"""
     return max(p for p, _ in answer_distribution(task, level))
 
 
@@ -666,8 +647,9 @@ def answer_frequencies(task, level):
     through, or Task.answers has a closed form.  A sham has the frequencies of its task.
 
     >>> answer_frequencies("multiply", 2)[0, [0, 1]].tolist()       # the last digit of 12 * 7
-    [0.27, 0.04]
-    """
+    [0.27, 0.04]"""
+    if task.startswith("sham-"):
+        return answer_frequencies(task.removeprefix("sham-"), level)        # counted once
     spec, size, _ = _lookup(task, level)
     if not can_be_listed(task, level):
         return spec.answers(size)[1]
@@ -738,8 +720,7 @@ def decode(tokens: torch.Tensor) -> str:
     vocabulary, which only a model can write, comes out as "?".
 
     >>> decode(sample("sort", 1, 1, torch.Generator().manual_seed(1)).tokens[0])
-    'sort 5 9 4 = 4 5 9'
-    """
+    'sort 5 9 4 = 4 5 9'"""
     words = [*VOCABULARY, *"?" * (PAD - len(VOCABULARY))]
     row = [words[t] for t in tokens.tolist() if t != PAD]
     task = next((ALL_TASKS[word] for word in row if word in ALL_TASKS), None)
@@ -865,8 +846,7 @@ def shams_of(names):
     """The shams of a whole family, in the order in which they are taken.
 
     One task of each kind of answer comes first, then a second one of each, and so on.  The level
-    goes up by one from sham to sham.
-    """
+    goes up by one from sham to sham."""
     of_kind = {kind: [] for kind in KINDS}
     for name in names:
         of_kind.setdefault(ALL_TASKS[name].kind, []).append(name)
@@ -885,16 +865,16 @@ def controls(names, count):
     Raises ValueError if these families do not have so many.
 
     >>> controls(["add", "xor"], 4)
-    ('sham-modadd-2', 'sham-majority-2', 'sham-sort-3', 'sham-count-3')
-    """
+    ('sham-modadd-2', 'sham-majority-2', 'sham-sort-3', 'sham-count-3')"""
     pools = {}                                              # the names of a family -> its shams
     for name in names:
+        name = name.removeprefix("sham-")
         _lookup(name, 1)                                    # a wrong name is named there
         members = tuple(TASKS) if name in TASKS else FAMILIES[ALL_TASKS[name].family]
         pools[members] = shams_of(members)
     rounds = zip_longest(*pools.values())
     found = [sham for taken in rounds for sham in taken if sham is not None]
-    if count > len(found):
+    if not 0 <= count <= len(found):
         raise ValueError(f"{count} controls: there are {len(found)} of them for these tasks")
     return tuple(found[:count])
 

@@ -27,6 +27,7 @@ import report
 import run
 import sweep
 import tasks
+import faults
 from faults import call, names, rows_of, same_weights, weights
 
 pytestmark = pytest.mark.system        # whole sweeps and courses: not while editing
@@ -62,6 +63,21 @@ def copied(finished, tmp_path):
 def untimed(monkeypatch):
     """No run is timed for the plan."""
     monkeypatch.setattr(sweep, "estimate", lambda *_: (60, 60, 1))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """One small figure: for tests that ask about something else."""
+    monkeypatch.setattr(report, "FIGURES", {"choices": (faults.no_figure, ""),
+                                            "dot": (faults.dot, "A dot.")})
+    monkeypatch.setattr(run, "first_look", faults.no_figure)
+
+
+@pytest.fixture
+def few(undrawn, monkeypatch):
+    """Nor are there many specifications."""
+    chosen = claims.specifications(faults.FEW)
+    monkeypatch.setattr(claims, "specifications", lambda runs: chosen)
 
 
 def unfinished(folder):
@@ -118,6 +134,7 @@ def test_events_have_a_row_for_each_event_of_each_level(finished):
     assert len(events) == 7 * 5 and sum(event["sham"] == "True" for event in events) == 5
 
 
+@pytest.mark.usefixtures("few")
 def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
         finished, tmp_path, capsys, untimed):
     for name, extra in (("twice", []), ("unmeasured", ["--measures", "none"])):
@@ -130,6 +147,7 @@ def test_the_same_command_gives_the_same_bits_and_measuring_changes_none(
     assert rows_of(tmp_path / "twice/copy+parity/nano-s0") == rows_of(finished[0] / "nano-s0")
 
 
+@pytest.mark.usefixtures("few")
 def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, capsys, monkeypatch, untimed):
     """Killed at its seventh snapshot, in the middle of writing a row; then the same command."""
     real, left = sweep.measure_behaviour, [None] * 6
@@ -170,6 +188,7 @@ def test_tasks_and_single_levels_can_be_asked_for_together(asked, folder, count,
     assert status == 0 and f"/{folder}:{count}task-level" in "".join(screen.split())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_is_not_run_again_and_analyse_makes_the_same_files(copied, capsys):
     def times():
         return {path: path.stat().st_mtime_ns for path in (copied / "nano-s0").iterdir()}
@@ -222,6 +241,7 @@ def test_a_plan_leaves_a_finished_run_as_it_is(stop, to_do, copied, capsys):
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.usefixtures("few")
 def test_held_back_operands_have_a_folder_and_columns_of_their_own(tmp_path, capsys, untimed):
     arguments = ["modadd" if word == "parity,copy" else word for word in SMALL]
     status, _, err = call(capsys, "sweep", *arguments, "--train-fraction", "0.4", "--keep", "3",
@@ -361,6 +381,7 @@ def test_ctrl_c_under_a_run_is_named_with_what_to_do(tmp_path, screen):
 # --------------------------------------------------------------------------------------------------
 # analyse
 
+@pytest.mark.usefixtures("few")
 def test_analyse_names_what_is_missing(copied, capsys):
     shutil.copytree(copied / "nano-s0", copied / "nano-s1")
     config = json.loads((copied / "nano-s1/config.json").read_text())
@@ -386,6 +407,7 @@ def test_shams_alone_are_refused_in_one_sentence(tmp_path, capsys):
     assert status == 2 and one_sentence(err) and "Only shams were trained" in err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_runs_own_folder_can_be_analysed(copied, capsys):
     one = copied / "nano-s0"
     before = {name: (one / name).read_bytes() for name in names(one)}
@@ -399,6 +421,7 @@ def test_a_runs_own_folder_can_be_analysed(copied, capsys):
     assert status == 0, err
 
 
+@pytest.mark.usefixtures("few")
 def test_several_sweeps_are_also_set_side_by_side(copied, tmp_path, capsys):
     shutil.copytree(copied, tmp_path / "other")
     status, screen, _ = call(capsys, "analyse", copied, tmp_path / "other")
@@ -407,6 +430,7 @@ def test_several_sweeps_are_also_set_side_by_side(copied, tmp_path, capsys):
     assert "copy+parity" in last and "other" in last
 
 
+@pytest.mark.usefixtures("few")
 def test_sweeps_of_one_name_are_told_apart_and_one_given_twice_counts_once(
         copied, tmp_path, capsys):
     for name in "ab":
@@ -510,6 +534,7 @@ def test_a_measure_that_was_added_can_be_asked_for(copied, capsys, monkeypatch, 
     assert status == 0 and "nano-s0 also: norm" in screen, err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_analyse_says_what_it_does_and_asks_for_the_forecasts_p_only_if_told_to(copied, capsys):
     status, screen, err = call(capsys, "analyse", copied)
     assert status == 0 and "1 run under 720 combinations of choices" in screen, err
@@ -522,6 +547,7 @@ def test_analyse_says_what_it_does_and_asks_for_the_forecasts_p_only_if_told_to(
     assert call(capsys, "analyse", copied, "--forecast-null", "-1")[0] == 2
 
 
+@pytest.mark.usefixtures("few")
 def test_a_claim_that_was_added_stands_in_the_findings(copied, capsys, monkeypatch):
     def levels(events, permutations):
         return np.full(1, float(len(events.levels)))
@@ -544,6 +570,7 @@ class NoGradient(models.Intervention):
             p.grad.zero_()
 
 
+@pytest.mark.usefixtures("few")
 def test_an_intervention_that_was_added_trains(finished, tmp_path, capsys, monkeypatch, untimed):
     monkeypatch.setitem(models.INTERVENTIONS, "no-gradient", NoGradient)
     command = ["sweep", *SMALL, "--set", "weight_decay=0", "--set", "intervene=no-gradient"]
@@ -752,7 +779,7 @@ def test_a_saved_run_is_the_config_that_it_was_run_with(copied):
 
 
 FEW_GRADIENTS = ["--set", "gradient_examples=42"]
-FEW_DRAWS = ["--set", "llc_draws=5", "--set", "llc_burnin=1"]
+FEW_DRAWS = ["--set", "llc_draws=5", "--set", "llc_burnin=1", "--set", "llc_examples=8"]
 
 
 @pytest.mark.parametrize("arguments", [

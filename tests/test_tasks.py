@@ -164,7 +164,7 @@ def test_a_row_with_too_many_operands_needs_a_closed_form(monkeypatch):
     row = tasks.Task(tasks.copy, sizes=(3, 5, 8), about="",
                      operand_ranges=((10,) * 3, (10,) * 5, (10,) * 8))
     monkeypatch.setitem(ALL_TASKS, "again", row)
-    with pytest.raises(ValueError, match="again-3 has more than 2,000,000 tuples of columns"):
+    with pytest.raises(ValueError, match="again-3 has more than 1,000,000 tuples of columns"):
         tasks.check_tables()
 
 
@@ -541,8 +541,8 @@ def test_shams_are_always_drawn():
     (("add", 1, 3, "train", 1.5), "train_fraction 1.5"),
     (("add", 1, 3, "test", 1.0), "has no operands"),
     (("parity", 1, 3, "train", 1e-9), "has no operands"),
-    (("copy", 3, 3, "train", 0.5), "copy-3 has more than 2,000,000 operands"),
-    (("compare", 3, 3, "test", 0.5), "compare-3 has more than 2,000,000 operands"),
+    (("copy", 3, 3, "train", 0.5), "copy-3 has more than 1,000,000 operands"),
+    (("compare", 3, 3, "test", 0.5), "compare-3 has more than 1,000,000 operands"),
 ])
 def test_bad_arguments_are_named(arguments, message, generator):
     task, level, n, *split = arguments
