@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import faults
 import models
 import prove
 import sweep
@@ -20,8 +21,16 @@ MEASURE = dataclasses.replace(
 COMPARED = 1 + len(sweep.MEASURES)                              # behaviour, and every measure
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """No test here asks what a size is: the smallest one is a thousand parameters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.SIZES, "nano", faults.SMALLEST)
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained():
+def trained(small):
     return prove.same_bits("cpu", TRAIN)
 
 
@@ -92,6 +101,9 @@ def test_all_of_it_is_one_dictionary_for_json(monkeypatch):
                         lambda peaks, device: peaks.update(float32=4e9, bfloat16=8e9))
     monkeypatch.setattr(prove, "same_numbers",
                         lambda _, *given: [prove.check("same", given == ("cpu", TRAIN, MEASURE))])
+    monkeypatch.setattr(prove, "large_run", lambda device, size, stop, levels: {
+        "size": size, "loss": 1.0, "start": dict.fromkeys(levels, 9.0),
+        "floor": dict.fromkeys(levels, 1.0)})
     found = prove.prove("cpu", said.append, TRAIN, MEASURE, ("nano", 3))
     assert found["passed"] and len(found["checks"]) == 2 + 1 + 1 and len(said) == 5
     assert found["sizes"][0]["peak_share"] in (0.25, 0.5)

@@ -221,7 +221,9 @@ def test_second_derivative_matches_finite_differences():
 
 @needs_extra
 @pytest.mark.parametrize("kind", ["as Pythia", "GPT-2", "Llama"])
-def test_measures_of_the_loss_run_on_it(kind):
+def test_measures_of_the_loss_run_on_it(kind, monkeypatch):
+    few = pythia.EXTRAS["llc"] | {"num_chains": 2, "num_draws": 8, "num_burnin_steps": 1}
+    monkeypatch.setitem(pythia.EXTRAS, "llc", few)
     config, _ = SHAPES[kind]
     model = pythia.LanguageModel(from_config(config))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -763,7 +765,8 @@ def test_plan_goes_by_blocks_items_and_sets(tmp_path, monkeypatch):
 
 
 @needs_extra
-@pytest.mark.parametrize("blocks, heads, width, millions", [(6, 4, 128, 14.1), (6, 8, 512, 70.4)])
+@pytest.mark.parametrize("blocks, heads, width, millions", [
+    (6, 4, 128, 14.1), pytest.param(6, 8, 512, 70.4, marks=pytest.mark.slow)])
 def test_plan_knows_the_weights_of_pythia(blocks, heads, width, millions, tmp_path):
     """Millions, as the Pythia paper's page has them."""
     shape = {"num_hidden_layers": blocks, "num_attention_heads": heads, "hidden_size": width,

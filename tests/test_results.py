@@ -98,9 +98,10 @@ def test_what_came_out_at_another_learning_rate_is_in_the_runs():
     """Each pair of runs on the snapshots that both have."""
     header, *lines = table_after("**What came out** (`results/lr-0.0005`")
     folders, found = {".002": "all", ".0005": "lr-0.0005"}, {}
+    runs = [{one.config["size"]: [one] for one in arm_of(folder, range(1), None)}
+            for folder in folders.values()]
     for size in header[2:]:
-        pair = [run.select(ROOT / "results" / folder, range(1), (size,))[0]
-                for folder in folders.values()]
+        pair = [by_size[size] for by_size in runs]
         for rate, events in zip(folders, emergence.pair_arms(*pair)):
             end = events.runs[0].steps[-1]
             rows = sweep.read_rows(ROOT / f"results/{folders[rate]}/{size}-s0/metrics.jsonl")
@@ -118,8 +119,8 @@ def test_what_came_out_at_another_learning_rate_is_in_the_runs():
             assert cell == ("; ".join(map(as_written, numbers, cell.split("; "))) or "-")
 
 
-def arm_of(name, seeds=None):
-    sizes = ("nano",) if name == "all" else None
+def arm_of(name, seeds=None, sizes=("nano",)):
+    sizes = sizes if name == "all" else None
     return run.select(ROOT / "results" / name, seeds, sizes)[0]
 
 
