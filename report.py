@@ -800,9 +800,14 @@ def draw(runs, keywords):
 
 
 def draw_arms(runs, effects, keywords):
-    """The figures of arms, which need the runs of several sweeps."""
-    experiments = [{str(arm): emergence.event_table(among, **keywords).only()
-                    for arm, among in arms.items()} for arms in claims.experiments(runs)]
+    """The figures of arms, which need the runs of several sweeps: those of sizes that all have."""
+    experiments = []
+    for arms in claims.experiments(runs):
+        sizes = [{run.config["size"] for run in among} for among in arms.values()]
+        common = set.intersection(*sizes) or set.union(*sizes)
+        experiments.append({str(arm): emergence.event_table(
+            [run for run in among if run.config["size"] in common], **keywords).only()
+            for arm, among in arms.items()})
     images, wrong = try_to_draw({"arms": figure_arms}, experiments)
     others, complaints = try_to_draw({"shifts": figure_shifts}, effects)
     return images | others, wrong + complaints

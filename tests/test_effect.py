@@ -280,6 +280,17 @@ def test_each_arm_is_held_against_its_control():
     assert claims.control_of(Arm("rank-up", 0.3), both, "placebo") == Arm("placebo", 0.3)
 
 
+def test_arms_are_drawn_of_the_sizes_that_all_of_them_have(monkeypatch):
+    """Of five sizes without an intervention and one with it, that one is compared."""
+    drawn = []
+    monkeypatch.setattr(report, "figure_arms", lambda experiments: drawn.extend(experiments) or {})
+    runs = [*planted_arm(2), *planted_arm(2, size="other"), *planted_arm(2, intervene="rank-up")]
+    report.draw_arms(runs, [], {})
+    (arms,) = drawn
+    assert {name: {one.config["size"] for one in events.runs} for name, events in arms.items()} == {
+        "none": {runs[0].config["size"]}, "rank-up": {runs[0].config["size"]}}
+
+
 def test_a_collapse_that_frequencies_spare_holds_and_one_that_they_do_not_does_not():
     """RankMe starts at 6: a floor of 2 is a fall of log 3; one of 4, log 1.5, spares .63 of it."""
     none = planted_arm(4)
