@@ -255,8 +255,8 @@ def make_plan(folder, seeds, train, measure, everything_first, settings):
     if "film" not in asked:                                     # a film of the first run alone
         first = dataclasses.replace(first, film=sweep.FRAMES)
     plan[0] = plan[0]._replace(measure=first)
-    plan.sort(key=lambda job: sweep.work(job.train, job.measure), reverse=True)
-    plan.insert(0, plan.pop())
+    plan.sort(key=lambda job: sweep.work(job.train, job.measure))
+    plan[1:] = sorted(plan[1:], key=lambda job: -sweep.work(job.train, job.measure))
     for i, (one, train, measure) in enumerate(plan):
         path = one / "config.json"
         if path.exists():                                       # a run keeps its number of threads
