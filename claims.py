@@ -304,13 +304,14 @@ def swap_rate(events, drawn):
     """Of the pairs of task-levels that emerge in opposite orders at two sizes, the share whose
     onsets have the order of emergence at both, by medians over seeds.  By lot: a quarter."""
     onsets, sizes = exchanged_onsets(events, drawn), by_size(events)
-    onset = [np.median(onsets[:, size], axis=1) for size in sizes]          # (M', L) each
+    middle = [np.median(onsets[:, size], axis=1) for size in sizes]         # (M', L) each
+    onset = [order_signs(steps) for steps in middle]                        # (M', L, L)
     emergence = [order_signs(np.median(events.arrivals[size], axis=0)) for size in sizes]
     right = count = np.zeros(len(onsets))
     for x, y in itertools.combinations(range(len(sizes)), 2):
         i, j = np.triu(emergence[x] * emergence[y] == -1).nonzero()
-        both = [order_signs(onset[size])[:, i, j] == emergence[size][i, j] for size in (x, y)]
-        known = ~(np.isnan(onset[x]) | np.isnan(onset[y]))                  # measured, and partners
+        both = [onset[size][:, i, j] == emergence[size][i, j] for size in (x, y)]
+        known = ~(np.isnan(middle[x]) | np.isnan(middle[y]))                # measured, and partners
         right = right + (both[0] & both[1]).sum(1)
         count = count + (known[:, i] & known[:, j]).sum(1)
     return np.where(count > 0, right / np.maximum(count, 1), math.nan)
@@ -427,12 +428,10 @@ def date_on(events, run, name, grid, persistence):
 
 def grids_of(events, name):
     """(R,) the snapshots at which RankMe, or a measure, was taken; None for fewer than 3."""
-    where, grids = (events.dated_by["position"], events.dated_by["layer"]), []
-    for run in events.runs:
-        curves = run.rankme_at(*where) if name == "rankme" else run.table(name)
-        grid = run.steps[measured_at(run, curves)]
-        grids.append(grid if len(grid) > 2 else None)
-    return grids
+    where, rankme = [events.dated_by[name] for name in ("position", "layer")], name == "rankme"
+    curves = [run.rankme_at(*where) if rankme else run.table(name) for run in events.runs]
+    grids = [run.steps[measured_at(run, own)] for run, own in zip(events.runs, curves)]
+    return [grid if len(grid) > 2 else None for grid in grids]
 
 
 def on_grids(events, name, grids, persistence=ON_A_GRID):
@@ -1071,8 +1070,8 @@ def study_arms(runs, specification: Specification = Specification()) -> dict:
         claims = [claim for claim in ARM_CLAIMS if claim.concerns(arm)]
         for against in dict.fromkeys(["", *[claim.against for claim in claims]]):
             control = control_of(arm, arms, against)
-            pair = arms.get(control, ()), arms[arm]
-            if not paired_runs(*pair):
+            pair = paired_runs(arms.get(control, ()), arms[arm])
+            if not pair[0]:
                 continue
             names, found = {"treated": str(arm), "control": str(control)}, effect(*pair, **by)
             effects.append(names | {"pairs": found.pairs, "end": found.end,

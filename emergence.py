@@ -1045,9 +1045,9 @@ def effect(control, treated, **keywords) -> Effect:
 
 
 def paired_runs(control, treated):
-    """Two lists of runs -> those of size and seed that both have, control's first, at the snapshots
-    that all have, for a finer grid gives earlier dates; of several in one arm the first counts.
-    Empty if there is no such pair, or if they have fewer than three snapshots in common."""
+    """Two lists of runs -> those of a size and seed that both have (of several, the first), in one
+    order, at the snapshots that all have: a finer grid gives earlier dates.  Both empty if these
+    are fewer than three."""
     arms = [{(run.config["size"], run.config["seed"]): run for run in reversed(runs)}
             for runs in (control, treated)]
     pairs = sorted(arms[0].keys() & arms[1].keys())
@@ -1056,16 +1056,16 @@ def paired_runs(control, treated):
     for k, run in enumerate(chosen):
         there = np.isin(run.steps, steps)
         curves = {name: curve[:, there] for name, curve in run.curves.items()}
-        chosen[k] = replace(run, steps=steps, curves=curves)
-    return chosen if len(steps) >= 3 else []
+        chosen[k] = run if there.all() else replace(run, steps=steps, curves=curves)  # dated once
+    return (chosen[:len(pairs)], chosen[len(pairs):]) if len(steps) >= 3 else ([], [])
 
 
 def pair_arms(control, treated, **keywords):
     """Two EventTables without shams, of `paired_runs` row by row.  keywords: of event_table."""
-    runs = paired_runs(control, treated)
-    if not runs:
+    control, treated = paired_runs(control, treated)
+    if not control:
         raise ValueError("effect: no pair of one size and seed, with three snapshots in common")
-    events, n = event_table(runs, **keywords).only(), len(runs) // 2
+    events, n = event_table([*control, *treated], **keywords).only(), len(control)
     return events.subset(runs=slice(n)), events.subset(runs=slice(n, None))
 
 

@@ -147,8 +147,8 @@ def long_rows(rows, columns):
         for name in sorted(needed - row.keys()):
             raise ValueError(f"row {number} has no {columns.get(name, name)!r}, only "
                              f"{', '.join(map(str, row))}; --columns OURS=THEIRS says what is what")
-        place = {name: row.pop(name, "") for name in ("run", "level", "step")}
-        step = number_in(place["step"], f"row {number}: step")
+        step = number_in(row.pop("step"), f"row {number}: step")
+        place = {name: row.pop(name, None) for name in ("run", "level")}
         place = {name: "" if x is None else str(x) for name, x in place.items()}    # run 0 is one
         if "quantity" in row:
             cells = {row.pop("quantity"): row.pop("value")}
@@ -1330,8 +1330,7 @@ def write(folder, events, findings, universe, save, drawing=None, together=(), s
     if arms["effects"]:
         save(folder / "effects.json", arms)
 
-    images, complaints = try_to_draw({"choices": FIGURES["choices"][0]}, findings,
-                                     universe)
+    images, complaints = try_to_draw({"choices": FIGURES["choices"][0]}, findings, universe)
     try:
         drawn, wrong = drawing.result() if drawing else draw(events.runs, events.dated_by)
         images |= drawn
