@@ -245,9 +245,11 @@ QUESTIONS = {                         # on figures that the reader's own command
                       "learning coefficient"))),
     ],
     4: [
-        Question(5, "In your events.csv, count how often the onset came before emergence. Then "
-                    "exchange the onsets of two tasks by hand and count again. What does "
-                    "`chance` in the table of claims say that the count alone does not?",
+        Question(5, "Run `python run.py sweep --task all --sizes nano --seeds 2 --measures rankme` "
+                    "(some minutes): the questions of this set are about it. In its events.csv, "
+                    "count how often the onset came before emergence. Then exchange the onsets of "
+                    "two tasks by hand and count again. What does `chance` in the table of claims "
+                    "say that the count alone does not?",
                  ((2, "both counts, with the two tasks named"),
                   (2, "what is early for every task is before everything: exchanging shows it"),
                   (1, "chance is the mean over exchanges of whole tasks, not 50%"))),

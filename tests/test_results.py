@@ -139,6 +139,15 @@ def test_what_the_interventions_hang_on():
     early = emergence.event_table(arms[1]).only()
     assert sorted(early.emergence[:, early.levels.index("parity-2")])[:4] == [10, 14, 15, 25]
 
+    two, doses = range(2), []
+    for name in ("rank-up-0.3", "rank-up", "rank-up-3"):
+        found = emergence.effect(arm_of("all-placebo", two), arm_of(f"all-{name}", two))
+        doses.append(np.mean([one.shift for one in found.levels if one.level in plateau]))
+    assert "by {:.2f}, {:.2f} and {:.2f} log steps".format(*doses).replace("0.", ".") in words
+    delays = [math.exp(emergence.effect(arm_of("all", two), arm_of(f"all-{name}", two)).mean.shift)
+              for name in ("rank-down", "rank-down-3", "rank-down-10")]
+    assert "{:.2f}, {:.2f} and {:.2f} times; at".format(*delays) in words
+
     low = emergence.event_table(arm_of("all-rank-down-3")).only()
     first = {level: int((low.onset < low.emergence)[:, low.levels.index(level)].sum())
              for level in ("compare-1", "compare-2", "compare-3", "parity-1")}
@@ -160,7 +169,10 @@ def test_what_the_interventions_hang_on():
 
 @pytest.mark.slow
 def test_when_the_onsets_are_that_come_first():
-    events = emergence.event_table(run.select(ROOT / "results/all", None, None)[0]).only()
+    runs, _ = run.select(ROOT / "results/all", None, None)
+    late, events = (emergence.event_table(runs, warmup=warm).only() for warm in (False, True))
+    share = claims.collapse_rate(late, None)[0]
+    assert f"after these {share:.0%} of cases still collapse" in " ".join(PAGE.split())
     first = np.isfinite(events.emergence) & (events.onset < events.emergence)
     counts = [(first & also).sum() for also in
               (True, events.onset <= 100, events.onset <= events.floor_step)]
@@ -241,7 +253,7 @@ OF_ALL = {"gradient rank": "gradient_rank", "Fisher rank": "fisher_rank",
 def test_five_measures_at_five_sizes_are_in_the_runs():
     """Each cell has a value for each step that its row names: of the snapshot that had the measure
     nearest to it, "-" where none is within a factor of two."""
-    header, *lines = table_after("**Five measures at five sizes**")
+    header, *lines = table_after("**Four more measures at five sizes**")
     read = {size: sweep.read_rows(ROOT / f"results/all/{size}-s0/metrics.jsonl")
             for size in header[2:]}
     checked = 0
