@@ -210,7 +210,8 @@ def test_what_came_out_is_in_the_runs(column):
         [np.isfinite(events.emergence).sum(), events.emergence.size],
         [excess["value"], excess["p_holm"]],
         [claim["C4"][key] for key in ("value", "null", "p_holm")],
-        [lead.get("centred_states", {}).get(key, math.nan) for key in ("rate", "null")],
+        [lead.get("centred_states", {}).get(key, math.nan)
+         for key in ("rate", "low", "high", "null")],
         *[[lead[name][key] for key in ("rate", "null")] for name in ("accuracy", "log_prob")],
         [gain[key] for key in ("gain", "low", "high")], [gain["gaining"]],
         [claim["C7"][key] for key in ("value", "null")],
