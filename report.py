@@ -48,7 +48,6 @@ from matplotlib import style
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 from PIL import Image                 # matplotlib brings it
 if _backend is not None:
     os.environ["MPLBACKEND"] = _backend
@@ -59,7 +58,7 @@ if _backend is not None:
 ACCURACY, RANKME, CONTROL = "#D55E00", "#0072B2", "0.6"
 PALETTE = (RANKME, ACCURACY, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 MARKERS = ("o", "s", "^")
-DASHES = ("-", "--", ":")
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 # Decorators: matplotlib's defaults, whatever the user's matplotlibrc says.
@@ -181,12 +180,13 @@ def number_in(cell, place):
 # ------------------------------------------------------------------------------------------------
 # What the figures share
 
-def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **gaps):
+def sheets(kind, events, width, height, top, left=0.5, right=0.25, bottom=0.4, key=(), **gaps):
     """Figures that show every task-level: yields (name, Figure, [(cell of its grid, panel)]).
 
     One task: one figure, with a row for each size.
     Several tasks: a figure for each size, with a row for each task.
-    A panel, width x height inches: a row of claims.medians, its title, runs, and level's place."""
+    A panel, width x height inches: a row of claims.medians, its title, runs, and level's place.
+    The title says in how many runs the level emerges, where that is not all or none."""
     several = len(set(events.only(shams=False).tasks)) > 1
     figures = {}                                            # {name: {name of a row: panels}}
     for medians in claims.medians(events):
@@ -196,6 +196,8 @@ def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **
             name = name.removesuffix("-")                   # runs of a table may have no size
         else:
             name, row, title = kind, size, f"{size}   {level}".strip()
+        if 0 < medians["emerged"] < medians["seeds"]:
+            title += f" (emerges in {medians['emerged']} of {medians['seeds']})"
         if not medians["control"]:
             runs = [run for run in events.runs if run.config["size"] == size]
             panel = medians | {"title": title, "runs": runs, "k": runs[0].levels.index(level)}
@@ -205,9 +207,13 @@ def sheets(kind, events, width, height, top, left=0.5, right=0.1, bottom=0.4, **
     for name, rows in figures.items():
         columns = max(len(row) for row in rows.values())
         w = columns * width + left + right
-        h = len(rows) * height + bottom + top
+        together = int(w / 1.15)                                # entries of the key in a row
+        h = len(rows) * height + bottom + top + 0.17 * math.ceil(len(key) / together)
+        above = h - len(rows) * height - bottom
         figure = Figure(figsize=(w, h))
-        figure.subplots_adjust(left / w, bottom / h, 1 - right / w, 1 - top / h, **gaps)
+        figure.subplots_adjust(left / w, bottom / h, 1 - right / w, 1 - above / h, **gaps)
+        if key:
+            figure.legend(handles=key, loc="upper center", ncols=min(len(key), together))
         grid = figure.add_gridspec(len(rows), columns)
         yield name, figure, [(grid[i, j], panel) for i, row in enumerate(rows.values())
                              for j, panel in enumerate(row)]
@@ -291,16 +297,18 @@ def figure_curves(events, accuracy=None, rankme=None):
             for step, value in zip(events, curve)))
     held_back = any(run.held_back for run in events.runs)
     accuracy = "accuracy on unseen operands" if held_back else "accuracy"
-    entries = [
-        (True, f"{accuracy}; emergence", ACCURACY, "-"),
-        (held_back, "on seen ones", ACCURACY, ":"),
-        (True, "RankMe (solid); its recovery onset (dashed)", RANKME, "--"),
+    entries = [                                             # a date is a line that stands upright
+        (True, accuracy, ACCURACY, "-"), (held_back, "on seen ones", ACCURACY, ":"),
+        (True, "emergence", ACCURACY, "|"), (True, "chance", "black", ":"),
+        (True, "RankMe", RANKME, "-"), (True, "its onset (dashed)", RANKME, "|"),
         (any(events.shams), "sham controls", CONTROL, "-")]
-    key = [Line2D([], [], label=label, color=colour, linestyle=linestyle)
-           for shown, label, colour, linestyle in entries if shown]
+    key = [Line2D([], [], label=label, color=colour, markersize=9,
+                  **({"marker": line, "linestyle": ""} if line == "|" else {"linestyle": line}))
+           for shown, label, colour, line in entries if shown]
 
     figures = {}
-    for name, figure, cells in sheets("curves", events, 2.45, 1.75, 0.5, wspace=0.13, hspace=0.32):
+    for name, figure, cells in sheets("curves", events, 2.45, 1.75, 0.3, key=key, wspace=0.13,
+                                      hspace=0.32):
         for cell, panel in cells:
             upper, lower = cell.subgridspec(2, 1, hspace=0).subplots(sharex=True)
             curves_panel(upper, lower, events, panel)
@@ -312,7 +320,6 @@ def figure_curves(events, accuracy=None, rankme=None):
                 lower.set_ylabel("RankMe")
             if cell.is_last_row():
                 lower.set_xlabel(training_unit(events))
-        figure.legend(handles=key, loc="upper center", ncols=len(key))
         figures[name] = figure
     return figures
 
@@ -329,6 +336,8 @@ def curves_panel(upper, lower, events, panel):
         band(upper, runs, accuracy, CONTROL if k in shams else ACCURACY)
         band(lower, runs, rankme, CONTROL if k in shams else RANKME)
     rank_axis(lower, lower.dataLim.ymax)
+    chance = runs[0].per_level("chance", 0.0)[panel["k"], 0]
+    upper.axhline(chance, color="black", linestyle=":", linewidth=0.7)
 
     # the two events, in both axes
     for event, colour, linestyle in (("emergence", ACCURACY, "-"), ("onset", RANKME, "--")):
@@ -359,7 +368,7 @@ def figure_layers(events):
     figures = {}
     if any((~np.isnan(run.rankme_layers("first")).all((0, 2))).sum() < 2 for run in events.runs):
         return {}
-    for name, figure, cells in sheets("layers", events, 2.3, 1.15, top=0.25, left=0.75, right=0.75,
+    for name, figure, cells in sheets("layers", events, 2.3, 1.15, top=0.25, left=0.75, right=0.9,
                                       wspace=0.1, hspace=0.5):
         for cell, panel in cells:
             names = names_of_layers(panel["runs"][0])       # of runs that have the same
@@ -375,13 +384,13 @@ def figure_layers(events):
             x = np.append(steps, steps[-1] + 1)
             y = np.arange(len(values) + 1) - 0.5
             mesh = ax.pcolormesh(x, y, values, norm=LogNorm(1, 32), rasterized=True)
-            if panel["emergence"]:
-                ax.axvline(panel["emergence"]["median"], color="white", linewidth=1)
+            for colour, linewidth in (("black", 2), ("white", 1)) if panel["emergence"] else ():
+                ax.axvline(panel["emergence"]["median"], color=colour, linewidth=linewidth)
 
             # both ends have a label, and about four of the blocks
             steps_axis(ax, steps)
             last = len(values) - 1
-            shown = [0, *range(1, last, max(1, (last - 1) // 4)), last]
+            shown = [0, *range(1 + last // 10, last, max(1, (last - 1) // 4)), last]
             labels = [names[k] for k in shown] if cell.is_first_col() else []
             ax.set_yticks(shown, labels, fontsize=6)
             ax.set_title(panel["title"])
@@ -391,48 +400,13 @@ def figure_layers(events):
 
         # one colour bar for all panels, on their right
         grid = figure.subplotpars
-        beside = figure.add_axes((grid.right + 0.012, grid.bottom, 0.012, grid.top - grid.bottom))
-        bar = figure.colorbar(mesh, cax=beside, ticks=[1, 2, 4, 8, 16, 32], format="{x:g}")
+        beside = figure.add_axes((grid.right + 0.02, grid.bottom, 0.012, grid.top - grid.bottom))
+        bar = figure.colorbar(mesh, cax=beside, ticks=[1, 2, 4, 8, 16, 32], format="{x:g}",
+                              extend="max")
         bar.ax.minorticks_off()
         bar.set_label("RankMe\n(white: emergence)")
         figures[name] = figure
     return figures
-
-
-@sweep_style
-def figure_floors(events):
-    """The floor of RankMe against the number of parameters; bars are the range over seeds."""
-    medians = claims.medians(events)
-    if not all(row["floor"] and row["parameters"] > 0 for row in medians):
-        return {}                                           # RankMe, or a size, is not known
-    real = events.only(shams=False)
-    tasks = list(dict.fromkeys(real.tasks))
-    many = len(real.levels)
-    spread = itemgetter("low", "median", "high")
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    ax = figure.subplots()
-    for k, (level, task) in enumerate(zip(real.levels, real.tasks)):
-        rows = [row for row in medians if row["level"] == level]            # one for each size
-        low, middle, high = np.transpose([spread(row["floor"]) for row in rows])
-        shift = 1 + 0.012 * (k - many / 2)                                  # none hides another
-        x = [row["parameters"] * shift for row in rows]
-
-        # colours tell tasks apart where there are several, lines and markers the levels of a task
-        colour = PALETTE[(k if len(tasks) == 1 else tasks.index(task)) % len(PALETTE)]
-        number = real.tasks[:k].count(task) % 3
-        ax.errorbar(x, middle, [middle - low, high - middle], color=colour, linewidth=1, capsize=2,
-                    linestyle=DASHES[number], marker=MARKERS[number], markersize=4, label=level)
-
-    rank_axis(ax, max(4.5, *[row["floor"]["high"] for row in medians]))
-    sizes = [rows[0] for _, rows in rows_by_size(medians)]
-    counts = [row["parameters"] for row in sizes]
-    ax.set_xscale("log")
-    ax.set_xticks(counts, [f"{row['size']}\n{row['parameters'] / 1e6:.1f}M" for row in sizes])
-    ax.minorticks_off()
-    ax.set_xlim(counts[0] / 2, counts[-1] * 2)
-    ax.set_ylabel(f"floor of RankMe ({events.dated_by['position']} answer token)")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + many // 13)
-    return {"floors": figure}
 
 
 @sweep_style
@@ -465,18 +439,21 @@ def figure_slopes(events):
                     MARKERS[k % 3] + ("--" if mean else "-"), label=row["task"], markersize=3,
                     color="black" if mean else PALETTE[k % len(PALETTE)],
                     linewidth=2 if mean else 0.9)
-        ax.set_title(f"{SLOPES[kind]}\nslope {slope_text(row)}")
+        ax.set_title(f"{SLOPES[kind]}\nparameters^{slope_text(row)}")
         ax.set_xscale("log")
         ax.set_xticks([parameters[size] for size in row["floors"]], [*row["floors"]])
         ax.minorticks_off()
+        rank_axis(ax, ax.dataLim.ymax)
         if kind == "share":
-            ax.set_yscale("log")
-            ax.yaxis.set_major_formatter(PercentFormatter(1, 1))
-            ax.yaxis.set_minor_formatter(PercentFormatter(1, 1))
-        else:
-            rank_axis(ax, max(4.5, ax.dataLim.ymax))
+            ticks = (.01, .02, .03, .05, .1, .2, .5, 1)
+            ax.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    # one ratio of top and bottom in all panels: equal slopes look equal
+    least, most = np.log(np.transpose([ax.dataLim.intervaly for ax in figure.axes]))
+    reach = (most - least).max() / 2 + 0.2
+    for ax, middle in zip(figure.axes, (least + most) / 2):
+        ax.set_ylim(math.exp(middle - reach), math.exp(middle + reach))
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-    figure.supylabel("floor of RankMe")
+    figure.supylabel("floor")
     return {"slopes": figure}
 
 
@@ -509,7 +486,7 @@ def figure_measures(events):
     figure, axes = panels(scaled, 4, 2.1, 1.75)
     for ax, (name, curves) in zip(axes.values(), scaled.items()):           # (curves, points)
         known = (~np.isnan(curves)).sum(axis=0)
-        there = known >= max(1, len(curves) // 3)           # elsewhere too few for a median
+        there = known >= math.ceil(len(curves) / 2)         # elsewhere too few for a median
         low, middle, high = np.nanquantile(curves[:, there], (0.25, 0.5, 0.75), axis=0)
         x = 10 ** log_ratios[there]
         colour = ACCURACY if name == "accuracy" else RANKME
@@ -521,6 +498,7 @@ def figure_measures(events):
         ax.set_yticks([0, 1], ["lowest", "highest"])
         ax.set(xlim=(0.01, 10), ylim=(-0.05, 1.05))
         ax.label_outer()
+        ax.tick_params(labelbottom=list(axes).index(name) + 4 >= len(axes))     # none below it
         ax.set_title(f"{name.replace('_', ' ')} ({len(curves)} curves)")
     what = "that of emergence" if np.isfinite(events.only().emergence).any() else "the last one"
     figure.supxlabel(f"{training_unit(events)} / {what}")
@@ -530,7 +508,7 @@ def figure_measures(events):
 JOINT = {                             # title, and the scale of the axis
     "gradient_rank": ("gradient covariance rank", {"value": "linear"}),
     "fisher_rank": ("Fisher rank", {"value": "linear"}),
-    "eigenvalue": ("top Hessian eigenvalue, its size", {"value": "log"}),
+    "eigenvalue": ("|top Hessian eigenvalue|; hollow: negative", {"value": "log"}),
     "llc": ("LLC", {"value": "symlog", "linthresh": 1})}
 
 
@@ -538,18 +516,19 @@ JOINT = {                             # title, and the scale of the axis
 def figure_joint(events):
     """Measures of the loss of all task-levels at once, against steps: a line for each run."""
     runs = [run for run in events.runs if {f"joint.{name}" for name in JOINT} & {*run.curves}]
-    sizes = list(dict.fromkeys(run.config["size"] for run in runs))
+    styles = arm_styles(dict.fromkeys(run.config["size"] for run in runs))
     if not any("joint.eigenvalue" in run.curves for run in runs):           # the LLC alone
         return {}
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     for ax, (name, (title, scale)) in zip(figure.subplots(2, 2).flat, JOINT.items()):
         for run in runs:
             values, converged = (run.table(f"joint.{key}")[0] for key in (name, "converged"))
-            if name == "eigenvalue":
-                values = np.where(converged == 0, math.nan, np.abs(values))
-            there, size = ~np.isnan(values), run.config["size"]
-            ax.plot(run.steps[there], values[there], "o-", label=size, markersize=3, linewidth=1,
-                    color=PALETTE[sizes.index(size) % len(PALETTE)])
+            used = ~np.isnan(values) & ((converged != 0) | (name != "eigenvalue"))
+            steps, values, size = run.steps[used], values[used], run.config["size"]
+            sizes = np.abs(values) if scale["value"] == "log" else values
+            hollow, how = values < sizes, {"color": styles[size][0], "marker": "o", "ms": 3.5}
+            ax.plot(steps, sizes, linestyle=styles[size][1], linewidth=1, label=size, **how)
+            ax.plot(steps[hollow], sizes[hollow], linestyle="", markerfacecolor="white", **how)
         ax.set_title(title)
         ax.set_yscale(**scale)
         steps_axis(ax, steps_of(runs))
@@ -605,10 +584,11 @@ def figure_choices(findings, universe):
     for i in range(1, len(options)):
         if options[i][0] != options[i - 1][0]:
             right.axhline(i - 0.5, color="black", linewidth=0.6)
-    names = [row["claim"].replace(" ", "\n") for row in rows]
+    names = [row["claim"].replace(" ", "\n") + "\n*" * row["verdict"].startswith("cannot tell")
+             for row in rows]
     right.set_xticks(range(len(rows)), names)
     right.set_yticks(range(len(options)), [" ".join(option) for option in options])
-    right.set_title("% of the combinations with this option under which a claim holds", pad=6)
+    right.set_title("% of the combinations with this option in which the value passes", pad=6)
     right.tick_params(length=0)
     right.spines[:].set_visible(True)
     return {"choices": figure}
@@ -620,14 +600,18 @@ def figure_choices(findings, universe):
 def arm_styles(names):
     """{name of an arm: (colour, line)}.  Doses of one intervention share a colour.
 
+    Neither is that of accuracy or RankMe, as long as there are others.
+
     >>> [style[1] for style in arm_styles(["none", "rank-up", "rank-up 3"]).values()]
     ['-', '-', '--']
+    >>> [style[1] for style in arm_styles(["nano", "micro", "small"]).values()]
+    ['-', '--', ':']
     """
     kinds, styles = [name.partition(" ")[0] for name in names], {}
-    order = list(dict.fromkeys(kinds))
+    order, colours = list(dict.fromkeys(kinds)), (*PALETTE[2:], *PALETTE[:2])
     for i, (name, kind) in enumerate(zip(names, kinds)):
-        dose = (*DASHES, "-.")[kinds[:i].count(kind) % 4]
-        styles[name] = PALETTE[order.index(kind) % len(PALETTE)], dose
+        dose = kinds[:i].count(kind) if len(order) < len(kinds) else i
+        styles[name] = colours[order.index(kind) % len(colours)], DASHES[dose % len(DASHES)]
     return styles
 
 
@@ -639,8 +623,6 @@ def figure_arms(experiments):
     figures = {}
     for number, arms in enumerate(experiments, 1):
         first, styles = next(iter(arms.values())), arm_styles(arms)
-        numbers = {level: emergence.split_level(level)[1] for level in first.levels}
-        markers = {number: MARKERS[(int(number or 1) - 1) % 3] for number in numbers.values()}
         figure, axes = panels(dict.fromkeys(first.tasks), 4, 2.4, 1.9)
         for (name, events), (task, ax) in itertools.product(arms.items(), axes.items()):
             own = [k for k, other in enumerate(events.tasks) if other == task]
@@ -649,23 +631,35 @@ def figure_arms(experiments):
                 run.rankme_at(by["position"], by["layer"])[rows] for run in events.runs])
             curve = np.exp(np.log(rankme).mean(axis=(0, 1)))                # (S,)
             colour, line = styles[name]
-            ax.plot(steps, curve, line, color=colour, linewidth=1)
+            shown = {"linewidth": 1.8, "zorder": 3} if name == "none" else {"linewidth": 1}
+            ax.plot(steps, curve, linestyle=line, color=colour, **shown)
             for k, step in zip(own, np.median(events.emergence[:, own], axis=0)):
                 if np.isfinite(step):
-                    marker = markers[numbers[events.levels[k]]]
-                    ax.plot(step, np.interp(step, steps, curve), marker, color=colour,
-                            markersize=5, markeredgecolor="white", markeredgewidth=0.5)
+                    ax.plot(step, np.interp(step, steps, curve), marker_of(events.levels[k]),
+                            color=colour, markersize=5, markeredgecolor="white",
+                            markeredgewidth=0.5, zorder=4)
             steps_axis(ax, steps_of(run for arm in arms.values() for run in arm.runs))
             rank_axis(ax, ax.dataLim.ymax)
-        key = [Line2D([], [], color=colour, linestyle=line, label=name)
-               for name, (colour, line) in styles.items()]
-        key += [Line2D([], [], color="0.4", marker=marker, linestyle="", label=f"level {number}")
-                for number, marker in sorted(markers.items())]
-        figure.legend(handles=key, loc="outside upper center", ncols=5)
+        key = [Line2D([], [], color=colour, linestyle=line, label=f"{name} ({len(events.runs)})")
+               for (name, events), (colour, line) in zip(arms.items(), styles.values())]
+        figure.legend(handles=key + level_keys(first.levels), loc="outside upper center",
+                      ncols=min(5, 2 * len(axes)))
         figure.supylabel("RankMe, geometric mean")
         figure.supxlabel(training_unit(first))
         figures["arms" if len(experiments) == 1 else f"arms-{number}"] = figure
     return figures
+
+
+def marker_of(level):
+    """It tells the levels of a task apart."""
+    return MARKERS[(int(emergence.split_level(level)[1] or 1) - 1) % 3]
+
+
+def level_keys(levels):
+    """What marker_of each level means."""
+    markers = {emergence.split_level(level)[1]: marker_of(level) for level in levels}
+    return [Line2D([], [], color="0.4", marker=marker, linestyle="", label=f"level {number}")
+            for number, marker in sorted(markers.items())]
 
 
 @sweep_style
@@ -673,30 +667,36 @@ def figure_shifts(effects):
     """A number line for each task: by which factor emergence moves, with its interval.
 
     effects: of claims.study_arms.  A line for each arm and level that emerges in one arm at least;
-    without an interval, a dot."""
+    without an interval, a marker; hollow where a run does not emerge: the factor is a bound."""
     names = [contrast(row) for row in effects]
     tasks = dict.fromkeys(emergence.split_level(one["level"])[0]
                           for row in effects for one in row["levels"])
     figure, axes = panels(tasks, 4, 2.4, 0.6 + 0.22 * len(names))
-    styles = arm_styles(names)
-    for (place, (name, row)), (task, ax) in itertools.product(
-            enumerate(zip(names, effects)), axes.items()):
+    arms = {row[which] for row in effects for which in ("control", "treated")}
+    styles = arm_styles(sorted(arms, key=lambda arm: (arm != "none", arm)))     # as in figure_arms
+    for (place, row), (task, ax) in itertools.product(enumerate(effects), axes.items()):
+        colour = styles[row["treated"]][0]
         levels = [one for one in row["levels"] if emergence.split_level(one["level"])[0] == task]
         for number, one in enumerate(levels):
             y, x = place + 0.22 * (number - (len(levels) - 1) / 2), math.exp(one["shift"])
-            if any(one["emerged"]):
-                ax.plot(x, y, MARKERS[number % 3], color=styles[name][0], markersize=3.5)
-            if any(one["emerged"]) and not missing(one["low"]):
+            if not any(one["emerged"]):
+                continue
+            if not missing(one["low"]):
                 ends = [math.exp(max(-5, min(5, one[end]))) for end in ("low", "high")]
-                ax.plot(ends, [y, y], color=styles[name][0], linewidth=0.8)
-        ax.set_yticks(range(len(names)), names, fontsize=6)
+                ax.plot(ends, [y, y], color=colour, linewidth=0.8)
+            bound = min(one["emerged"]) < len(row["pairs"])
+            ax.plot(x, y, marker_of(one["level"]), color=colour, markersize=3.5,
+                    markerfacecolor="white" if bound else colour)
+        ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.5, -0.5)
     for i, ax in enumerate(axes.values()):
         ax.axvspan(1 / 1.1, 1.1, color=CONTROL, alpha=0.3, linewidth=0)     # "no effect"
         ax.set_xscale("log", base=2)
-        ax.set_xlim(1 / 8, 8)
-        ax.set_xticks([1 / 4, 1, 4], ["1/4", "1", "4"])
+        ax.set_xlim(1 / 64, 16)
+        ax.set_xticks([1 / 64, 1 / 16, 1 / 4, 1, 4, 16], ["1/64", "1/16", "1/4", "1", "4", "16"])
         ax.tick_params(labelleft=i % 4 == 0)
+    key = level_keys([one["level"] for row in effects for one in row["levels"]])
+    figure.legend(handles=key, loc="outside upper center", ncols=len(key))
     figure.supxlabel("step of emergence, treated / control; 95% interval over seeds")
     return {"shifts": figure}
 
@@ -926,7 +926,7 @@ def side_by_side(found):
 
 def slope_text(row):
     """A row of claims.floor_slopes; that of all tasks has an interval."""
-    slope, *ends = (value_text(row[x], "{:.2f}") for x in ("slope", "low", "high")
+    slope, *ends = (value_text(row[x], "{:.3f}") for x in ("slope", "low", "high")
                     if not missing(row.get(x)))
     return f"{slope} ({' to '.join(ends)})" if ends else slope
 
@@ -1392,16 +1392,16 @@ SHOWN = {"story": in_short, "events": with_events, "claims": with_claims, "full"
 # ------------------------------------------------------------------------------------------------
 # Tables: figures with their captions, columns, legends, sentences, and the page
 
+SIDE_BY_SIDE = ("side by side: RankMe of each task, mean over its levels and runs (so many, in "
+                "brackets). Markers: median emergence of a level over all runs, on the curve.")
 FIGURES = {                           # in the order of the page
     "curves": (figure_curves, (
         "Accuracy and RankMe. Median over seeds as a line, range as a band. Solid vertical line: "
-        "emergence. Dashed: onset of recovery.")),
+        "emergence. Dashed: onset of recovery. Both: medians over the runs in which it happens.")),
     "layers": (figure_layers, (
-        "RankMe of every layer (upwards) against steps. The white line is emergence.")),
-    "floors": (figure_floors, "The floor of RankMe against size."),
-    "sizes": (figure_sizes, (
-        "Sizes side by side: RankMe of each task, mean over its levels and seeds. Markers: median "
-        "emergence of a level.")),
+        "RankMe of every layer (upwards) against steps. The white line is emergence. At the "
+        "embedding all inputs are one token where the answer begins: a RankMe of 1.")),
+    "sizes": (figure_sizes, f"Sizes {SIDE_BY_SIDE}"),
     "slopes": (figure_slopes, (
         "Floors of tasks against size: RankMe as it is, of the states without their mean, and as a "
         "share of its ceiling (the width, or fewer inputs). Dashed: mean over tasks.")),
@@ -1410,16 +1410,16 @@ FIGURES = {                           # in the order of the page
         "half.")),
     "joint": (figure_joint, (
         "Measures of the loss of all task-levels at once, a line for each run. Ranks are of "
-        "few examples, which are their ceiling; the eigenvalue in size, where it converged.")),
-    "arms": (figure_arms, (
-        "Arms side by side: RankMe of each task, mean over its levels and seeds. Markers: median "
-        "emergence of a level.")),
+        "few examples, which are their ceiling; the eigenvalue where it converged.")),
+    "arms": (figure_arms, f"Arms {SIDE_BY_SIDE}"),
     "shifts": (figure_shifts, (
         "By which factor the step of emergence moves, for each task-level and arm, with a 95% "
-        "interval over pairs of one seed. Grey: less than 10%.")),
+        "interval over pairs of one seed. Grey: less than 10%. Hollow: a bound, for in some run of "
+        "either arm it does not emerge.")),
     "choices": (figure_choices, (
         "How far the claims depend on choices of analysis. Left: the precursor rate (C4) under "
-        "each combination of choices, above what exchanged tasks give. Right: an unequal pair of "
+        "each combination of choices, and what exchanged tasks give. Right: by the value alone, "
+        "without interval and correction (*: with them, it cannot be told); an unequal pair of "
         "cells is a choice that decides.")),
 }
 
@@ -1603,12 +1603,12 @@ p, ul { margin: .5rem 0 } ul { padding-left: 1.2rem } li { margin: .3rem 0 }
         margin: 1rem 0 }
 code { font-size: .9em; overflow-wrap: anywhere }
 .card code { display: block; user-select: all }
-figure { margin: 1rem 0 } .floors img { max-width: min(34rem, 100%) }
+figure { margin: 1rem 0 }
 img { max-width: 100%; height: auto; border-radius: 4px }
 .wide { overflow-x: auto }
 @media (max-width: 40rem) {
   body { font-size: 15px; line-height: 1.4 }
-  .curves img, .layers img, .choices img, .arms img { max-width: none; width: 40rem }
+  .wide img { max-width: 40rem }
 }
 table { border-collapse: collapse; font-size: 14px; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0;

@@ -417,7 +417,8 @@ def test_figures_of_arms_show_every_arm_and_shift():
     (figure,) = report.figure_shifts(study["effects"]).values()
     panels = {ax.get_title(): ax for ax in figure.axes}
     one = next(x for x in study["effects"][0]["levels"] if x["level"] == "add-1")
-    dot, line = panels["add"].lines
+    line, dot = panels["add"].lines
+    assert dot.get_markerfacecolor() == dot.get_color(), "it emerges in every run"
     assert dot.get_xdata()[0] == pytest.approx(math.exp(one["shift"])) and 0.4 < math.exp(
         one["shift"]) < 0.6
     assert list(line.get_xdata()) == pytest.approx([math.exp(one["low"]), math.exp(one["high"])])
@@ -439,8 +440,21 @@ def test_effects_fit_into_80_columns_a_line_for_each_level():
         "wrong-marginal", "task-level", "mean", "multiply-1", "multiply-2"]
     assert lines[0] == "wrong-marginal until 300 / none: 2 pairs, up to step 2,000"
     (figure,) = report.figure_shifts(effects).values()
-    assert len(figure.axes[0].lines) == 2                       # a dot and an interval of one level
-    assert lines[-1].endswith("never emerges") and lines[-1].split()[1:4] == ["0", ">", "0"]
+    line, dot = figure.axes[0].lines                            # of the one level that emerges
+    assert dot.get_marker() == "o" and dot.get_markerfacecolor() == dot.get_color()
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_factor_is_hollow_where_a_run_of_either_arm_does_not_emerge(lacking):
+    late = {(1, lacking): math.inf}
+    runs = [run_with(seed, {"add-2": 400, "add-3": late.get((seed, arm), 500)}, ("add-2", "add-3"),
+                     **config)
+            for arm, config in enumerate(({}, {"intervene": "marginal"})) for seed in range(2)]
+    (figure,) = report.figure_shifts(claims.study_arms(runs)["effects"]).values()
+    faces = {line.get_marker(): line.get_markerfacecolor()
+             for line in figure.axes[0].lines if len(line.get_xdata()) == 1}
+    assert faces["^"] == "white" != faces["s"] and len(faces) == 2          # by the level's number
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["level 2", "level 3"]
 
 
 def test_claims_on_arms_say_what_was_found_and_how_they_could_have_failed():

@@ -126,8 +126,8 @@ def titled(figure):
 
 
 def numbers_of(ax):
-    """The y values of all curves, without vertical lines, in the order of drawing."""
-    return [line.get_ydata() for line in ax.lines if len(set(line.get_xdata())) > 1]
+    """The y values of all curves, without straight lines, in the order of drawing."""
+    return [line.get_ydata() for line in ax.lines if len(set(line.get_xdata())) > 2]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -174,10 +174,12 @@ def test_several_tasks_have_a_figure_for_each_size(joint):
 
 def test_seen_operands_are_dotted_where_some_are_held_back():
     figure = report.figure_curves(sweep(held_back=True))["curves"]
-    (dotted,) = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    chance, dotted = sorted((line for line in figure.axes[0].lines if line.get_linestyle() == ":"),
+                            key=lambda line: len(line.get_xdata()))
+    assert set(chance.get_ydata()) == {0.1}
     assert dotted.get_ydata().tolist() == [float(step >= 50) for step in STEPS]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[:2] == ["accuracy on unseen operands; emergence", "on seen ones"]
+    assert labels[:2] == ["accuracy on unseen operands", "on seen ones"]
 
 
 def test_layers_are_the_median_of_every_layer_with_emergence_in_white(two_sizes):
@@ -188,37 +190,17 @@ def test_layers_are_the_median_of_every_layer_with_emergence_in_white(two_sizes)
                 (planted("add-2", step) for step in STEPS)]
     mesh = np.asarray(ax.collections[0].get_array()).reshape(4, len(STEPS))
     assert np.allclose(mesh, np.transpose(expected))
-    assert vertical_lines(ax) == {260.0: ("#ffffff", "-")}
+    assert vertical_lines(ax) == {260.0: ("#ffffff", "-")}, "the last one drawn, on a black one"
     first = titled(figure)[0]
     names = [label.get_text() for label in first.get_yticklabels()]
     assert names == ["embedding", "1", "2", "final norm"]
-
-
-def test_floors_stand_at_the_planted_floors_of_each_size(two_sizes):
-    ax = report.figure_floors(two_sizes)["floors"].axes[0]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["add-1", "add-2"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["nano\n0.4M", "micro\n1.3M"]
-    lines = [container.lines[0] for container in ax.containers]
-    for k, line in enumerate(lines, 1):
-        assert line.get_ydata() == pytest.approx([k + 1.01, k + 1.01])      # the median seed
-        assert line.get_xdata() == pytest.approx([4e5, 1.3e6], rel=0.02)
-    assert [line.get_linestyle() for line in lines] == ["-", "--"]
-    assert len({line.get_color() for line in lines}) == 2
-    bar = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
-    assert bar == pytest.approx([2.0, 2.02])
-
-
-def test_floors_of_several_tasks_share_a_colour_within_a_task(joint):
-    ax = report.figure_floors(joint[0])["floors"].axes[0]
-    colours = [container.lines[0].get_color() for container in ax.containers]
-    assert colours == [report.PALETTE[0]] * 2 + [report.PALETTE[1]] * 2
 
 
 def test_sizes_stand_side_by_side_where_there_are_several(two_sizes, joint):
     figure = report.figure_sizes(two_sizes)["sizes"]
     assert [ax.get_title() for ax in titled(figure)] == ["add"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["nano", "micro", "level 1", "level 2"]
+    assert labels == ["nano (2)", "micro (2)", "level 1", "level 2"]
     harder = two_sizes.subset(levels=[name == "add-2" for name in two_sizes.levels])
     figure = report.figure_sizes(harder)["sizes"]
     assert figure.legends[0].get_texts()[-1].get_text() == "level 2"
@@ -281,7 +263,7 @@ def test_what_changes_with_size_is_told_size_by_size_and_pair_by_pair():
     assert floors == [{"floor": task, "small": small, "big": big} for task, small, big in
                       (("add", "2.0", "4.0"), ("copy", "3.0", "6.0"), ("all", "2.4", "4.9"))]
     assert [*slopes[0]] == ["slope", "raw", "centred", "share"]
-    assert (slopes[0]["raw"], slopes[-1]["raw"]) == ("0.25", "0.25 (0.25 to 0.25)")
+    assert (slopes[0]["raw"], slopes[-1]["raw"]) == ("0.250", "0.250 (0.250 to 0.250)")
     assert [row["size"] for row in each] == ["small", "big"]
     assert [*each[0]] == ["size", *claims.AT_EACH]
     assert [[*row.values()] for row in pairs] == [["small, big", "2.00", "-"]]
@@ -295,8 +277,8 @@ def test_what_changes_with_size_is_told_size_by_size_and_pair_by_pair():
 
 def test_a_slope_has_an_interval_where_one_is_known():
     row = {"slope": 0.021, "low": math.nan, "high": math.nan}
-    assert report.slope_text(row) == report.slope_text({"slope": 0.021}) == "0.02"
-    assert report.slope_text(row | {"low": -0.01, "high": 0.052}) == "0.02 (-0.01 to 0.05)"
+    assert report.slope_text(row) == report.slope_text({"slope": 0.021}) == "0.021"
+    assert report.slope_text(row | {"low": -0.004, "high": 0.0521}) == "0.021 (-0.004 to 0.052)"
 
 
 def test_what_is_measured_of_all_levels_at_once_is_drawn_and_not_dated(joint):
@@ -314,11 +296,15 @@ def test_what_is_measured_of_all_levels_at_once_is_drawn_and_not_dated(joint):
     assert all(run.measures == [] for run in events.runs)
     figure = report.figure_joint(events)["joint"]
     assert [ax.get_title() for ax in figure.axes] == [title for title, _ in report.JOINT.values()]
-    seen = [[[*map(list, line.get_data())] for line in ax.lines] for ax in figure.axes]
+    seen = [[[*map(list, line.get_data())] for line in ax.lines if line.get_linestyle() != "None"]
+            for ax in figure.axes]
+    hollow = [[line.get_ydata().tolist() for line in ax.lines if line.get_linestyle() == "None"]
+              for ax in figure.axes]
     every = [0, 20, 40, 60, 80, 100]
     assert seen[0] == [[every, [3.0] * 6], [every, [6.0] * 6]]
     assert seen[1] == [[[], []], [[], []]], "nobody measured the Fisher rank"
     assert seen[2] == [[every[1:], [7.0] * 5], [every[1:], [14.0] * 5]]
+    assert hollow == [[[], []], [[], []], [[7.0] * 5, [14.0] * 5], [[], []]], "what is negative"
     assert seen[3] == [[every, [-20, 0, 20, 40, 60, 80]], [[], []]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["small", "big"]
     assert report.figure_joint(joint[0]) == {}, "where there is nothing"
@@ -365,7 +351,8 @@ def test_choices_show_every_combination_and_every_option(joint):
 
     shown = [row for row in findings["claims"] if "options" in row and not math.isnan(row["value"])]
     names = [label.get_text().replace("\n", " ") for label in right.get_xticklabels()]
-    assert names == [row["claim"] for row in shown]
+    assert names == [row["claim"] + " *" * row["verdict"].startswith("cannot tell")
+                     for row in shown] and "C4" in {name.removesuffix(" *") for name in names}
     options = [label.get_text() for label in right.get_yticklabels()]
     assert {"threshold 0.3", "threshold 0.5", "warmup True", "warmup False"} <= set(options)
     cells = np.asarray(right.images[0].get_array())
@@ -436,12 +423,12 @@ def test_compare_draws_rankme_its_interval_accuracy_and_both_spans():
 # PNG, settings, other processes
 
 def test_the_users_own_settings_change_no_picture_and_stay(two_sizes):
-    plain = report.draw(two_sizes.runs, two_sizes.dated_by)[0]["floors"]
+    plain = report.draw(two_sizes.runs, two_sizes.dated_by)[0]["sizes"]
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "savefig.dpi": 10}):
-        assert report.draw(two_sizes.runs, two_sizes.dated_by)[0]["floors"] == plain
+        assert report.draw(two_sizes.runs, two_sizes.dated_by)[0]["sizes"] == plain
         assert matplotlib.rcParams["font.size"] == 30
     height, width, _ = imread(io.BytesIO(plain)).shape
-    assert (width, height) == (960, 576)
+    assert (width, height) == (448, 400)
 
 
 def test_draw_can_be_pickled_and_draws_all_that_needs_no_findings(joint):
@@ -449,7 +436,7 @@ def test_draw_can_be_pickled_and_draws_all_that_needs_no_findings(joint):
     function, runs = pickle.loads(pickle.dumps((report.draw, events.runs)))
     images, complaints = function(runs, events.dated_by)
     assert complaints == []
-    assert set(images) == {"curves-nano", "curves-micro", "layers-nano", "layers-micro", "floors",
+    assert set(images) == {"curves-nano", "curves-micro", "layers-nano", "layers-micro",
                            "sizes", "slopes", "measures"}
     assert all(image.startswith(b"\x89PNG") for image in images.values())
 
@@ -844,12 +831,12 @@ class Page(HTMLParser):
 
 def picture():
     figure = matplotlib.figure.Figure(figsize=(1, 1))
-    return report.png({"floors": figure})["floors"]
+    return report.png({"sizes": figure})["sizes"]
 
 
 def test_the_page_is_well_formed_and_needs_no_other_file(joint):
     events, findings, _ = joint
-    images = {"curves-nano": picture(), "curves-micro": picture(), "floors": picture()}
+    images = {"curves-nano": picture(), "curves-micro": picture(), "sizes": picture()}
     text = report.page("add+copy", events, findings, images)
     page = Page(text)
     names = [name for name, _ in page.tags]
@@ -865,7 +852,7 @@ def test_the_page_is_well_formed_and_needs_no_other_file(joint):
 
 def test_the_page_holds_every_claim_every_level_and_every_setting(joint):
     events, findings, _ = joint
-    page = Page(report.page("add+copy", events, findings, {}, ["Figure floors could not be drawn"]))
+    page = Page(report.page("add+copy", events, findings, {}, ["Figure sizes could not be drawn"]))
     for row in findings["claims"]:
         assert f"{row['claim']}\n{row['text']} {row['verdict']}" in page.words
     assert "4 runs (nano x 2, micro x 2), 5 task-levels in each" in page.words
@@ -874,18 +861,18 @@ def test_the_page_holds_every_claim_every_level_and_every_setting(joint):
     assert len(shams) == 2                                  # one for each size
     results, _, settings = page.words.partition("How it was run")
     assert results.count("sham-add-1") == 2 and "sham-add-1" in settings
-    assert "Figure floors could not be drawn" in page.words
+    assert "Figure sizes could not be drawn" in page.words
     assert "chance_log_prob" not in page.words
 
 
 def test_the_first_screen_is_the_story_and_then_the_curves(joint):
     events, findings, _ = joint
     findings = findings | {"claims": [claim_row("C4", verdict="cannot tell: one task")]}
-    text = report.page("add", events, findings, {"floors": picture(), "curves-nano": picture()},
+    text = report.page("add", events, findings, {"sizes": picture(), "curves-nano": picture()},
                        player="<video></video>")
     found = report.story(events, findings)
     places = [text.index(part) for part in (
-        "What happened", 'class="card"', 'alt="curves-nano', "<video>", 'alt="floors',
+        "What happened", 'class="card"', 'alt="curves-nano', "<video>", 'alt="sizes',
         "Every event", "What the paper claims:\n0 of 1 can be told")]
     assert places == sorted(places)
     words = Page(text[:places[2]].rpartition("<figure")[0] + "</body></html>").words
@@ -993,7 +980,7 @@ def test_the_page_escapes_every_name(joint):
 # Everything into a folder
 
 FILES = {"findings.json", "events.csv", "report.html", "choices.png", "curves-nano.png",
-         "curves-micro.png", "layers-nano.png", "layers-micro.png", "floors.png", "sizes.png",
+         "curves-micro.png", "layers-nano.png", "layers-micro.png", "sizes.png",
          "slopes.png", "measures.png"}
 
 
@@ -1024,7 +1011,7 @@ def test_numbers_are_written_first_and_the_page_last(tmp_path, joint):
     assert tmp_path.name in page.words
     alternatives = [attributes["alt"] for name, attributes in page.tags if name == "img"]
     assert [text.partition(":")[0] for text in alternatives] == [
-        "curves-nano", "curves-micro", "layers-nano", "layers-micro", "floors", "sizes", "slopes",
+        "curves-nano", "curves-micro", "layers-nano", "layers-micro", "sizes", "slopes",
         "measures", "choices"]
 
 
