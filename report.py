@@ -1162,7 +1162,9 @@ def sweep_command(events, changes):
     if "--task" not in changes:
         options |= {option: value for option, value in given if option in ANOTHER}
         options |= {f"--set {value}": value for option, value in given
-                    if option == "--set" and not value.startswith("threads=")}
+                    if option == "--set" and not value.startswith(("threads=", "stop="))}
+        if config.get("stop") and "--steps" not in changes:     # where it has come to since
+            options[f"--set stop={config['stop']}"] = ""
     options |= changes
     return " ".join(["python run.py sweep", *(
         option if option.startswith("--set ") else f"{option} {shlex.quote(value)}"
@@ -1603,10 +1605,8 @@ p, ul { margin: .5rem 0 } ul { padding-left: 1.2rem } li { margin: .3rem 0 }
         margin: 1rem 0 }
 code { font-size: .9em; overflow-wrap: anywhere }
 .card code { display: block; user-select: all }
-figure { margin: 1rem 0 }
-img { max-width: 100%; height: auto; border-radius: 4px }
-.wide { overflow-x: auto }
-@media (max-width: 40rem) {
+figure { margin: 1rem 0 } img { max-width: 100%; height: auto; border-radius: 4px }
+.wide { overflow-x: auto } @media (max-width: 40rem) {
   body { font-size: 15px; line-height: 1.4 }
   .wide img { max-width: 40rem }
 }

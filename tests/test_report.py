@@ -752,6 +752,22 @@ def test_what_cannot_be_told_comes_with_the_command_that_can(verdict, cannot, co
     assert made_up_story(joint, f"cannot tell: {verdict}").command == "", "no sweep of ours"
 
 
+@pytest.mark.parametrize("verdict, stop, command", [
+    ("one run", 0, "--seeds 3"), ("one run", 300, "--seeds 3 --set stop=300"),
+    ("needs an emergence", 300, "--seeds 2 --steps 800 --out runs/longer"),
+    ("one task", 300, "--task all --sizes nano --seeds 3")])
+def test_the_advised_command_ends_where_the_run_has_come_to(verdict, stop, command, joint):
+    """Begun with another stop: a run may go on, and its first command stays."""
+    events, findings, universe = joint
+    words = "python run.py sweep --task copy --set stop=100".split()
+    ours = emergence.event_table([
+        emergence.replace(run, config=run.config | {
+            "per_level": 10, "stop": stop, "environment": {"command": words}})
+        for run in events.runs])
+    found = made_up_story((ours, findings, universe), f"cannot tell: {verdict}").command
+    assert found.endswith(command) and "stop=100" not in found
+
+
 def test_nothing_is_said_to_be_untold_where_all_is_told(joint):
     assert made_up_story(joint)[1:] == ("", "")
 
