@@ -112,11 +112,29 @@ def test_what_came_out_at_another_learning_rate_is_in_the_runs():
                 "emerged of 24": [np.isfinite(events.emergence).sum()],
                 "by a quarter of the steps": [(events.emergence <= end / 4).sum()],
                 "curvature": [max(top), np.median(top)] if top else []}
-    assert len(lines) == 7
+        assert len(lines) == 7
     for rate, name, *cells in lines:
         for size, cell in zip(header[2:], cells, strict=True):
             numbers = found[rate, size][name]
             assert cell == ("; ".join(map(as_written, numbers, cell.split("; "))) or "-")
+
+
+def test_the_fall_of_floors_at_large_is_the_doing_of_the_rate():
+    """R4, on the snapshots up to step 118 that both rates have."""
+    floor = {}
+    for size in ("medium", "large"):
+        pair = [arm_of(folder, range(1), None) for folder in ("all", "lr-0.0005")]
+        pair = [[one for one in runs if one.config["size"] == size] for runs in pair]
+        for rate, (one,) in enumerate(emergence.paired_runs(*pair)):
+            early = one.steps <= 118
+            curves = {name: curve[:, early] for name, curve in one.curves.items()}
+            cut = emergence.replace(one, steps=one.steps[early], curves=curves)
+            floor[size, rate] = np.log(emergence.event_table([cut]).only().floor).mean()
+    falls = [floor["large", rate] - floor["medium", rate] for rate in range(2)]
+    assert falls[1] > falls[0] / 2 + 0.07
+    said = "{:.2f} below that of medium at .002, and {:.2f} above it at .0005".format(
+        -falls[0], falls[1]).replace("0.", ".")
+    assert said in " ".join(PAGE.split())
 
 
 def arm_of(name, seeds=None, sizes=("nano",)):
