@@ -1703,7 +1703,7 @@ it says how long that takes: <code>{{ story.command }}</code>{% endif %}</p></di
 {% endfor %}
 <p><small>{{ EFFECT_LEGEND }}</small></p>
 {% endif %}
-<h2>Layers, floors and other measures</h2>
+<h2>Layers, sizes and other measures</h2>
 {% for kind in FIGURES if kind not in ("curves", "arms", "shifts", "choices") %}
 {{ draw(kind) }}
 {% endfor %}
