@@ -208,8 +208,8 @@ def sheets(kind, events, width, height, top, left=0.5, right=0.25, bottom=0.4, k
         columns = max(len(row) for row in rows.values())
         w = columns * width + left + right
         together = int(w / 1.15)                                # entries of the key in a row
-        h = len(rows) * height + bottom + top + 0.17 * math.ceil(len(key) / together)
-        above = h - len(rows) * height - bottom
+        above = top + 0.17 * math.ceil(len(key) / together)
+        h = len(rows) * height + bottom + above
         figure = Figure(figsize=(w, h))
         figure.subplots_adjust(left / w, bottom / h, 1 - right / w, 1 - above / h, **gaps)
         if key:
@@ -525,10 +525,10 @@ def figure_joint(events):
             values, converged = (run.table(f"joint.{key}")[0] for key in (name, "converged"))
             used = ~np.isnan(values) & ((converged != 0) | (name != "eigenvalue"))
             steps, values, size = run.steps[used], values[used], run.config["size"]
-            sizes = np.abs(values) if scale["value"] == "log" else values
-            hollow, how = values < sizes, {"color": styles[size][0], "marker": "o", "ms": 3.5}
-            ax.plot(steps, sizes, linestyle=styles[size][1], linewidth=1, label=size, **how)
-            ax.plot(steps[hollow], sizes[hollow], linestyle="", markerfacecolor="white", **how)
+            shown = np.abs(values) if scale["value"] == "log" else values
+            hollow, how = values < shown, {"color": styles[size][0], "marker": "o", "ms": 3.5}
+            ax.plot(steps, shown, linestyle=styles[size][1], linewidth=1, label=size, **how)
+            ax.plot(steps[hollow], shown[hollow], linestyle="", markerfacecolor="white", **how)
         ax.set_title(title)
         ax.set_yscale(**scale)
         steps_axis(ax, steps_of(runs))
@@ -600,7 +600,7 @@ def figure_choices(findings, universe):
 def arm_styles(names):
     """{name of an arm: (colour, line)}.  Doses of one intervention share a colour.
 
-    Neither is that of accuracy or RankMe, as long as there are others.
+    Those of RankMe and accuracy come last.
 
     >>> [style[1] for style in arm_styles(["none", "rank-up", "rank-up 3"]).values()]
     ['-', '-', '--']

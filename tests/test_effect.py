@@ -442,6 +442,7 @@ def test_effects_fit_into_80_columns_a_line_for_each_level():
     (figure,) = report.figure_shifts(effects).values()
     line, dot = figure.axes[0].lines                            # of the one level that emerges
     assert dot.get_marker() == "o" and dot.get_markerfacecolor() == dot.get_color()
+    assert lines[-1].endswith("never emerges") and lines[-1].split()[1:4] == ["0", ">", "0"]
 
 
 @pytest.mark.parametrize("lacking", [0, 1])

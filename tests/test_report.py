@@ -436,8 +436,8 @@ def test_draw_can_be_pickled_and_draws_all_that_needs_no_findings(joint):
     function, runs = pickle.loads(pickle.dumps((report.draw, events.runs)))
     images, complaints = function(runs, events.dated_by)
     assert complaints == []
-    assert set(images) == {"curves-nano", "curves-micro", "layers-nano", "layers-micro",
-                           "sizes", "slopes", "measures"}
+    assert set(images) == {"curves-nano", "curves-micro", "layers-nano", "layers-micro", "sizes",
+                           "slopes", "measures"}
     assert all(image.startswith(b"\x89PNG") for image in images.values())
 
 

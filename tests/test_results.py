@@ -112,7 +112,7 @@ def test_what_came_out_at_another_learning_rate_is_in_the_runs():
                 "emerged of 24": [np.isfinite(events.emergence).sum()],
                 "by a quarter of the steps": [(events.emergence <= end / 4).sum()],
                 "curvature": [max(top), np.median(top)] if top else []}
-        assert len(lines) == 7
+    assert len(lines) == 7
     for rate, name, *cells in lines:
         for size, cell in zip(header[2:], cells, strict=True):
             numbers = found[rate, size][name]
@@ -121,10 +121,9 @@ def test_what_came_out_at_another_learning_rate_is_in_the_runs():
 
 def test_the_fall_of_floors_at_large_is_the_doing_of_the_rate():
     """R4, on the snapshots up to step 118 that both rates have."""
-    floor = {}
+    floor, arms = {}, [arm_of(folder, range(1), None) for folder in ("all", "lr-0.0005")]
     for size in ("medium", "large"):
-        pair = [arm_of(folder, range(1), None) for folder in ("all", "lr-0.0005")]
-        pair = [[one for one in runs if one.config["size"] == size] for runs in pair]
+        pair = [[one for one in runs if one.config["size"] == size] for runs in arms]
         for rate, (one,) in enumerate(emergence.paired_runs(*pair)):
             early = one.steps <= 118
             curves = {name: curve[:, early] for name, curve in one.curves.items()}

@@ -98,8 +98,7 @@ def test_a_sweep_leaves_what_the_docstring_draws(finished):
     assert names(folder) == {"nano-s0", "findings.json", "events.csv", "figures", "report.html"}
     assert names(folder / "nano-s0") == {"config.json", "metrics.jsonl", "film.jsonl",
                                          "checkpoint.pt", "done"}
-    assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png",
-                                          "measures.png"}
+    assert names(folder / "figures") == {"curves-nano.png", "layers-nano.png", "measures.png"}
     assert "report.html" in screen.replace("\n", "") and "parity-3" in screen
 
 
@@ -496,8 +495,7 @@ def test_of_a_large_sweep_another_process_draws_the_figures(tmp_path, capsys, mo
     folder = large_sweep(tmp_path / "large")
     status, screen, err = call(capsys, "analyse", folder)
     assert status == 0 and "could not be drawn" not in screen, err
-    assert {"curves-nano.png", "layers-nano.png",
-                                          "measures.png"} <= names(folder / "figures")
+    assert {"curves-nano.png", "layers-nano.png", "measures.png"} <= names(folder / "figures")
 
 
 @pytest.mark.parametrize("error", [OSError("no semaphores"), ImportError("no _multiprocessing"),

@@ -115,6 +115,12 @@ def test_a_killed_worker_is_made_up_for_and_what_failed_is_named_once(alone, tmp
         assert_same_run(tmp_path / "parity" / name, alone / name)
     assert not (foreign / "done").exists()
 
+    # without it the same command goes on, and leaves what one worker leaves
+    (foreign / "checkpoint.pt").unlink()
+    done = launch(tmp_path, "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "parity", alone)
+
 
 def children(pid):
     listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
