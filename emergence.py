@@ -345,7 +345,7 @@ COLUMNS = ("run", "level", "step", "quantity", "value")
 PER_LEVEL = ("chance", "chance_log_prob", "token_chance", "answer_tokens", "examples")
 SETTINGS = (*PER_LEVEL, "size", "parameters", "width", "seed", "warmup")
 DEFAULTS = {"size": "", "parameters": math.nan, "width": math.nan, "warmup": 0, "unit": "step",
-            "linear_examples": None, "numbers": {}, "errors": {}, **dict.fromkeys(PER_LEVEL, {})}
+            "linear_examples": None, "numbers": {}, **dict.fromkeys(PER_LEVEL, {})}
 SHARES = ("accuracy", "accuracy_train", "accuracy_test", "token_accuracy")
 CHECKS = ("distinct", "linear_probe_shuffled", "marginal_kl", "mean_share")
 ENDS, ERRORS = ("embedding", "final_norm"), ("error", "mc_error")
@@ -430,7 +430,7 @@ class Run:                        # NaN: not measured
     @functools.cached_property
     def measures(self):
         """Names of the measured quantities that are neither behaviour nor RankMe."""
-        known = {*SHARES, *CHECKS, *self.config["errors"].values()}
+        known = {*SHARES, *CHECKS}
         if self.config["chance_log_prob"]:                      # else it has no scale
             known |= {"log_prob"}
         if "log_prob" in self.curves:                           # of which the loss is a part
@@ -448,7 +448,7 @@ class Run:                        # NaN: not measured
         if name == "linear_probe" and self.config["linear_examples"]:
             share = self.table(name)
             return np.sqrt(share * (1 - share) / (self.config["linear_examples"] / 4))
-        for place in (self.config["errors"].get(name), *[f"{name}.{error}" for error in ERRORS]):
+        for place in (f"{name}.{error}" for error in ERRORS):
             if place in self.curves:
                 return np.nan_to_num(self.curves[place])
         return np.zeros_like(self.unmeasured)

@@ -120,7 +120,7 @@ def marginal_kl(frequencies: Tensor, predicted: Tensor) -> float:
     known.  Source: ours.
     >>> round(marginal_kl(torch.tensor([.5, .5, 0.]), torch.tensor([.25, .25, .5])), 4)   # log 2
     0.6931"""
-    f, p = frequencies.double(), predicted.double()
+    f, p = frequencies.to(predicted.device).double(), predicted.double()
     tiny = torch.finfo(p.dtype).tiny                            # log of an underflow is finite
     return float(torch.special.xlogy(f, f / p.clamp(min=tiny)).sum())
 
@@ -412,13 +412,13 @@ def _generator(generator, device="cpu"):
 class Result:
     def row(self):
         """The numbers of a result as plain Python, for JSON: None where one is not finite."""
-        row = {}
-        for name, value in vars(self).items():
+        skipped = ("eigenvector", "vectors", "losses", "baselines", "diverged")
+        row = {name: value for name, value in vars(self).items() if name not in skipped}
+        for name, value in row.items():
             if isinstance(value, Tensor):
-                value = value.tolist()
-            bad = isinstance(value, float) and not math.isfinite(value)
-            if name not in ("eigenvector", "vectors", "losses", "baselines", "diverged"):
-                row[name] = None if bad else value
+                row[name] = [x if math.isfinite(x) else None for x in value.tolist()]
+            elif isinstance(value, float) and not math.isfinite(value):
+                row[name] = None
         return row
 
 

@@ -606,7 +606,7 @@ def new_model(config, intervention=None):
     The caller's random state stays as it is."""
     intervention = intervention or new_intervention(config)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)    # the CPU's alone
         model = GPT(gpt_config(config)).to(config.device)
         return intervention.wrap(model)
 
@@ -961,5 +961,6 @@ def packed_loss(model, batch):
     tokens = layout.spread(tokens[real], PAD)                               # (B, T)
     logits = packed_logits(model, tokens, layout, layout.slots[scored]).float()
     loss = F.cross_entropy(logits, targets, reduction="none")               # (M,)
-    total = loss.new_zeros(len(real)).index_add(0, owner, loss)             # (N,)
+    # on CUDA, unlike index_add, in the same order every time
+    total = loss.new_zeros(len(real)).index_put((owner,), loss, accumulate=True)    # (N,)
     return total / owner.bincount(minlength=len(real))

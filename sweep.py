@@ -178,9 +178,9 @@ class EvalSet:
             pair, generator = tasks.split_name(level), tasks.seeded("cpu", name, level)
             batch = tasks.sample(*pair, count, generator)
             return function(level, tuple(x[:, :-1].to(self.device) for x in batch))
-        with sdpa_kernel(SDPBackend.MATH):                      # a setting of the whole process:
-            run = self.pool.map if self.device == "cpu" else map        # threads must not undo it
-            return dict(zip(self.levels, run(one, self.levels)))
+        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+            run = self.pool.map if self.device == "cpu" else map        # settings of the process:
+            return dict(zip(self.levels, run(one, self.levels)))        # no thread may undo them
 
     def joint(self, count, name):
         """The same examples of all task-levels as one batch, padded to the longest line."""
@@ -737,8 +737,7 @@ def note_environment(folder, rows):
     environment: the first.  resumed: [{"step": went on from there, "environment"}].
     A run that begins again has one environment, that of now."""
     path, here = folder / "config.json", rounded(environment())
-    config = read_json(path)
-    step = rows[-1]["step"] if rows else -1
+    config, step = read_json(path), rows[-1]["step"] if rows else -1
     resumed = [entry for entry in config.get("resumed", ()) if entry["step"] < step]
     made = (resumed[-1] if resumed else config).get("environment") or {}
     different = [f"{key} was {made[key]}, is {here[key]}" for key in COMPARED
@@ -766,9 +765,8 @@ def is_done(folder, until=None):
     if until is None or not path.exists():
         return path.exists()
     reached = read_json(path).get("until")
-    if isinstance(reached, int) and isinstance(until, int):
-        return reached >= until
-    return reached == rounded(until)
+    numbers = isinstance(reached, int) and isinstance(until, int)
+    return reached >= until if numbers else reached == rounded(until)
 
 
 def where_to_go_on(folder, config):
@@ -776,7 +774,8 @@ def where_to_go_on(folder, config):
     path, rows, why = folder / "checkpoint.pt", read_rows(folder / "metrics.jsonl"), ""
     saved = load_saved(path)
     if saved is None:
-        why = f"{path} is damaged" if path.exists() else ""
+        why = f"{path} is missing" if (folder / "done").exists() else ""    # else it only began
+        why = f"{path} is damaged" if path.exists() else why
     elif not isinstance(saved, dict) or saved.get("config") != without_stop(config):
         raise Failed(f"{path} is not a checkpoint of this run; move it away, and the same command "
                      "begins again")
@@ -796,8 +795,9 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
     """Measure every snapshot and write it down: the only loop that does.
 
     folder: the run's directory.  config: what decides the numbers, for config.json.
-    snapshots: state -> iterator of Snapshots, such as models.train and pythia.snapshots.  state is
-      what `snapshot.state()` returned at the last checkpoint; None at the start.
+    snapshots: state -> iterator of Snapshots, such as models.train and pythia.snapshots, which does
+      not train on after its last: that one's state may be read at the end.  state is what
+      `snapshot.state()` returned at the last checkpoint; None at the start.
     measure: snapshot -> dict, with {level: {column: value}} under the key "levels".  If it has an
       attribute `state`, a dict, that is part of the checkpoint too.  What is under the key "film",
       likewise {level: {...}}, is no part of the row: it goes to film.jsonl.
@@ -817,13 +817,13 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
         note_environment(folder, rows)
         path, wall, unsaved = folder / "metrics.jsonl", saved["wall"], None
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-        if (packed := path.with_name(path.name + ".gz")).exists():
-            packed.unlink()                                     # there is no second version
+        path.with_name(path.name + ".gz").unlink(missing_ok=True)       # there is no second version
+        if not rows:
+            (folder / "done").unlink(missing_ok=True)
         keep_frames(folder / "film.jsonl", rows)
         if hasattr(measure, "state"):
             measure.state = saved["measure"]
-        seconds = CHECKPOINT_SECONDS if seconds is None else seconds
-        last = time.monotonic()
+        last, seconds = time.monotonic(), CHECKPOINT_SECONDS if seconds is None else seconds
         last_saved = last if rows else -math.inf                # a new run: saved at once
         with open(path, "ab") as file, ending_for_good(folder, rows):
             for snapshot in snapshots(saved["snapshot"]):

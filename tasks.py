@@ -856,9 +856,6 @@ def shams_of(names):
                  for shift in (1, 2, 3) for i, name in enumerate(mixed))
 
 
-CONTROLS = shams_of(TASKS)        # of the paper's eight
-
-
 def controls(names, count):
     """`count` shams for a sweep of these tasks, from their families in turn.
 

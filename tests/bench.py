@@ -188,7 +188,7 @@ def joint_lines(device):
     """The lines of one batch (24 task-levels, 4 sham controls), in a list of Batches."""
     levels = [f"{task}-{k}" for task in tasks.TASKS for k in tasks.LEVELS]
     batches = []
-    for name in [*levels, *tasks.CONTROLS[:4]]:
+    for name in [*levels, *tasks.controls(tasks.TASKS, 4)]:
         generator = tasks.seeded(device, "bench", name)
         batch = tasks.sample(*tasks.split_name(name), 10, generator)
         batches.append(tasks.Batch(batch.tokens[:, :-1], batch.targets[:, :-1]))

@@ -508,9 +508,9 @@ def test_layers_have_names_where_rows_name_them(names, last_block, norm, embeddi
 def test_what_is_neither_behaviour_nor_rankme_is_a_measure():
     quantities = ("accuracy", "log_prob", "loss", "llc", "llc.mc_error", "mine", "spread.0",
                   "spread.1", "rankme.first.0", "linear_probe_shuffled", "mine.error", "theirs",
-                  "bars")
+                  "theirs.mc_error")
     rows = [measured("x-1", step, name, step) for name in quantities for step in (0, 1)]
-    config = {"errors": {"theirs": "bars"}, "numbers": {"llc": ["llc"]}, "chance_log_prob": -2.3}
+    config = {"numbers": {"llc": ["llc"]}, "chance_log_prob": -2.3}
     (run,) = from_table(rows, {"mine": config})
     assert run.measures == ["llc", "mine", "theirs", "spread"]
     assert run.table("spread").tolist() == [[0, 1]]       # after the last block

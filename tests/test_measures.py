@@ -1975,6 +1975,8 @@ def test_results_are_rows_of_plain_numbers():
         row = json.loads(json.dumps(result.row(), allow_nan=False))
         assert not {"eigenvector", "vectors", "losses", "baselines"} & set(row)
     assert top.row()["eigenvalue"] == top.eigenvalue and top.row()["converged"] is True
+    top.eigenvalues = torch.tensor([2.0, math.nan])
+    assert top.row()["eigenvalues"] == [2.0, None]
     row = found.row()
     assert row["group_means"] == found.group_means.tolist() and row["groups"] == [0, 1]
     assert row["warnings"] == found.warnings and row["usable"] == found.usable

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 import claims
+import emergence
 import faults
 import models
 import report
@@ -509,11 +510,15 @@ def test_where_there_can_be_no_other_process_this_one_draws(error, monkeypatch):
 
 
 def test_a_first_look_that_fails_leaves_the_sweep_alone(copied, monkeypatch):
-    for error in (OSError("full"), ValueError("odd"), sweep.Failed("gone")):
-        def fails(*_, error=error, **__):
-            raise error
-        monkeypatch.setattr(claims, "Specification", fails)
+    errors, left = [OSError("full"), ValueError("odd"), sweep.Failed("gone")], []
+
+    def fails(*_, **__):
+        raise left.pop()
+    monkeypatch.setattr(emergence, "event_table", fails)
+    for error in errors:
+        left.append(error)
         run.first_look(copied)
+        assert not left                                         # it came that far
 
 
 # --------------------------------------------------------------------------------------------------

@@ -82,6 +82,22 @@ def test_levels_share_the_examples_of_a_measure():
         assert (targets[4 * i:4 * i + 4, T:] == tasks.IGNORE).all()
 
 
+def test_behaviour_is_measured_where_the_model_is():
+    """The frequencies of the answers wait on the CPU.  A tensor without values stands for CUDA's:
+    it comes as far as the number, which it does not have."""
+    elsewhere = torch.rand(tasks.VOCAB_SIZE, device="meta")
+    for frequencies in sweep.EvalSet(TRAIN, MEASURE).frequencies.values():
+        with pytest.raises(RuntimeError, match=r"item\(\)"):
+            measures.marginal_kl(frequencies, elsewhere)
+
+
+def test_measuring_on_several_threads_leaves_compiled_code_as_it_was():
+    evals = sweep.EvalSet(dataclasses.replace(TRAIN, threads=3), MEASURE)
+    for _ in range(3):
+        sweep.measure_gradient_rank(trained(), evals)
+        assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
 def one_by_one(model, lines):
     """The behaviour on EvalLines, without packing: {column: value}."""
     batch, w = lines.batch, lines.weights
@@ -642,6 +658,18 @@ def test_a_run_that_was_begun_without_a_checkpoint_begins_again_quietly(tmp_path
     stopped(tmp_path, seconds=0)
     (tmp_path / "checkpoint.pt").unlink()
     assert record(tmp_path).states == [None] and not capsys.readouterr().err
+
+
+def test_a_finished_run_without_its_checkpoint_says_that_it_begins_again(tmp_path, capsys):
+    """As a committed run is; until it has got as far again it is not done."""
+    record(tmp_path, MadeUp(3), until=2)
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(MemoryError):
+        record(tmp_path, MadeUp(stop=4), until=5)
+    assert begins_again(capsys.readouterr().err, f"{tmp_path}/checkpoint.pt is missing")
+    assert not (tmp_path / "done").exists() and len(rows_of(tmp_path)) == 4
+    record(tmp_path, until=5)
+    assert sweep.is_done(tmp_path, 5) and len(rows_of(tmp_path)) == 6
 
 
 def refused(folder, error, match, **options):
