@@ -351,7 +351,7 @@ def interval(statistic, events, limits=SHARE):
             half = t_quantile(each.sum() ** 2 / parts_of) * math.sqrt(each.sum())
         low, high = values[0] - half, values[0] + half
         if half == 0 and limits == SHARE:
-            _, low, high = rate_with_interval(values[0] * len(parts), len(parts))
+            _, low, high = rate_with_interval(round(values[0] * len(parts), 9), len(parts))
         low, high = np.exp([low, high]) if ratio else (low, high)
         found.append((high - low, max(low, limits[0]), min(high, limits[1]), over))
     _, low, high, over = max(found, default=(0, math.nan, math.nan, ""))
@@ -500,6 +500,17 @@ def rows_on_grids(measure, events, drawn, persistence):
 # ------------------------------------------------------------------------------------------------
 # What stands beside the claims
 
+def sham_onsets(events):
+    """How many shams show an onset.  Above a bar that it has set itself none can rise: each is held
+    against the others, or, where there is no other, above its own floor."""
+    runs, found = events.runs, 0
+    for k in np.flatnonzero(runs[0].shams):
+        levels = [f"of {level}" if i == k else level for i, level in enumerate(runs[0].levels)]
+        alone = event_table([replace(run, levels=levels) for run in runs], **events.dated_by)
+        found += int(np.isfinite(alone.onset[:, k]).sum())
+    return found
+
+
 def lead_check(events: EventTable) -> dict:
     """The risk-set test by its formula, each run a stratum, which takes runs for independent: so
     `risk_set_excess` decides.  And the false alarms of the shams, which `events` must include."""
@@ -510,7 +521,7 @@ def lead_check(events: EventTable) -> dict:
     warmup = np.array([[run.config["warmup"]] for run in events.runs])      # (R, 1)
     return {"z": U / math.sqrt(V) if V > 0 else math.nan, "information": V,
             "shams": shams.onset.size, "onset_rule": events.onset_rule,
-            "sham_onsets": int(np.isfinite(shams.onset).sum()),
+            "sham_onsets": sham_onsets(events),
             "sham_emergences": int(np.isfinite(shams.emergence).sum()),
             "warmup": float(np.median(warmup)),
             "median_onset": float(np.median(real.onset)),
@@ -656,15 +667,19 @@ class Multiverse(NamedTuple):
     values: dict                  # {key of a claim: (S, M)}: what was observed, then thinned nulls
     first: np.ndarray             # (S, R, T, T), of emergence.precursor_counts
     counted: np.ndarray
+    centred: np.ndarray           # (S', 2, R, T, T): both, of the states without their mean, which
+                                  # are measured where the position is "first" alone
 
 
 def multiverse(runs, specifications: list[Specification], thinned=THINNED, each=iter) -> Multiverse:
     """Every claim but those on rare measures under each specification.  each: may show progress."""
     varying = [claim for claim in CLAIMS if claim.reads != RARELY]
-    drawn, values, found, counts = {}, {claim.key: [] for claim in varying}, {}, []
+    drawn, values, found, counts, centred = {}, {claim.key: [] for claim in varying}, {}, [], []
     for specification in each(specifications):
         events = event_table(runs, **vars(specification)).only(shams=False)
         counts.append(precursor_counts(events))
+        if specification.position == "first":
+            centred.append(precursor_counts(without_mean(events)))
         for claim in varying:
             if claim.null not in drawn:
                 every = NULLS[claim.null](events)
@@ -677,7 +692,9 @@ def multiverse(runs, specifications: list[Specification], thinned=THINNED, each=
             values[claim.key].append(found[what])
     for key, rows in values.items():                            # what cannot be told is one NaN
         values[key] = np.array([np.broadcast_to(row, max(map(len, rows))) for row in rows])
-    return Multiverse(specifications, values, *map(np.array, zip(*counts)))
+    first, counted = map(np.array, zip(*counts))
+    centred = np.reshape(centred, (-1, 2, *counted.shape[1:]))
+    return Multiverse(specifications, values, first, counted, centred)
 
 
 def robustness(claim, universe) -> dict:
@@ -708,11 +725,9 @@ def mean_excess(universe, drawn, runs=slice(None), tasks=slice(None)):
     """(M,): the precursor rate less its null, on average over all specifications.
 
     runs, tasks: those that count.  drawn: exchanges of these tasks."""
-    tables = []
-    for first, counted in zip(universe.first[:, runs], universe.counted[:, runs]):
-        table = rate_table(first.sum(0)[tasks][:, tasks], counted.sum(0)[tasks][:, tasks])
-        if not np.isnan(table).any():
-            tables.append(table)
+    counts = zip(universe.first[:, runs].sum(1), universe.counted[:, runs].sum(1))
+    tables = [rate_table(*(count[tasks][:, tasks] for count in both)) for both in counts]
+    tables = [table for table in tables if not np.isnan(table).any()]
     if not tables:
         return NOT_TOLD
     rates = exchanged(np.mean(tables, axis=0), drawn)
@@ -720,8 +735,11 @@ def mean_excess(universe, drawn, runs=slice(None), tasks=slice(None)):
 
 
 def mean_excess_row(events, universe, drawn):
-    """The row of the claim on all specifications at once, with each run and each task left out."""
-    values, without = mean_excess(universe, drawn), {}
+    """The row of the claim on all specifications at once, with each run and each task left out.
+
+    centred: [excess, p] of the states without their mean, by all choices but the position."""
+    values, without, first = mean_excess(universe, drawn), {}, universe.centred
+    centred = mean_excess(universe._replace(first=first[:, 0], counted=first[:, 1]), drawn)
     runs, tasks = np.arange(len(events.runs)), np.arange(len(events.owner))
     if len(runs) > 1:
         for r, run in enumerate(events.runs):
@@ -731,6 +749,7 @@ def mean_excess_row(events, universe, drawn):
         for j, task in enumerate(dict.fromkeys(events.tasks)):
             without[task] = mean_excess(universe, fewer, tasks=tasks != j)
     return claim_row(MEAN_EXCESS, events, values) | {
+        "centred": [float(centred[0]), p_value(centred)],
         "without": {name: [float(x[0]), p_value(x)] for name, x in without.items()}}
 
 
@@ -981,7 +1000,7 @@ def log_fall(events):
 def emerge_low(events, bar=2.5, share=2 / 3):
     """(1,): how many levels emerge, in that share of runs at least, with RankMe below the bar.
 
-    The untrained model's is above it.  So: once below it stays below, until they have emerged."""
+    Once below it stays below, until they have emerged.  Some start there: parity has 1.7 to 2.3."""
     by, arrival = events.dated_by, events.emergence[..., None]
     rankme = [run.rankme_at(by["position"], by["layer"])[events.rows] for run in events.runs]
     low, steps = np.array(rankme) < bar, events.runs[0].steps               # (R, L, S)

@@ -443,6 +443,17 @@ def test_risk_set_excess_is_the_sum_over_runs_above_its_mean():
     assert claims.risk_set_excess(events, SEVENTY) == pytest.approx(np.array(slow) - np.mean(slow))
 
 
+def test_a_sham_is_held_against_the_others_for_above_its_own_bar_it_cannot_rise():
+    runs = [made_up_run(seed, levels=(*FOUR, "sham-add-1", "sham-copy-1")) for seed in range(2)]
+    for run in runs:
+        for curve in [x for name, x in run.curves.items() if name.startswith("rankme.first")]:
+            curve[4:] = np.where(run.steps >= 100, 9.0, 2.0), np.full(len(run.steps), 2.0)
+    events = event_table(runs)
+    assert np.isinf(events.only(shams=True).onset).all()
+    check = claims.lead_check(events)
+    assert (check["shams"], check["sham_onsets"], check["sham_emergences"]) == (4, 2, 0)
+
+
 def test_lead_check_counts_runs_apart_and_shams_for_themselves():
     one = claims.lead_check(event_table([made_up_run()]))
     three = claims.lead_check(event_table([made_up_run(seed) for seed in range(3)]))
@@ -622,8 +633,15 @@ def test_rankme_of_the_centred_states_is_dated_by_the_same_rule_and_stands_besid
                 curve = run.curves[f"rankme.first.{name}".rstrip(".")]
                 run.curves[f"rankme_centred.{name}".rstrip(".")] = 1 + factor * (curve - 1)
         again = [dataclasses.replace(run) for run in runs]      # layers are found once
-        events = event_table(again).only()
+        events, universe = event_table(again).only(), claims.multiverse(again, FEW)
         found[kind] = rows_of(claims.lead_rows(events, exchanges(events.tasks)), "rankme")
+        excess, p = claims.mean_excess_row(events, universe, exchanges(events.tasks))["centred"]
+        first = [one.position == "first" for one in FEW]
+        raw = claims.mean_excess(universe._replace(
+            first=universe.first[first], counted=universe.counted[first]), exchanges(events.tasks))
+        assert excess == pytest.approx({"none": math.nan, "copy": raw[0], "flat": 0}[kind],
+                                       nan_ok=True)
+        assert p == {"none": None, "copy": emergence.p_value(raw), "flat": 1}[kind]
     assert "centred_states" not in found["none"]
     assert found["copy"]["centred_states"]["rate"] == found["copy"]["rankme"]["rate"] == 1
     assert found["flat"]["centred_states"]["rate"] == 0
@@ -882,7 +900,8 @@ def test_robustness_says_which_choice_decides():
     everything = specifications()
     planted = np.zeros((720, 101))
     planted[:, 0] = [one.warmup for one in everything]
-    universe = claims.Multiverse(everything, {"C4": planted, "C1": planted + 0.0}, None, None)
+    universe = claims.Multiverse(everything, {"C4": planted, "C1": planted + 0.0},
+                                 *[None] * 3)
     found = robustness(CLAIM["C4"], universe)
     assert (found["share"], found["decides"]) == (0.5, "warmup")
     assert found["p_multiverse"] == pytest.approx(1 / 101)
@@ -890,7 +909,7 @@ def test_robustness_says_which_choice_decides():
     assert found["options"]["rise"] == {"0.1": 0.5, "0.2": 0.5, "0.5": 0.5}
     assert "smoothing" not in found["options"]                # which has no alternatives
     assert robustness(CLAIM["C1"], universe)["p_multiverse"] is None
-    never = claims.Multiverse(everything, {"C4": np.full((720, 11), math.nan)}, None, None)
+    never = claims.Multiverse(everything, {"C4": np.full((720, 11), math.nan)}, *[None] * 3)
     assert robustness(CLAIM["C4"], never) == {}
 
 
@@ -928,6 +947,13 @@ def test_the_mean_excess_has_each_run_and_each_task_left_out():
     assert row["without"]["sort"] == [pytest.approx(0), 1]
     assert row["without"]["nano-s0"][0] == pytest.approx(row["value"])
     assert row["verdict"] == "cannot tell: the null cannot reach .05"       # 3 tasks: 1 / 6
+
+
+def test_a_rate_that_rounding_has_lifted_above_one_has_its_interval():
+    events = event_table([made_up_run(seed, levels=FOUR) for seed in range(2)]).only()
+    for rate in (1 + 2e-15, 1.0, 0.0, -1e-16):
+        low, high, _ = claims.interval(lambda events, rate=rate: rate, events)
+        assert 0 <= low < high <= 1
 
 
 def test_a_study_with_a_universe_says_what_its_verdicts_depend_on():
