@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import claims
 import emergence
 import run
 import sweep
+import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "results/README.md").read_text(encoding="utf-8")
@@ -97,7 +99,7 @@ def test_what_came_out_of_the_interventions_is_in_effects_json():
 def test_what_came_out_at_another_learning_rate_is_in_the_runs():
     """Each pair of runs on the snapshots that both have."""
     header, *lines = table_after("**What came out** (`results/lr-0.0005`")
-    folders, found = {".002": "all", ".0005": "lr-0.0005"}, {}
+    folders, found, equal = {".002": "all", ".0005": "lr-0.0005"}, {}, {}
     runs = [{one.config["size"]: [one] for one in arm_of(folder, range(1), None)}
             for folder in folders.values()]
     for size in header[2:]:
@@ -112,6 +114,12 @@ def test_what_came_out_at_another_learning_rate_is_in_the_runs():
                 "emerged of 24": [np.isfinite(events.emergence).sum()],
                 "by a quarter of the steps": [(events.emergence <= end / 4).sum()],
                 "curvature": [max(top), np.median(top)] if top else []}
+            if rate == ".002" and size != "large":              # equal rate x steps
+                steps = {2000: 326, 1000: 255}[end]
+                equal[size] = (events.emergence <= steps).sum()
+    more = [found[".0005", size]["emerged of 24"][0] - equal[size]
+            for size in ("small", "medium", "nano")]
+    assert more == [10, 8, 6] and "1,000) ten, eight and six." in " ".join(PAGE.split())
     assert len(lines) == 7
     for rate, name, *cells in lines:
         for size, cell in zip(header[2:], cells, strict=True):
@@ -169,6 +177,11 @@ def test_what_the_interventions_hang_on():
     first = {level: int((low.onset < low.emergence)[:, low.levels.index(level)].sum())
              for level in ("compare-1", "compare-2", "compare-3", "parity-1")}
     assert sum(first.values()) == 17 and first["parity-1"] == 0
+    own = emergence.event_table(arm_of("all-rank-down-3"), onset="floor").only()
+    k = own.levels.index("parity-1")
+    assert np.isfinite(own.emergence[:, k]).sum() == 5                     # "in four of the five"
+    assert (own.onset < own.emergence)[np.isfinite(own.emergence[:, k]), k].sum() == 4
+    assert 1.65 < own.start[:, k].min() < own.start[:, k].max() < 2.25
 
     spared = {}
     for name in ("all-marginal", "all-wrong-marginal"):
@@ -182,6 +195,35 @@ def test_what_the_interventions_hang_on():
     wrong = {"compare": 0, "reverse": .40, "copy": .80}
     for task, value in wrong.items():
         assert spared["all-wrong-marginal"][task] == pytest.approx(value, abs=0.0251), task
+
+
+@pytest.mark.slow
+def test_a_table_that_is_far_from_right_spares_little():
+    """KL(right, wrong table) of the first answer token, in nats, as the network is given it."""
+    levels, after, away = tasks.level_names()[:24], dict(zip(tasks.TASKS, [*tasks.TASKS][1:])), []
+    for task, level in map(tasks.split_name, levels):
+        right, wrong = (tasks.answer_frequencies(name, level)[0].double()
+                        for name in (task, after.get(task, [*tasks.TASKS][0])))
+        away.append(float((torch.special.xlogy(right, right)
+                           - right * (wrong + 1e-4).log().log_softmax(0)).sum()))
+    spared = []
+    for name in ("all-marginal", "all-wrong-marginal"):
+        before, after = emergence.pair_arms(arm_of("all", range(3)), arm_of(name))
+        assert before.levels == tuple(levels)
+        falls = [np.log(x.floor / x.start).mean(0) for x in (before, after)]
+        bands = np.digitize(away, (1, 3))
+        spared.append([1 - falls[1][bands == b].sum() / falls[0][bands == b].sum()
+                       for b in range(3)])
+    said = ("spare {:.2f} and {:.2f} in the {} task-levels with up to 1 nat, {:.2f} and {:.2f} in "
+            "the {} between, {:.2f} and {:.2f} in the {} beyond 3 nats")
+    numbers = [x for b in range(3) for x in (*[arm[b] for arm in spared], (bands == b).sum())]
+    assert said.format(*numbers).replace("0.", ".") in " ".join(PAGE.split())
+
+
+def test_the_shams_that_rise_above_the_others():
+    runs, _ = run.select(ROOT / "results/all", None, None)
+    found = claims.sham_onsets(emergence.event_table(runs))
+    assert f"{found} of 80 shams have an onset too" in " ".join(PAGE.split())
 
 
 @pytest.mark.slow
@@ -225,7 +267,8 @@ def test_what_came_out_is_in_the_runs(column):
     excess, fine = claim["C4 all choices"], claim["C7 fine"]
     expected = [
         [np.isfinite(events.emergence).sum(), events.emergence.size],
-        [excess["value"], excess["p_holm"]],
+        [excess["value"], excess["p_holm"]], [math.nan if x is None else x
+                                              for x in excess["centred"]],
         [claim["C4"][key] for key in ("value", "null", "p_holm")],
         [lead.get("centred_states", {}).get(key, math.nan)
          for key in ("rate", "low", "high", "null")],
@@ -296,13 +339,16 @@ def test_five_measures_at_five_sizes_are_in_the_runs():
 
 def test_the_llc_is_noise_alone_at_so_many_snapshots():
     """From step 132 on: the runs themselves say so, in a warning."""
-    alone = {}
+    alone, smaller = {}, 0
     for size in ("nano", "micro", "small", "medium"):
         rows = sweep.read_rows(ROOT / f"results/all/{size}-s0/metrics.jsonl")
-        found = [row["levels"]["add-1"]["llc"]["warnings"] for row in rows
+        found = [[columns["llc"] for columns in row["levels"].values()] for row in rows
                  if row["step"] >= 132 and row["levels"]["add-1"].get("llc")]
-        alone[size] = sum("noise alone" in " ".join(words) for words in found), len(found)
+        said = [" ".join(own[0]["warnings"]) for own in found]
+        alone[size] = sum("noise alone" in words for words in said), len(found)
+        smaller += sum(own[0]["joint"] < np.mean([llc["noise_only"] for llc in own])
+                       for own in found)
     said = ", ".join("{} of {} of {}".format(*pair, size) for size, pair in alone.items())
     assert said.replace("of nano", "snapshots of nano") in " ".join(PAGE.split())
     both = "at {} of {} snapshots from".format(*map(sum, zip(*alone.values())))
-    assert both in " ".join(PAGE.split())
+    assert both in " ".join(PAGE.split()) and f"in {smaller} it is the smaller" in PAGE
