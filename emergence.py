@@ -278,9 +278,8 @@ def concordance(a: Sequence, b: Sequence) -> float:
     two that never came have no order.  nan if no pair counts; ValueError if lengths differ."""
     if len(a) != len(b):
         raise ValueError(f"concordance: {len(a)} and {len(b)} values")
-    alike = order_signs(as_times(a)) * order_signs(as_times(b))             # 1: alike; 0: a tie
-    alike = alike[np.triu_indices(len(a), 1)]
-    alike = alike[~np.isnan(alike)]
+    alike = (order_signs(as_times(a)) * order_signs(as_times(b)))[np.triu_indices(len(a), 1)]
+    alike = alike[~np.isnan(alike)]                                         # 1: alike; 0: a tie
     return float((1 + alike).mean() / 2) if len(alike) else math.nan
 
 
@@ -346,6 +345,8 @@ PER_LEVEL = ("chance", "chance_log_prob", "token_chance", "answer_tokens", "exam
 SETTINGS = (*PER_LEVEL, "size", "parameters", "width", "seed", "warmup")
 DEFAULTS = {"size": "", "parameters": math.nan, "width": math.nan, "warmup": 0, "unit": "step",
             "linear_examples": None, "numbers": {}, **dict.fromkeys(PER_LEVEL, {})}
+LIMITS = {"chance": (0, 1), "chance_log_prob": (-math.inf, 0),
+          **dict.fromkeys(("warmup", "width", "parameters"), (0, math.inf))}
 SHARES = ("accuracy", "accuracy_train", "accuracy_test", "token_accuracy")
 CHECKS = ("distinct", "linear_probe_shuffled", "marginal_kl", "mean_share")
 ENDS, ERRORS = ("embedding", "final_norm"), ("error", "mc_error")
@@ -438,8 +439,8 @@ class Run:                        # NaN: not measured
         for quantity, layers in self.layer_names.items():
             known |= {f"{quantity}.{layer}" for layer in layers}
         names = dict.fromkeys([*self.config["numbers"], *self.curves, *self.layered])
-        return [name for name in names if name not in known
-                and name.rpartition(".")[2] not in ERRORS
+        return [name for name in names
+                if name not in known and name.rpartition(".")[2] not in ERRORS
                 and name.partition(".")[0] not in ("rankme", "joint")
                 and not np.isnan(self.table(name)).all()]
 
@@ -487,7 +488,8 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
     configs: {run: its config.json as a dict}; what is absent is as in DEFAULTS, chance 0, the seed
       the run's place.  examples: a number, or {level: number}; None: all that there are.
       levels: in order of appearance; where a config names them, others are left out.
-    ValueError for no rows, a missing key, what is no number, an accuracy not between 0 and 1.
+    ValueError for no rows, a missing key, what is no number, an accuracy not between 0 and 1, a
+      RankMe below 1, a run or level of configs that the rows lack.
 
     >>> table = [("mine", "add-1", step, "accuracy", step / 100) for step in range(100)]
     >>> float(event_table(from_table(table)).emergence[0, 0])
@@ -501,7 +503,9 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
             run, level, step, quantity, value = (
                 [row[name] for name in COLUMNS] if isinstance(row, dict) else row)
             hash((run, level, quantity))                        # TypeError: a list is no name
-            level, step = "" if level is None else str(level), float(step)
+            run, level, step = str(run), "" if level is None else str(level), float(step)
+            if quantity not in SETTINGS and not 0 <= step < math.inf:
+                raise ValueError
             curve = found.setdefault(run, {}).setdefault((level, quantity), {})
             if step in curve:
                 twice.append(f"{quantity} at step {step:g} of {run}")
@@ -511,7 +515,10 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
             curve[step] = value
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"from_table: row {number} is {row!r:.200}, expected: "
-                             f"{', '.join(COLUMNS)}, with numbers as step and value") from None
+                             f"{', '.join(COLUMNS)}, numbers as step (>= 0) and value") from None
+    configs = {str(name): config for name, config in (configs or {}).items()}
+    for name in configs.keys() - found.keys():
+        raise ValueError(f"from_table: configs has run {name!r}, the table {[*found]!s:.200}")
     if not found:
         raise ValueError("from_table: the table has no rows")
     if twice:
@@ -519,19 +526,17 @@ def from_table(rows: Iterable, configs: dict | None = None, unit: str = "step") 
                       f"{twice[0]}", stacklevel=2)
     levels = {level: None for series in found.values() for level, quantity in series
               if level and quantity not in SETTINGS}
-    configs = configs or {}
-    return [_run(str(name), series, list(levels) or ["all"],
-                 {"seed": seed, **DEFAULTS, "unit": unit}, configs.get(name, {}))
-            for seed, (name, series) in enumerate(found.items())]
+    return [_run(name, series, levels, {"seed": k, **DEFAULTS, "unit": unit}, configs.get(name, {}))
+            for k, (name, series) in enumerate(found.items())]
 
 
 def _run(name, series, levels, config, given):
     """series: {(level, quantity): {step: value}}.  given: stands above config and the table."""
     steps = np.unique([step for (_, quantity), curve in series.items()
                        if quantity not in SETTINGS for step in curve])
-    if not (len(steps) and np.isfinite(steps).all() and steps[0] >= 0):
-        raise ValueError(f"from_table: run {name!r} has a step that is no number from 0 on")
-    levels, curves = list(given.get("levels") or levels), {}
+    if not len(steps):
+        raise ValueError(f"from_table: run {name!r} has settings alone")
+    there, levels, curves = set(levels), list(given.get("levels") or levels or ["all"]), {}
     for (level, quantity), curve in series.items():
         if quantity in SETTINGS:
             known = [x for x in curve.values() if x not in (None, "") and x == x]
@@ -548,21 +553,38 @@ def _run(name, series, levels, config, given):
                 table[levels.index(level), place] = values
             else:                                               # the model's, for want of its own
                 table[:, place] = np.where(np.isnan(table[:, place]), values, table[:, place])
-    for quantity in curves.keys() & set(SHARES):
-        check_share(curves[quantity], f"run {name!r}: {quantity}")
+    for quantity, table in curves.items():
+        if quantity in SHARES:
+            check_share(table, f"run {name!r}: {quantity}")
+        rank = quantity.partition(".")[0] == "rankme" and quantity.rpartition(".")[2] not in ERRORS
+        for k, s in np.argwhere((table < 0.99) | (table > 1e9)) if rank else ():    # .99: rounding
+            raise ValueError(f"run {name!r}, level {levels[k]}, step {steps[s]:g}: {quantity} "
+                             f"{table[k, s]:g}: a RankMe is at least 1, at most the width")
     whole = (steps == np.floor(steps)).all() and steps[-1] < 2 ** 53
-    config |= {key: value for key, value in given.items() if value is not None}
+    config |= {key: str(x) if key == "size" else x for key, x in given.items() if x is not None}
+    run = Run(name, config, levels, steps.astype(int) if whole else steps, curves)
+    check_config(run, there or set(levels))
     if not config["size"] and np.isfinite(config["parameters"] or math.nan):
         config["size"] = f"{config['parameters'] / 1e6:.3g}M"   # sizes are told apart by name
-    run = Run(name, config, levels, steps.astype(int) if whole else steps, curves)
-    try:
-        chance = run.per_level("chance", 0.0)
-    except (TypeError, ValueError):                             # no numbers
-        chance = np.array([math.nan])
-    if not ((chance >= 0) & (chance < 1)).all():
-        raise ValueError(f"run {name!r}: chance {run.config['chance']!r:.80}: expected numbers of "
-                         "at least 0 and below 1")
     return run
+
+
+def check_config(run, there):
+    """ValueError for a number out of LIMITS, and for names of no level where a level has none."""
+    for key in ("levels", *PER_LEVEL):
+        named = run.config.get(key)
+        named = {*named} if named and isinstance(named, (dict, list, tuple)) else there
+        if there - named and named - there - {""}:
+            raise ValueError(f"run {run.name!r}: {key} names {sorted(named, key=str)!s:.200}, but "
+                             f"the levels are {sorted(there)!s:.200}")
+    for key, (low, high) in LIMITS.items():
+        try:
+            values = run.per_level(key, low)
+        except (TypeError, ValueError):                         # no numbers
+            values = np.array([math.inf])
+        if run.config[key] is not DEFAULTS[key] and not ((low <= values) & (values < high)).all():
+            raise ValueError(f"run {run.name!r}: {key} {run.config[key]!r:.80}: expected numbers "
+                             f"of at least {low} and below {high}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -664,8 +686,7 @@ def event_table(runs, threshold=0.3, persistence=3, lasting=1.25, behaviour="acc
     lasts = dict(persistence=persistence, lasting=lasting, warmup=warmup)
     where = dict(position=position, layer=layer, smoothing=smoothing, rise=rise)
     dated_by = dict(threshold=threshold, behaviour=behaviour, onset=onset, **lasts, **where)
-    rule = "floor" if onset in NEED_SHAMS and not runs[0].shams.any() else onset
-    rows = []
+    rule, rows = "floor" if onset in NEED_SHAMS and not runs[0].shams.any() else onset, []
     for run in runs:
         if run.levels != runs[0].levels:
             raise ValueError(f"event_table: {runs[0].name} and {run.name} have different levels")
@@ -760,9 +781,8 @@ def geometry(run, rule, persistence, lasting, warmup, position, layer, smoothing
         onset[rows] = steps_at(steps, index)
     # RankMe is at most the number of distinct states, and at most the width
     states = run.per_level("answer_tokens", 1)[:, 0] if position == "answer" else 1
-    return {"onset": onset, "floor": layer_of(floor, layer),
-            "floor_step": layer_of(floor_step, layer),
-            "start": at_start(run.rankme_at(position, layer)),
+    return {"onset": onset, "start": at_start(run.rankme_at(position, layer)),
+            "floor": layer_of(floor, layer), "floor_step": layer_of(floor_step, layer),
             "ceiling": np.fmin(states * at_start(run.table("distinct")), run.config["width"])}
 
 
@@ -770,8 +790,8 @@ def geometry(run, rule, persistence, lasting, warmup, position, layer, smoothing
 def floors(run, position, smoothing, warmup):
     """floor (L, layers), its step, smoothed RankMe (L, layers, S); NaN where it does not count."""
     values = run.rankme_layers(position)
-    curves = np.where(measured_at(run, values, warmup), values, math.nan)
-    curves = curves.reshape(-1, len(run.steps))                             # (L layers, S)
+    counts = measured_at(run, values, warmup)
+    curves = np.where(counts, values, math.nan).reshape(-1, len(run.steps))     # (L layers, S)
     for rows, on in own_grids(curves):
         curves[np.ix_(rows, on)] = running_median(curves[rows][:, on], smoothing)
     smooth = curves.reshape(values.shape)
@@ -1040,14 +1060,12 @@ def effect(control, treated, **keywords) -> Effect:
     of_all, known = differences.mean(1), model[~np.isnan(model)]
     mean = shift_row("mean", emerged.sum(0), paired_mean(of_all), sign_flip(of_all),
                      known.mean() if len(known) else math.nan)
-    pairs = tuple(run.name for run in after.runs)
-    return Effect(pairs, float(steps[-1]), mean, levels, differences)
+    return Effect(tuple(x.name for x in after.runs), float(steps[-1]), mean, levels, differences)
 
 
 def paired_runs(control, treated):
     """Two lists of runs -> those of a size and seed that both have (of several, the first), in one
-    order, at the snapshots that all have: a finer grid gives earlier dates.  Both empty if these
-    are fewer than three."""
+    order, at the snapshots that all have (a finer grid dates earlier).  Fewer than three: none."""
     arms = [{(run.config["size"], run.config["seed"]): run for run in reversed(runs)}
             for runs in (control, treated)]
     pairs = sorted(arms[0].keys() & arms[1].keys())
@@ -1110,8 +1128,7 @@ def censored_shift(low, high, rounds=100):
     """Treated less control, if log steps are normal and known only to lie in (low, high]: (L,).
 
     low, high: (2, n, L), control first; infinity for never.  Maximum likelihood with one variance
-    for both arms, by expectation-maximisation.  NaN unless both emerge.  A check on `effect`, where
-    T stands for "never"."""
+    for both arms, by expectation-maximisation.  NaN unless both emerge.  A check on `effect`."""
     both = np.isfinite(high).any(1).all(0)
     middle = np.where(np.isinf(high), low, (low + high) / 2)
     mean, sd = middle.mean(1, keepdims=True), middle.std(1).max(0) + 0.05   # (2, 1, L), (L,)

@@ -520,7 +520,8 @@ class Marginal(Intervention):
 class WrongMarginal(Marginal):
     """Control: each task-level has the frequencies of the next task, which it must unlearn.
 
-    The next: in the order of the table, within the paper's eight or a family; same level."""
+    The next: in the order of the table, within the paper's eight or a family; same level.  For
+    copy, whose next is reverse, that is its own table: there this is no control."""
 
     def names(self):
         after = {}
@@ -531,7 +532,9 @@ class WrongMarginal(Marginal):
 
 
 class HeadBias(Intervention):
-    """The frequencies can be learned without moving the states: by a bias on the logits."""
+    """The frequencies can be learned without moving the states: by a bias on the logits.
+
+    It moves by the sum of the learning rates at most, which in a warm-up is little."""
 
     def wrap(self, model):
         return BiasGPT(model).to(self.config.device)

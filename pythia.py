@@ -169,10 +169,11 @@ def manifest(model, progress=None, revisions=None) -> dict:
     default: that of the suite.  progress: called with completed=..., total=... checkpoints.
     Raises ValueError for an unknown model, or no such revisions; Failed if the hub is silent."""
     revisions = revisions or suite_of(model)[0]
-    if "{step}" not in revisions:
-        raise ValueError(f"revisions {revisions!r}: expected a pattern such as step{{step}}")
-    there = revisions_of(model)
-    commits = there
+    for names in (re.findall(r"\{(\w+)\}", part) for part in revisions.split("|")):
+        if "step" not in names or any(names.count(x) > 1 or not x.isidentifier() for x in names):
+            raise ValueError(f"revisions {revisions!r}: expected a pattern such as step{{step}}, "
+                             "with one {step}, and no word in braces twice")
+    commits = there = revisions_of(model)
     if not any(matches(revisions, name) for name in there) and not Path(model).is_dir():
         commits = commits_of(model, there)
     steps = {}
@@ -291,22 +292,27 @@ def audit_table(model, manifest, left_out) -> str:
 
 
 def parse_steps(text, available) -> tuple:
-    """"all", or numbers and ranges first:last:stride -> the steps, each one of `available`.
+    """"all", or numbers and ranges first:last:stride -> the steps, in order, each of `available`.
+    A range: those available in it.  ValueError for a number that is not, a range that holds none.
     >>> parse_steps("0,512,1000:3000:1000", [0, 1, 512, 1000, 2000, 3000])
     (0, 512, 1000, 2000, 3000)"""
     if text == "all":
         return tuple(available)
     asked = set()
-    try:
-        for part in text.split(","):
+    for part in text.split(","):
+        try:
             first, *rest = map(int, part.split(":"))
-            asked |= set(range(first, rest[0] + 1, *rest[1:])) if rest else {first}
-    except (ValueError, TypeError):
-        asked = {text}
-    wrong = asked - set(available)
-    if wrong or not asked:
-        raise ValueError(f"no step {min(wrong, default=text)}: expected all, or numbers and ranges "
-                         "first:last:stride, with commas between")
+            among = range(first, rest[0] + 1, *rest[1:]) if rest else range(first, first + 1)
+            if not among or among.step < 1:
+                raise ValueError(part)
+        except (ValueError, TypeError):
+            raise ValueError(f"no step {part}: expected all, or numbers and ranges "
+                             "first:last:stride, with commas between") from None
+        found = {step for step in available if step in among}
+        if not found:
+            near = [step for _, step in sorted((abs(step - first), step) for step in available)]
+            raise ValueError(f"no step {part}: the nearest are {', '.join(map(str, near[:3]))}")
+        asked |= found
     return tuple(sorted(asked))
 
 
@@ -378,10 +384,9 @@ class LanguageModel(nn.Module):
 
 
 def read_config(folder):
-    transformers = extra("transformers")
     with explained(folder):
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True,
-                                                       trust_remote_code=False)
+        return extra("transformers").AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False)
 
 
 def start_and_longest(folder):
@@ -416,8 +421,7 @@ def load_model(folder, dtype=torch.float32, device="cpu") -> LanguageModel:
             key_mapping=PREFIXED)
     # transformers fills gaps with random numbers, and goes on.  GPT-2's old files have a constant.
     left_over = [name for name in found["unexpected_keys"] if not name.endswith(".masked_bias")]
-    misshapen = [name for name, *_ in found["mismatched_keys"]]
-    wrong = [*found["missing_keys"], *left_over, *misshapen]
+    wrong = [*found["missing_keys"], *left_over, *(name for name, *_ in found["mismatched_keys"])]
     if wrong:
         raise ValueError(f"the weights: {wrong[0]} is missing, left over or misshapen")
     for name, parameter in model.named_parameters():            # their files are mapped, not read:
@@ -652,8 +656,7 @@ def encode(sets, tokenizer, n=None, start=0, longest=math.inf, tell=warnings.war
             tell(f"probe set {name}: {len(items) - len(lines)} of {len(items)} items left out: a "
                  f"completion without tokens, or more than {longest} of them in all")
         encoded[name] = lines
-    if n is None:
-        n = min(map(len, encoded.values()))
+    n = min(map(len, encoded.values())) if n is None else n
     probes = {}
     for name, lines in encoded.items():
         if not 1 < n <= len(lines):
@@ -748,8 +751,8 @@ def probe_row(model, probe, extras=()) -> dict:
     """All that is measured on one probe set at one checkpoint.  extras: names in EXTRAS.
     margin: log p(right) - log p(best wrong one).  log_prob: of the right completion among its
       options, against that of a guess, chance_log_prob.  loss: of a token of it.
-    rankme, rankme_squared_centred: {position: [embedding, each block, final norm]}.
-    rankme_interval: {position: of the last block}.  distinct: prompts, the most for "first".
+    rankme: {position: [embedding, each block, final norm]}; rankme_squared_centred: of "first".
+    rankme_interval: {"first": of the last block}.  distinct: prompts, the most for "first".
     bfloat16 lifts a collapsed rank (by some 8%): use one dtype for a series."""
     states, log_probs = read_probe(model, probe)
     generator = torch.Generator().manual_seed(0)
@@ -760,13 +763,11 @@ def probe_row(model, probe, extras=()) -> dict:
            "distinct": len({tuple(prompt) for prompt in probe.prompts}),
            "accuracy": float((margin > 0).double().mean()),
            "log_prob": float((log_probs[:, 0] - log_probs.logsumexp(1)).mean()),
-           "loss": float((-log_probs[:, 0] / lengths).mean()),
-           "margin": float(margin.mean()),
-           "rankme": {}, "rankme_squared_centred": {},
+           "loss": float((-log_probs[:, 0] / lengths).mean()), "margin": float(margin.mean()),
+           "rankme": {position: measures.rankme_many(layers).tolist()
+                      for position, layers in states.items()},                      # (L + 2, N, D)
+           "rankme_squared_centred": {"first": [*map(rankme_squared_centred, states["first"])]},
            "rankme_interval": {"first": rankme_interval(states["first"][-2], generator)}}
-    for position, layers in states.items():                                         # (L + 2, N, D)
-        row["rankme"][position] = measures.rankme_many(layers).tolist()
-        row["rankme_squared_centred"][position] = [rankme_squared_centred(x) for x in layers]
     lines = [(prompt, options[0]) for prompt, options in zip(probe.prompts, probe.options)]
     data = right_padded(lines, model.model.device)
     for name in extras:
@@ -854,7 +855,10 @@ def prepare(model, manifest, audited, steps, names, files, n, tokens, dtype, dev
     if not kept:
         raise ValueError(f"--steps {steps}: none of them holds weights of its own")
     sets = {name: items for name, items in own_probes().items() if name in names}
-    sets |= {Path(path).stem: read_probes(path, tell) for path in files}
+    for path in map(Path, files):
+        if path.stem in sets:
+            raise ValueError(f"two probe sets called {path.stem}; rename a file")
+        sets[path.stem] = read_probes(path, tell)
     last = manifest[kept[-1]][0].commit
     folder = fetch(model, "config.json", cache, last).parent
     if sets:
@@ -974,9 +978,7 @@ def model_size(model):
 
 def chance_of(task):
     """What a guess scores, by CHANCE, where names may end in "*"; None where it is not known."""
-    for name, chance in CHANCE.items():
-        if fnmatch(task, name):
-            return chance
+    return next((chance for name, chance in CHANCE.items() if fnmatch(task, name)), None)
 
 
 def evals_emergence(rows, metric="acc", threshold=0.05, persistence=3, chance=None) -> list:
@@ -1172,9 +1174,10 @@ def compare(name, config, rows, audited=None) -> Comparison:
     left out: why}).  Raises ValueError where fewer than 4 checkpoints remain."""
     rows, left_out = examine(rows, audited)
     steps = [row["step"] for row in rows]
-    if len(steps) < 4 or not rows[0]["levels"]:
-        raise ValueError(f"{name}: {len(steps)} checkpoints with probes can be used, and at least "
-                         "4 are needed")
+    if rows and not rows[0]["levels"]:
+        raise ValueError(f"{name} was measured without probes; to compare it, measure with some")
+    if len(steps) < 4:
+        raise ValueError(f"{name}: {len(steps)} checkpoints can be used, and at least 4 are needed")
     table = [cell for row in rows for cell in table_rows(name, row)]
     [run] = emergence.from_table(table, {name: config})
     events = emergence.event_table([run])
@@ -1184,11 +1187,9 @@ def compare(name, config, rows, audited=None) -> Comparison:
 
 
 def notes(comparison) -> list:
-    """In words: which checkpoints were left out, and how far apart the others are."""
-    name = comparison.run.name
-    return [*[f"{name}, step {step} left out: {why}"
-              for step, why in sorted(comparison.left_out.items())],
-            f"{name}: {apart(comparison.steps)}"]
+    """In words: which checkpoints were left out."""
+    return [f"{comparison.run.name}, step {step} left out: {why}"
+            for step, why in sorted(comparison.left_out.items())]
 
 
 def table_rows(name, row):
@@ -1327,8 +1328,7 @@ def own_probes() -> dict:
     for name, (form, distance, text) in TEXTS.items():
         pairs = [entry.rsplit(" ", 1) for entry in re.split(r"[|\n]", text)]
         for i, (subject, right) in enumerate(pairs):
-            wrong = pairs[(i + distance) % 30][1]
-            sets[name].append((form.format(subject), right, wrong))
+            sets[name].append((form.format(subject), right, pairs[(i + distance) % 30][1]))
     return {name: [Item(prompt, " " + right, (" " + wrong,)) for prompt, right, wrong in items]
             for name, items in sets.items()}
 

@@ -76,20 +76,18 @@ NOTHING = ("", "None", "nan", "NaN", "null", "NA", "N/A", "<NA>", "-")      # no
 
 
 def read_runs(path, text=""):
-    """A file that read_table takes -> (runs, what is to be said of it).
+    """A file that read_table takes -> runs.
 
     text: "ours=theirs,...", the columns of long_rows; a name without = is ours and theirs."""
     named = [part.strip().partition("=") for part in text.split(",") if part.strip()]
-    columns = {ours: theirs if equals else ours for ours, equals, theirs in named}
-    if not all((*columns, *columns.values())):
-        raise ValueError("--columns: expected OURS=THEIRS, several separated by commas, got "
-                         f"{text!r}")
-    unit = columns.get("step", "step")
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", UserWarning)
-        runs = emergence.from_table(read_table(path, columns),
-                                    unit="step" if "step" in unit.lower() else unit)
-    return runs, [str(note.message) for note in notes]
+    named = [(ours, theirs if equals else ours) for ours, equals, theirs in named]
+    for names in zip(*named):
+        if not all(names) or len(set(names)) < len(names):
+            raise ValueError("--columns: expected OURS=THEIRS, several separated by commas, each "
+                             f"name once, got {text!r}")
+    unit = dict(named).get("step", "step")
+    return emergence.from_table(read_table(path, dict(named)),
+                                unit="step" if "step" in unit.lower() else unit)
 
 
 def read_table(path, columns=None):
@@ -103,7 +101,7 @@ def read_table(path, columns=None):
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         if kind == ".jsonl":
-            rows = json.loads("[" + ",".join(filter(str.strip, text.split("\n"))) + "]")
+            rows = list(json_lines(text))
         elif kind == ".json":
             rows = json.loads(text)
         elif kind in (".csv", ".tsv"):
@@ -121,6 +119,14 @@ def read_table(path, columns=None):
         return list(long_rows(rows, columns or {}))
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise ValueError(f"{path}: {str(error)[:300]}") from None
+
+
+def json_lines(text):
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            yield from [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:                   # it knows its own line alone
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
 
 
 def long_rows(rows, columns):
@@ -142,7 +148,8 @@ def long_rows(rows, columns):
             raise ValueError(f"row {number} has two columns for one of {', '.join(names)}")
         row = {name: x for name, x in zip(names, row.values())
                if name and not name.startswith("Unnamed:")}     # pandas' own count of rows
-        needed = {"step", *columns.keys() - named, *(["quantity"] if "value" in row else [])}
+        needed = {"step", *columns.keys() - named}
+        needed |= {"quantity", "value"} if {"quantity", "value"} & row.keys() else set()
         for name in sorted(needed - row.keys()):
             raise ValueError(f"row {number} has no {columns.get(name, name)!r}, only "
                              f"{', '.join(map(str, row))}; --columns OURS=THEIRS says what is what")
@@ -156,6 +163,8 @@ def long_rows(rows, columns):
             cells = {name: x for name, x in row.items()
                      if not name.startswith(("_", "wall", "Wall"))
                      and not name.endswith(("__MIN", "__MAX"))}
+        if not 0 <= step < math.inf and cells.keys() - {*settings}:
+            raise ValueError(f"row {number}: step is {step:g}, no number from 0 on")
         for name, cell in cells.items():
             run, _, quantity = name.rpartition(" - ") if place["run"] == "" else ("", "", name)
             quantity = met.setdefault(quantity, ours.get(quantity, quantity))
@@ -1057,15 +1066,16 @@ def story(events, findings):
     """findings: of run.analyse_runs, with "levels" and "sizes" (claims.medians and .overview)."""
     lines, unit, config = [], findings.get("unit", "step"), events.runs[0].config
     several = len(findings["sizes"]) > 1
+    unseen = [(size, level) for size, _, level in without_accuracy(events)]
     for number, size in enumerate(findings["sizes"]):
         name = size["size"] if several else ""
         if number == 0 and 0 < size["levels"] <= FEW:       # the others follow in short
             rows = [row for row in findings["levels"]
                     if row["size"] == size["size"] and not row["control"]]
-            lines += [f"{name} {level_sentence(row, unit, size['last_step'])}".strip()
+            lines += [f"{name} {level_sentence(row, unit, size['last_step'], unseen)}".strip()
                       for row in rows]
         else:
-            found = size_sentences(size, unit) if size["levels"] else [HAPPENED["only shams"]]
+            found = size_sentences(size, unit, unseen)
             lines += [f"{name}: {line}".removeprefix(": ") for line in found]
     if findings["lead_check"]["sham_emergences"]:
         lines.append(HAPPENED["shams"].format(**findings["lead_check"]))
@@ -1079,20 +1089,29 @@ def story(events, findings):
     return Story(lines, *cannot_tell(events, findings))
 
 
+def without_accuracy(events):
+    return [(run.config["size"], run.name, level) for run in events.runs
+            for level, curve in zip(run.levels, run.accuracy) if np.isnan(curve).all()]
+
+
 def told(row):
     return not row["verdict"].startswith("cannot tell")
 
 
-def level_sentence(row, unit, last):
-    """What became of one task-level of one size.  row: of claims.medians."""
+def level_sentence(row, unit, last, unseen=()):
+    """What became of one task-level of one size.  row: of claims.medians.
+    unseen: the (size, level) of each run without an accuracy there."""
     seeds, words, mixed = row["seeds"], {"unit": unit, "last": step_text(last)}, False
+    known = seeds - unseen.count((row["size"], row["level"]))
+    words["none"] = HAPPENED["none" if known else "unseen"].format(**words)
     for key, spread in row.items():
         if isinstance(spread, dict):
             rank = key in ("start", "floor")
             words[key] = f"{spread['median']:.1f}" if rank else step_text(spread["median"])
     for key in ("collapsed", "recovered", "emerged"):       # how often, where seeds differ
-        some = 0 < row[key] < seeds
-        words[key], mixed = f" ({row[key]} of {seeds} seeds)" if some else "", mixed or some
+        of = known if key == "emerged" else seeds
+        some = 0 < row[key] < of
+        words[key], mixed = f" ({row[key]} of {of} seeds)" if some else "", mixed or some
     rank, then = "unmeasured", ["emerged"] if row["emerged"] else []
     if row["floor"]:
         rank = "fell" if row["collapsed"] else "stayed"
@@ -1101,13 +1120,19 @@ def level_sentence(row, unit, last):
         then.insert(1 if late else 0, "recovered")
     text = HAPPENED[rank] + HAPPENED[" ".join([*(["fell"] if rank == "fell" else []), *then, "."])]
     many = "one seed" if seeds == 1 else f"all {seeds} seeds"
+    if 0 < known < seeds:
+        many, mixed = f"accuracy was measured in {known} of {seeds} seeds", False
     return f"{row['level']}: {text.format(**words)}{'' if mixed else f' ({many})'}."
 
 
-def size_sentences(size, unit):
+def size_sentences(size, unit, unseen=()):
     """What became of all task-levels of one size.  size: a row of claims.overview."""
-    words = size | {"unit": unit, "last": step_text(size["last_step"]),
-                    "many": size["seeds"] * size["levels"],
+    if not size["levels"]:
+        return [HAPPENED["only shams"]]
+    without = [level for name, level in unseen if name == size["size"] and level[:5] != "sham-"]
+    never = [level for level in size["never"] if without.count(level) < size["seeds"]]
+    words = size | {"unit": unit, "last": step_text(size["last_step"]), "without": len(without),
+                    "many": size["seeds"] * size["levels"] - len(without),
                     "seeds": "one seed" if size["seeds"] == 1 else f"{size['seeds']} seeds"}
     lines = ["all unmeasured"]
     if size["measured"]:
@@ -1118,10 +1143,10 @@ def size_sentences(size, unit):
     lines.append("some emerged" if dated else "none emerged")
     if dated and size["measured"]:
         lines[-1] = "some emerged after"
-    if dated and size["never"]:
-        more = len(size["never"]) - 6
-        words["never"] = ", ".join(size["never"][:6]) + (f" and {more} more" if more > 0 else "")
+    if dated and never:
+        words["never"] = ", ".join(never[:6]) + (f" and {len(never) - 6} more" if never[6:] else "")
         lines.append("never")
+    lines += ["without"] if without else []
     return [HAPPENED[line].format(**words) for line in lines]
 
 
@@ -1236,6 +1261,9 @@ def sentences(findings):
         if row.get("without") and row["p"] is not None:
             worst, (excess, p) = min(row["without"].items(), key=itemgetter(1))
             lines.append(SENTENCES["without"].format(worst=worst, excess=excess, p=p_text(p)))
+        excess, p = row.get("centred", (None, None))
+        if p is not None:
+            lines.append(SENTENCES["centred"].format(excess=excess, p=p_text(p)))
     lines += [SENTENCES["class"].format(span=span_text(row), p_text=p_text(row["p"]), **row)
               for row in findings["classes"]]
     lines += [lead_sentence(row, findings["leads"], unit) for row in findings["leads"]
@@ -1306,8 +1334,10 @@ def glossed(text, met):
 
 
 def events_csv(events):
-    """A row for each event of each run; the step is empty for never."""
-    rows = claims.event_rows(events)
+    """A row for each event of each run, but of accuracy that was not measured; empty: never."""
+    unseen = [("accuracy", *place) for _, *place in without_accuracy(events)]
+    rows = [row for row in claims.event_rows(events)
+            if (row["quantity"], row["run"], row["level"]) not in unseen]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -1426,16 +1456,16 @@ FIGURES = {                           # in the order of the page
 }
 
 MEDIAN_LEGEND = (
-    "Median (low..high) over seeds. floor: lowest RankMe. onset: where RankMe recovers. "
-    "lead: emergence - onset. first: seeds whose RankMe recovered before emergence / "
-    "that emerged / all. never: not for good within the run.")
+    "Median (low..high) over seeds. floor: lowest RankMe. onset: where RankMe recovers. lead: "
+    "emergence - onset. first: seeds whose RankMe recovered before emergence / that emerged / all. "
+    "never: not for good within the run.")
 
 CLAIM_LEGEND = (
     "here: the value in these runs, with a 95% interval over tasks or over runs, the wider one. "
-    "chance: its mean over {exchanges} exchanges of whole tasks, levels, seeds and sizes "
-    "together. p: how often such data are as far out, after Holm's correction over the claims "
-    "that are tests. choices: the share of {specifications} combinations of reasonable choices "
-    "under which the claim holds, and how often exchanged data reach that share.")
+    "chance: its mean over {exchanges} exchanges of whole tasks, levels, seeds and sizes together. "
+    "p: how often such data are as far out, after Holm's correction over the claims that are "
+    "tests. choices: the share of {specifications} combinations of reasonable choices under which "
+    "the claim holds, and how often exchanged data reach that share.")
 
 SLOPES = {"raw": "RankMe", "centred": "states without their mean", "share": "share of the ceiling"}
 SCALE_LEGEND = (
@@ -1444,14 +1474,13 @@ SCALE_LEGEND = (
     "size, then for each pair of sizes.")
 
 EFFECT_LEGEND = (
-    "factor: of min(T, step of emergence), T the last step, geometric mean over pairs of one "
-    "seed, with its 95% interval. emerged: runs, control > treated. p: of the mean by exact sign "
-    "flips, of a level by Student's t with Holm's correction. model: the factor if log steps are "
-    "normal and censored. need: so many pairs show a shift of 10% with power .8. no effect: the "
-    "90% interval is within 10%.")
+    "factor: of min(T, step of emergence), T the last step, geometric mean over pairs of one seed, "
+    "with its 95% interval. emerged: runs, control > treated. p: of the mean by exact sign flips, "
+    "of a level by Student's t with Holm's correction. model: the factor if log steps are normal "
+    "and censored. need: so many pairs show a shift of 10% with power .8. no effect: the 90% "
+    "interval is within 10%.")
 
-SHORT_LEGEND = (
-    "median (low..high) over seeds; first: RankMe recovered first / emerged / seeds")
+SHORT_LEGEND = "median (low..high) over seeds; first: RankMe recovered first / emerged / seeds"
 DATES_LEGEND = "onset of RankMe's recovery > emergence, median steps over seeds"
 
 # A task-level: what RankMe did, then what followed, in the order of its events.
@@ -1460,17 +1489,17 @@ HAPPENED = {
     "stayed": "RankMe did not collapse (first {start}, lowest {floor})",
     "unmeasured": "RankMe was not measured",
     "emerged .": "; accuracy emerged at {emergence}{emerged}",
-    ".": "; accuracy had not emerged for good by {unit} {last}",
+    ".": "; {none}",
+    "none": "accuracy had not emerged for good by {unit} {last}",
+    "unseen": "accuracy was not measured",
     "fell recovered emerged .": (
         ", began to recover at {onset}{recovered}, and accuracy emerged at {emergence}{emerged}"),
     "fell emerged recovered .": (
         " and began to recover at {onset}{recovered}, no sooner than accuracy emerged, at "
         "{emergence}{emerged}"),
-    "fell recovered .": (
-        " and began to recover at {onset}{recovered}, but accuracy had not emerged for good by "
-        "{unit} {last}"),
+    "fell recovered .": " and began to recover at {onset}{recovered}, but {none}",
     "fell emerged .": " and did not recover, yet accuracy emerged at {emergence}{emerged}",
-    "fell .": " and did not recover; accuracy had not emerged for good by {unit} {last}",
+    "fell .": " and did not recover; {none}",
     # all task-levels of a size
     "all fell": (
         "RankMe collapsed in {collapsed} of {measured} capabilities ({levels} task-levels, "
@@ -1485,6 +1514,7 @@ HAPPENED = {
     "some emerged": "{emerged} of {many} emerged by {unit} {last} ({dated}).",
     "none emerged": "None of {many} emerged by {unit} {last}.",
     "never": "Never, in any seed: {never}.",
+    "without": "In {without} more, accuracy was not measured.",
     # the whole sweep
     "only shams": "Only shams were trained, which cannot be learned: nothing can emerge.",
     "shams": (
@@ -1493,8 +1523,7 @@ HAPPENED = {
     "chance": (
         "RankMe came first in {value:.0%} of emergences; tasks exchanged by chance give "
         "{null:.0%}: {verdict}."),
-    "stopped": (
-        "Training was stopped at {unit} {last} of {steps}: what comes later was not seen."),
+    "stopped": "Training was stopped at {unit} {last} of {steps}: what comes later was not seen.",
 }
 
 CANNOT = (                  # (claim, how its verdict begins, what cannot be told, other options)
@@ -1535,7 +1564,7 @@ SENTENCES = {
         "rate's warm-up."),
     "onset": "The median onset is at {unit} {step}.",
     "no onset": "Most task-levels show no onset.",
-    "shams": "Of {shams} sham controls {sham_emergences} emerged, {sham_onsets} show an onset.",
+    "shams": "Of {shams} shams {sham_emergences} emerged, {sham_onsets} rise above the others.",
     "no rankme": (
         "RankMe was not measured: capabilities are dated, but nothing can be said of what comes "
         "before them."),
@@ -1546,6 +1575,7 @@ SENTENCES = {
     "without": (
         "With any one run or task left out, the mean excess over all choices is at least "
         "{excess:.3f} (without {worst}; p {p})."),
+    "centred": "Of the states without their mean the mean excess is {excess:.3f} (p {p}).",
     "class": (
         "RankMe first among the {class} (by other seeds): {rate:.0%}{span} of {events}; chance "
         "{null:.0%}, p {p_text}."),

@@ -24,6 +24,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 import webbrowser
 from concurrent.futures import ProcessPoolExecutor
 from enum import Enum
@@ -174,7 +175,7 @@ def with_settings(settings, *configs):
     configs, owner = list(configs), {}
     for i, config in enumerate(configs):
         names = [field.name for field in dataclasses.fields(config)]
-        owner |= {name: i for name in names if name not in ("size", "seed", "device")}
+        owner |= {name: i for name in names if name not in ("size", "seed", "device", "levels")}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if name not in owner or not equals:
@@ -207,6 +208,12 @@ def check_values(config):
                                  f"{str(value)[:60]}")
     if values.get("stop", 0) > values.get("steps", math.inf):
         raise ValueError(f"stop {config.stop}: the schedule has only {config.steps} steps")
+    alone = [] if values.get("intervene", "x") else ["strength", "until"]
+    alone += ["filler_shuffled"] if values.get("filler", 1) <= 0 else []
+    for name in alone:
+        if values[name] != getattr(type(config), name):
+            raise ValueError(f"{name} {values[name]:g} does nothing here: without "
+                             f"{'filler' if 'filler' in name else 'an intervention'}")
     known = {"levels": tasks.level_names(), "measures": list(sweep.MEASURES),
              "dtype": list(Dtype.__members__)}
     for name in known.keys() & values.keys():
@@ -512,9 +519,8 @@ def select(folder, seeds=None, sizes=None):
     import emergence
     import sweep
     rows, configs, missing = sweep.load(folder)
-    kept = {name: config for name, config in configs.items()
-            if (seeds is None or config.get("seed") in seeds)
-            and (sizes is None or config.get("size") in sizes)}
+    kept = {name: x for name, x in configs.items() if (seeds is None or x.get("seed") in seeds)
+            and (sizes is None or x.get("size") in sizes)}
     if not kept:
         raise ValueError(f"{folder} holds no finished run with these seeds and sizes; it holds "
                          f"{', '.join(configs)}")
@@ -524,9 +530,8 @@ def select(folder, seeds=None, sizes=None):
 def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="claims"):
     """Everything derived of emergence's Runs, wherever they come from, on disk and screen.
 
-    missing: what is not among them, in words.  forecast_null: see claims.study.
-    others: {sweep: runs}, which may be arms of one experiment with these.
-    show: how much of it on screen, a key of report.SHOWN."""
+    missing: what is not among them, in words.  forecast_null: see claims.study.  others: {sweep:
+    runs}, which may be arms of one experiment with these.  show: a key of report.SHOWN."""
     import claims
     import emergence
     import report
@@ -559,9 +564,8 @@ def analyse_runs(folder, runs, missing=(), forecast_null=0, others=None, show="c
                                  drawing, together, show, functools.partial(play, folder, events))
         for line in lines:
             out.print(line)
-    wall = [sweep.read_json(one / "done") for one in sweep.run_folders(folder)
-            if sweep.is_done(one)]
-    spent = [f"{word} {minutes(sum(one[f'wall_{what}_s'] for one in wall))}, " if wall else ""
+    wall = [sweep.read_json(x / "done") for x in sweep.run_folders(folder) if sweep.is_done(x)]
+    spent = [f"{word} {minutes(sum(x.get(f'wall_{what}_s') or 0 for x in wall))}, " if wall else ""
              for word, what in (("the runs took: training", "train"), ("measuring", "measure"))]
     out.print(f"{''.join(spent)}analysing and drawing {minutes(time.monotonic() - begin)}")
     return findings
@@ -581,8 +585,7 @@ def names_apart(folders):
     for many in range(1, 1 + max(map(len, parts))):
         names = ["/".join(own[-many:]) for own in parts]
         if len(set(names)) == len(names):
-            break
-    return names
+            return names
 
 
 @app.command("analyse")
@@ -600,23 +603,29 @@ def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", 
                                           "evidence, as the report has them")):
     """Findings and figures again, from the recorded rows alone.
 
-    Several are also set side by side.  Where sweeps are arms of one experiment (the same tasks and
-    training, but for intervene, strength, until or filler), the report of the first says what that
-    did to emergence; their runs are paired by size and seed.  Of curves.csv, what is derived goes
-    to curves/; of some of the runs alone, to a folder that says which."""
+    Several are also set side by side.  Of arms of one experiment (only intervene, strength, until
+    or filler differ), the report of the first says what that did to emergence, paired by size and
+    seed.  What is derived of curves.csv goes to curves/; of some runs, to their folder."""
     import models
     import report
     import sweep
     sizes = sizes and pick("--sizes", sizes, tuple(models.SIZES))
+    which = "-".join([*(sizes or ()), *(["seeds", str(seeds[0]), str(seeds[-1])] if seeds else ())])
+    tables = [path for path in paths if path.is_file()]
+    if which and tables or columns and not tables:
+        raise ValueError("--columns is for tables, --seeds and --sizes are for sweeps' directories")
     places = []                                                 # (folder, runs, what is missing)
-    for path in {path.resolve(): path for path in paths}.values():
-        if path.is_file():
-            runs, notes = report.read_runs(path, columns)
-            places.append((path.with_suffix(""), runs, []))
-            out.print(*notes, sep="\n", end="", markup=False)
-            continue
-        which = [*(sizes or ()), *(["seeds", str(seeds[0]), str(seeds[-1])] if seeds else ())]
-        places.append((path / "-".join(which), *select(path, seeds, sizes)))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        for path in {path.resolve(): path for path in paths}.values():
+            places.append((path.with_suffix(""), report.read_runs(path, columns), [])
+                          if path in tables else (path / which, *select(path, seeds, sizes)))
+    for note in notes:
+        say(note.message)
+    for folder, runs, _ in places:
+        if not any((run.accuracy == run.accuracy).any() for run in runs):   # NaN: not measured
+            names = ", ".join(dict.fromkeys(name for run in runs for name in run.curves))
+            raise ValueError(f"{folder}: no accuracy, but {names}; --columns accuracy=NAME says so")
     folders = [folder for folder, _, _ in places]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("what is derived of two of these would go to one folder; rename a table")
@@ -908,7 +917,7 @@ def run_grade(
     import gradebook
     import grading
     import sweep
-    people = gradebook.checked(table, results, roster)
+    people = gradebook.checked(table, results, roster, folders, require)
     try:
         with gradebook.progress() as tell:
             grades = grading.grade(folders, problem_set, variant, min(cores(), 8), tell=tell,
@@ -928,12 +937,11 @@ def run_grade(
 # --------------------------------------------------------------------------------------------------
 # The public checkpoints: pythia.py does the work
 
-MODEL = typer.Argument(..., help="160m, 14m-seed3, olmo2-1b, smollm3 ..., owner/name on the hub, "
-                                 "or a folder")
+MODEL = typer.Argument(..., help="160m, 14m-seed3, olmo2-1b ..., owner/name on the hub, a folder")
 REVISIONS = typer.Option(None, help="what the checkpoints are called, such as step{step} or, in a "
                                     "folder, checkpoint-{step}; default: as the suite has it")
-STEPS = typer.Option("all", help="all, or numbers and ranges first:last:stride with commas, such "
-                                 "as 0,64,512,1000:143000:9000")
+STEPS = typer.Option("all", help="all, or numbers and ranges first:last:stride (of the steps that "
+                                 "there are) with commas, such as 0,64,512,1000:143000:9000")
 PROBES = typer.Option("all", help="of our own sets; or none")
 PROBE_FILES = typer.Option([], help="BIG-Bench Hard .json, or .jsonl such as BLiMP's")
 ITEMS = typer.Option(None, min=2, help="of each probe set; default: all of the smallest")
@@ -1007,13 +1015,11 @@ def pythia_measure(
     import pythia
     import sweep
     import torch
-    if folder is None:
-        own = str(Path(model).resolve()) if Path(model).is_dir() else pythia.repository(model)
-        folder = Path("runs") / own.rpartition("/")[2]
+    own = Path(model).resolve() if Path(model).is_dir() else Path(pythia.repository(model))
+    folder = folder or Path("runs") / own.name
     extras = () if measures == "none" else pick("--measures", measures, tuple(pythia.EXTRAS))
-    device, kind = pick_device(device.value), getattr(torch, dtype.value)
+    device, kind, cache = pick_device(device.value), getattr(torch, dtype.value), folder / "cache"
     folder.mkdir(parents=True, exist_ok=True)
-    cache = folder / "cache"
     listing, kept, sets, about = prepare(model, revisions, steps, probes, probe_file, items,
                                          tokenizer, dtype.value, device, cache)
     config = sweep.rounded(
@@ -1031,10 +1037,9 @@ def pythia_measure(
             for snapshot in pythia.snapshots(model, kept, listing, cache, kind, device, state):
                 progress.update(line, advance=1, step=snapshot.step)
                 yield snapshot
-        sweep.record(folder, config, snapshots, pythia.ProbeMeasure(sets, extras), until=kept,
-                     seconds=0)
-    out.print(f"{folder}/metrics.jsonl: {len(kept)} checkpoints; next: python run.py pythia "
-              f"compare {folder}")
+        sweep.record(folder, config, snapshots, pythia.ProbeMeasure(sets, extras), kept, seconds=0)
+    then = f"compare {folder}" if sets else f"audit {model} --run {folder}"
+    out.print(f"{folder}/metrics.jsonl: {len(kept)} checkpoints; next: python run.py pythia {then}")
 
 
 def span(pair, never="never"):
@@ -1072,9 +1077,8 @@ def measured(folder):
     import pythia
     import sweep
     rows = sweep.read_rows(folder / "metrics.jsonl")
-    if not rows:
-        raise ValueError(f"{folder} holds no rows; expected the directory of a `python run.py "
-                         "pythia measure`")
+    if not rows or not (folder / "manifest.json").exists():
+        raise ValueError(f"{folder}: expected a directory of `python run.py pythia measure`")
     listing = {step if step == "main" else int(step): files
                for step, files in sweep.read_json(folder / "manifest.json").items()}
     return listing, sweep.read_json(folder / "config.json"), rows, pythia.audit(listing)
@@ -1089,25 +1093,30 @@ def pythia_compare(
     import pythia
     import report
     import sweep
-    target = target or (Path("runs/compare") if folders[1:] else folders[0])
-    found = [pythia.compare(folder.resolve().name, *measured(folder)[1:]) for folder in folders]
+    found, models = [], {}
+    for path, folder in {folder.resolve(): folder for folder in folders}.items():
+        _, config, rows, audit = measured(folder)
+        other = models.setdefault((config["model"], config["revisions"]), folder)
+        if other != folder:
+            raise ValueError(f"{other} and {folder} measure one model, {config['model']}: drop one")
+        found.append(pythia.compare(path.name, config, rows, audit))
+    target = target or (Path("runs/compare") if found[1:] else folder)
     (target / "figures").mkdir(parents=True, exist_ok=True)
     notes = [note for one in found for note in pythia.notes(one)]
     findings = analyse_runs(target, [one.run for one in found], notes)
+    notes += [f"{one.run.name}: {pythia.apart(one.steps)}" for one in found]
     table = plain_table("run", "probe set", "onset", "emergence", "lead", "verdict", "collapse",
                         "recovery", "compression")
     orders = [order for one in found for order in one.orders]
     for o in orders:
-        patterns = ["yes" if seen else "no" for seen in (o.collapse, o.recovery, o.compression)]
         table.add_row(o.run, o.task, span(o.onset), span(o.emergence), span(o.lead, "-"), o.verdict,
-                      *patterns)
+                      *("yes" if x else "no" for x in (o.collapse, o.recovery, o.compression)))
     out.print(table)
     verdict = pythia.c9_verdict(found, findings)
     sweep.write_atomically(target / "c9.json", {"verdict": verdict, "notes": notes,
                                                 "orders": [o._asdict() for o in orders]})
     for one in found:
-        path = target / "figures" / f"compare-{one.run.name}.png"
-        save_figure(path, report.figure_compare, one)
+        save_figure(target / "figures" / f"compare-{one.run.name}.png", report.figure_compare, one)
     say("\n".join([*notes, verdict, f"{target}/c9.json, figures/compare-*.png"]))
 
 

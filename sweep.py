@@ -583,6 +583,23 @@ def read_json(path):
         raise Failed(f"{path} is no readable JSON object ({str(error)[:200]}); {AGAIN}") from None
 
 
+def as_row(line):
+    """A line of metrics.jsonl -> its row.  TypeError for what is none."""
+    row = json.loads(line)
+    levels = row.get("levels") if isinstance(row, dict) else None
+    columns = {type(own) for own in levels.values()} if isinstance(levels, dict) else {None}
+    if columns - {dict} or type(row.get("step")) is not int:
+        raise TypeError('expected {"step": a whole number, "levels": {level: {column: value}}}')
+    return row
+
+
+def as_line(row):
+    """A row -> its line.  TypeError for what could not be read again."""
+    line = json.dumps(rounded(row)) + "\n"
+    as_row(line)
+    return line
+
+
 def read_rows(path):
     """The rows of a metrics.jsonl.  A last line that was cut off half-way is left out.
 
@@ -597,12 +614,8 @@ def read_rows(path):
             raise Failed(f"{packed} is damaged, or was cut short ({error}); {AGAIN}") from None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            levels = dict(row["levels"].items())
-            if type(row["step"]) is not int or {type(own) for own in levels.values()} - {dict}:
-                raise TypeError("expected a whole step, and the columns of each level")
-            rows.append(row)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            rows.append(as_row(line))
+        except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines) and isinstance(error, ValueError):
                 break
             raise Failed(f"{path}, line {number}, is not a row ({error}); {AGAIN}") from None
@@ -776,7 +789,8 @@ def where_to_go_on(folder, config):
     if saved is None:
         why = f"{path} is missing" if (folder / "done").exists() else ""    # else it only began
         why = f"{path} is damaged" if path.exists() else why
-    elif not isinstance(saved, dict) or saved.get("config") != without_stop(config):
+    elif (not isinstance(saved, dict) or saved.get("config") != without_stop(config)
+          or not {"snapshot", "measure", "rows", "wall"} <= saved.keys()):
         raise Failed(f"{path} is not a checkpoint of this run; move it away, and the same command "
                      "begins again")
     elif saved["snapshot"] is None:
@@ -816,7 +830,7 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
         saved, rows = where_to_go_on(folder, config)
         note_environment(folder, rows)
         path, wall, unsaved = folder / "metrics.jsonl", saved["wall"], None
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(path, "".join(map(as_line, rows)))
         path.with_name(path.name + ".gz").unlink(missing_ok=True)       # there is no second version
         if not rows:
             (folder / "done").unlink(missing_ok=True)
@@ -836,7 +850,7 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
                 last = time.monotonic()
                 row |= {f"wall_{what}_s": round(spent, 2) for what, spent in wall.items()}
                 rows.append(row)
-                file.write((json.dumps(rounded(row)) + "\n").encode())
+                file.write(as_line(row).encode())
                 file.flush()
                 if frame:
                     append_frame(folder / "film.jsonl", {"step": snapshot.step, "levels": frame})
@@ -858,11 +872,8 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
 
 def append_frame(path, frame):
     """It is on the disk before a checkpoint can know of its row."""
-    line = json.dumps(rounded(frame)) + "\n"
-    if not path.exists():
-        return write_atomically(path, line)
     with open(path, "ab") as file:
-        file.write(line.encode())
+        file.write(as_line(frame).encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -879,7 +890,7 @@ def keep_frames(path, rows):
     if path.exists():
         last = rows[-1]["step"] if rows else -1
         kept = [frame for frame in read_frames(path) if frame["step"] <= last]
-        write_atomically(path, "".join(json.dumps(frame) + "\n" for frame in kept))
+        write_atomically(path, "".join(map(as_line, kept)))
 
 
 def save_checkpoint(folder, file, state):

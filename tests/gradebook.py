@@ -1,16 +1,18 @@
 """Grades for people and platforms: the screen, a CSV, Canvas's columns, Gradescope's results.json.
 
 The same grades give the same bytes.  Points of written questions are typed into the CSV by hand; a
-later grading into the same file keeps them.
+later grading into the same file keeps them, and all rows and columns that it has nothing new for.
 """
 import contextlib
 import csv
 import io
 import json
+import math
 import re
+from typing import NamedTuple
 
 import course
-from assignments import printable
+from assignments import exercises, printable
 
 
 # --------------------------------------------------------------------------------------------------
@@ -78,61 +80,144 @@ def cell(text):
     return ("'" if text[:1] in tuple("=+-@") else "") + printable(text)
 
 
-def questions_of(results):
-    """["2.a", "2.b", ...]: the written questions of the sets that were graded."""
-    numbers = sorted({g.exercise.number for g in results[0].grades})
-    return [f"{n}.{letter}" for n in numbers
-            for letter, _ in zip("abcdefgh", course.QUESTIONS[n])]
+def questions_of(number):
+    """["2.a", "2.b", ...]: the written questions of a set."""
+    return [f"{number}.{letter}" for letter, _ in zip("abcdefgh", course.QUESTIONS[number])]
 
 
-def rows_of(path):
-    """The rows of a CSV, its header's names as keys; nothing if there is no such file."""
-    if path is None or not path.is_file():
-        return []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+class Sheet(NamedTuple):
+    """A CSV as it was found."""
+    columns: tuple = ()
+    rows: tuple = ()                  # {column: text}; cells beyond the last column under None
+    mark: str = ","                   # between cells
 
 
-def number(text):
+NOTHING = Sheet()
+DECIMAL = {";": ","}                  # a spreadsheet that separates by ; writes numbers so
+
+
+def sheet_of(option, path):
+    """Commas, semicolons or tabs.  ValueError, naming the file, for what cannot be read."""
     try:
-        return float(text or 0)
+        text = path.read_text(encoding="utf-8-sig").strip("\n")
+        mark = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text), delimiter=mark, restval="")
+        rows = [row for row in reader if any(row.values())]
+    except UnicodeDecodeError:
+        raise ValueError(f"{option} {path}: its letters are not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror}") from None
+    except csv.Error as error:
+        raise ValueError(f"{option} {path}: {error}") from None
+    return Sheet(tuple(reader.fieldnames or ()), tuple(rows), mark)
+
+
+def typed(text):
+    """Points as a number, typed with a decimal comma or point.  NaN for what is none."""
+    try:
+        return float(text.strip().replace(",", ".") or 0)
     except ValueError:
-        return 0.0
+        return math.nan
 
 
-def as_csv(results, before=()):
+def counted():
+    """The columns that `total` adds up, of all sets."""
+    questions = [name for number in course.QUESTIONS for name in questions_of(number)]
+    return [exercise.name for exercise in exercises()] + questions
+
+
+def faults(sheet, people):
+    """Sentences: why grades cannot go into this file without a loss."""
+    if people:
+        who, adds_up = persons(people), []
+        expected = f"{' or '.join(who)}, and one such as 'Set 2: written'"
+        ours = any(name in who for name in sheet.columns) and any(map(OURS.match, sheet.columns))
+    else:
+        adds_up = [name for name in counted() if name in sheet.columns]
+        expected = "submission and total"
+        ours = {"submission", "total"} <= {*sheet.columns}
+    if not ours:
+        yield f"another file has this name: expected none, or one with columns {expected}"
+    for name in sheet.columns:
+        if not name or sheet.columns.count(name) > 1:
+            yield f"there is a column {name!r}: expected a name of its own for each column"
+    for row in sheet.rows:
+        who = next(filter(None, row.values()))
+        if None in row:
+            yield f"{who}: expected a row with no more cells than the header"
+        for name in adds_up:
+            if not 0 <= typed(row[name]) < math.inf:
+                yield f"{who}, column {name}: expected points such as 4 or 2.5, got {row[name]!r}"
+
+
+def earlier(path, people):
+    """The file that --csv replaces.  ValueError for one that holds something else."""
+    if path is None or not path.exists():
+        return NOTHING
+    sheet = sheet_of("--csv", path)
+    for fault in faults(sheet, people) if sheet.columns else ():
+        raise ValueError(f"--csv {path}: {fault}")
+    return sheet
+
+
+def carried(fresh, before, who):
+    """Fresh rows, each over the first row of the file with the same `who`; then all other rows."""
+    left, rows = list(before.rows), []
+    for new in fresh:
+        same = {key: new[key] for key in who if key in new and key in before.columns}
+        replaced = {}
+        if any(same.values()):
+            replaced = next((row for row in left if same.items() <= row.items()), {})
+        left = [row for row in left if row is not replaced]
+        rows.append({**replaced, **new})
+    return rows + left
+
+
+def as_csv(results, before=NOTHING):
     """A row for each submission: exercises, written questions, total, remarks.
 
-    before: the rows of the file that this replaces; what was typed into the columns of written
-    questions is kept, and counts."""
-    questions = questions_of(results)
-    typed = {row.get("submission", ""): row for row in before}
-    table = [["submission", *(g.exercise.name for g in results[0].grades), *questions, "total",
-              "remarks"]]
-    for result in results:
-        row = typed.get(cell(result.name), {})
-        written = [row.get(question) or "" for question in questions]
-        total = result.points + sum(map(number, written))
-        table.append([cell(result.name), *(g.points for g in result.grades), *written, f"{total:g}",
-                      printable("; ".join(remarks_of(result)))])
-    return text_of(table)
+    before: the file that this replaces.  What is not graded now stays as it was, and counts."""
+    grades, adds_up = results[0].grades, counted()
+    fresh = [{"submission": cell(result.name), **{g.exercise.name: g.points for g in result.grades},
+              "remarks": printable("; ".join(remarks_of(result)))} for result in results]
+    rows = carried(fresh, before, ["submission"])
+    for row in rows:
+        points = [typed(str(row[name])) for name in adds_up if row.get(name, "") != ""]
+        if points:                                             # none: someone's own row
+            row["total"] = f"{sum(points):g}".replace(".", DECIMAL.get(before.mark, "."))
+    questions = [name for number in sorted({g.exercise.number for g in grades})
+                 for name in questions_of(number)]
+    end = [*before.columns, "total"].index("total")            # new columns come before it
+    columns = [*before.columns[:end], "submission", *(g.exercise.name for g in grades), *questions,
+               *before.columns[end:], "total", "remarks"]
+    return text_of(columns, rows, before.mark)
 
 
-def text_of(table):
+def text_of(columns, rows, mark):
+    """A column that is named twice stands where it is named first."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
+    writer = csv.DictWriter(text, [*dict.fromkeys(columns)], restval="", delimiter=mark,
+                            lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
 # --------------------------------------------------------------------------------------------------
 # A roster, and Canvas's columns
 
-IDENTITY = ("student", "name", "id", "sis user id", "sis login id", "login", "e-mail", "email",
-            "section")
+PERSON = ("student", "name", "id", "sis user id", "sis login id", "login", "e-mail", "email")
+OURS = re.compile(r"Set [\d ]+: (functions|written)$")
+WHOLE = re.compile(r"(\d+)([.,]0*)?", re.ASCII)                # 17.0: a column that had empty cells
+
+
+def persons(roster):
+    """The columns that say who someone is."""
+    return [key for key in roster[0] if key.lower() in PERSON]
 
 
 def plain(text):
-    return re.sub(r"[\W_]+", "", (text or "").lower())
+    return re.sub(r"[\W_]+", "", text.lower())
 
 
 def match(name, person, roster):
@@ -142,10 +227,8 @@ def match(name, person, roster):
     rows = [row for row in roster if person and (row.get("ID") or row.get("id")) == person]
     if not rows:
         for row in roster:
-            known = [plain(value) for key, value in row.items()
-                     if key and key.lower() in IDENTITY and key.lower() != "section"]
-            known += [plain((value or "").partition("@")[0]) for value in row.values()
-                      if isinstance(value, str)]
+            known = [plain(row[key]) for key in persons([row])]
+            known += [plain(value.partition("@")[0]) for value in row.values()]
             surname, _, given = (row.get("Student") or row.get("name") or "").partition(",")
             known.append(plain(given + surname))
             if plain(name) in known or (person and plain(name.rpartition("_")[0]) in known):
@@ -153,59 +236,80 @@ def match(name, person, roster):
     return rows[0] if len(rows) == 1 else None
 
 
-def as_canvas(results, roster, before=()):
+def as_canvas(results, roster, before=NOTHING):
     """The roster's own columns, then the points: what Canvas's gradebook imports.
 
-    Everyone on the roster has a row, and whoever is not on it comes last."""
+    Everyone on the roster has a row, and whoever is not on it comes last.  before: the file that
+    this replaces; what is not graded now stays as it was."""
     numbers = sorted({g.exercise.number for g in results[0].grades})
     title = "Set " + " ".join(map(str, numbers))
-    columns = [f"{title}: functions", f"{title}: written"]
-    known = [key for key in roster[0] if key.lower() in IDENTITY]
+    who, points = persons(roster), f"{title}: functions"
+    known = [key for key in roster[0] if key in who or key.lower() == "section"]
     owner = {result.name: match(result.name, result.person, roster) for result in results}
-    typed = {tuple(row.get(key) or "" for key in known): row.get(columns[1]) for row in before}
-    table = [[*known, *columns]]
+    fresh = []
     for row in roster:
-        who = tuple(row[key] or "" for key in known)
         theirs = [result.points for result in results if owner[result.name] is row]
-        table.append([*who, max(theirs, default=""), typed.get(who) or ""])
+        fresh.append({key: row[key] for key in known} | ({points: max(theirs)} if theirs else {}))
     for result in results:
         if owner[result.name] is None:
-            table.append([cell(result.name), *[""] * (len(known) - 1), result.points, ""])
-    return text_of(table)
+            fresh.append({who[0]: cell(result.name), points: result.points})
+    columns = [*known, *before.columns, points, f"{title}: written"]
+    return text_of(columns, carried(fresh, before, who), before.mark)
 
 
 def roster_of(path):
     """The rows of --roster; none without one.  Raises ValueError for a file that is no roster."""
     if path is None:
         return []
-    rows = [row for row in rows_of(path) if any(row.values())]
+    rows = sheet_of("--roster", path).rows
+    rows = [{key: text for key, text in row.items() if key} for row in rows]
+    rows = [row for row in rows if any(row.values())]
     rows = [row for row in rows if "points possible" not in plain_words(row)]
-    if not rows or not any(key and key.lower() in IDENTITY for key in rows[0]):
+    if not rows or not persons(rows):
         raise ValueError(f"--roster {path}: expected a CSV with a row for each student, and a "
                          "header with one of Student, ID, SIS Login ID, name, email")
+    for row in rows:
+        if variant_in(row) and not WHOLE.fullmatch(variant_in(row)):
+            raise ValueError(f"--roster {path}: {next(filter(None, row.values()))}: expected a "
+                             f"variant such as 17, or none, got {variant_in(row)!r}")
     return rows
 
 
 def plain_words(row):
     """Canvas has a row below its header that begins with Points Possible."""
-    return str(next(iter(row.values())) or "").strip().lower()
+    return next(iter(row.values())).strip().lower()
 
 
-def checked(table, results, roster):
-    """The rows of --roster; the files that are to be written can be."""
+def variant_in(row):
+    return next((text.strip() for key, text in row.items() if key.lower() == "variant"), "")
+
+
+def checked(table, results, roster, folders=(), require=None):
+    """The rows of --roster; the files that are to be written can be, and nothing in them is lost.
+
+    Raises ValueError for what would be wrong only after the grading."""
     for option, path in (("--csv", table), ("--results", results)):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{option} {path}: {path.absolute().parent} is not a folder")
-    return roster_of(roster)
+        if path is not None and path.exists() and not path.is_file():
+            raise ValueError(f"{option} {path}: expected the name of a file; this is none")
+    if results is not None and len(folders) > 1:
+        raise ValueError(f"--results {results}: it holds one submission; expected one folder, got "
+                         f"{len(folders)}")
+    if require is not None and not math.isfinite(require):
+        raise ValueError(f"--require {require}: expected a number of points")
+    people = roster_of(roster)
+    earlier(table, people)
+    return people
 
 
 def files(grades, roster, table, results):
     """{path: text} of the files that were asked for."""
-    found = {}
+    found, before = {}, earlier(table, roster)                  # again: someone may type meanwhile
     if table is not None and roster:
-        found[table] = as_canvas(grades, roster, rows_of(table))
+        found[table] = as_canvas(grades, roster, before)
     elif table is not None:
-        found[table] = as_csv(grades, rows_of(table))
+        found[table] = as_csv(grades, before)
     if results is not None:
         found[results] = as_gradescope(grades[0])
     return found
@@ -227,9 +331,8 @@ def progress():
 def expected_variant(roster):
     """A function from a submission to the variant that the roster's column `variant` says."""
     def expected(entry):
-        row = match(entry.name, entry.person, roster) or {}
-        said = row.get("variant") or row.get("Variant")
-        return int(said) if said and said.strip().isdigit() else None
+        said = WHOLE.fullmatch(variant_in(match(entry.name, entry.person, roster) or {}))
+        return int(said[1]) if said else None
     return expected
 
 

@@ -549,6 +549,10 @@ BAD_INPUT = [
     (("grade", "FULL", "--problem-set", "0"), "expected one of"),
     (("grade", "FULL", "--csv", "nowhere/x.csv"), "is not a folder"),
     (("grade", "FULL", "--roster", "FILE"), "a row for each student"),
+    (("grade", "FULL", "--roster", "nowhere.csv"), "nowhere.csv: No such file"),
+    (("grade", "FULL", "--csv", "EMPTY"), "--csv EMPTY: expected the name of a file"),
+    (("grade", "FULL", "EMPTY", "--results", "r.json"), "expected one folder, got 2"),
+    (("grade", "FULL", "--require", "nan"), "expected a number of points"),
     (("grade",), "Missing argument"),
 ]
 

@@ -435,8 +435,19 @@ def test_a_row_that_cannot_be_read_is_named_in_one_sentence(row):
 def test_a_table_without_rows_and_a_step_that_is_no_number_are_errors():
     with pytest.raises(ValueError, match="no rows"):
         from_table([])
-    with pytest.raises(ValueError, match="run 'mine' has a step that is no number"):
-        from_table([measured("x-1", math.nan, "accuracy", 1)])
+    for step in (math.nan, -1, math.inf):
+        with pytest.raises(ValueError, match=r"row 1 .* step \(>= 0\)"):
+            from_table([measured("x-1", step, "accuracy", 1)])
+    with pytest.raises(ValueError, match="run 'mine' has settings alone"):
+        from_table([measured("x-1", 0, "chance", 0.5)])
+
+
+@pytest.mark.parametrize("value", [0, -3, 0.9, 1e300])
+def test_a_rankme_that_cannot_be_is_refused(value):
+    rows = [measured("x-1", 0, "rankme.first.0", 1 - 1e-6), measured("x-1", 0, "rankme.error", 0)]
+    assert from_table(rows)
+    with pytest.raises(ValueError, match="run 'mine', level x-1, step 5: rankme.first.0 .* 1, at"):
+        from_table([*rows, measured("x-1", 5, "rankme.first.0", value)])
 
 
 def test_a_table_of_accuracy_alone_gives_emergence_and_no_onset():
@@ -495,21 +506,22 @@ def test_rankme_is_collected_by_position_and_layer():
     (("attn 2", "mlp 1"), 1, None, None),                     # two names: as they come
     (("0", "1"), 0, 1, 0)])                                   # of the last block and the norm
 def test_layers_have_names_where_rows_name_them(names, last_block, norm, embedding):
-    rows = [measured("x-1", 0, f"rankme.first.{name}", place) for place, name in enumerate(names)]
+    rows = [measured("x-1", 0, f"rankme.first.{name}", 1 + k) for k, name in enumerate(names)]
     (run,) = from_table(rows)
 
     def found(layer):
         value = run.rankme_at("first", layer).item()
-        return None if math.isnan(value) else value
+        return None if math.isnan(value) else value - 1
     assert (found(-2), found(-1)) == (last_block, norm)
-    assert run.rankme_layers("first")[0, 0].item() == embedding or embedding is None
+    assert run.rankme_layers("first")[0, 0].item() - 1 == embedding or embedding is None
 
 
 def test_what_is_neither_behaviour_nor_rankme_is_a_measure():
     quantities = ("accuracy", "log_prob", "loss", "llc", "llc.mc_error", "mine", "spread.0",
                   "spread.1", "rankme.first.0", "linear_probe_shuffled", "mine.error", "theirs",
                   "theirs.mc_error")
-    rows = [measured("x-1", step, name, step) for name in quantities for step in (0, 1)]
+    rows = [measured("x-1", step, name, step + name.startswith("rankme"))
+            for name in quantities for step in (0, 1)]
     config = {"numbers": {"llc": ["llc"]}, "chance_log_prob": -2.3}
     (run,) = from_table(rows, {"mine": config})
     assert run.measures == ["llc", "mine", "theirs", "spread"]

@@ -284,11 +284,11 @@ def test_what_does_not_fit_the_handout_is_refused(tmp_path, two, monkeypatch):
 # --------------------------------------------------------------------------------------------------
 # CSV, roster, journal
 
-def results_of(points):
-    """{name: points of rankme} -> [Result], without running anything."""
+def results_of(points, exercise=TWO[0]):
+    """{name: points of an exercise} -> [Result], without running anything."""
     out = []
     for name, got in points.items():
-        grade = grading.Grade(TWO[0], got, "" if got == 10 else "1 of 3 tests fail")
+        grade = grading.Grade(exercise, got, "" if got == 10 else "1 of 3 tests fail")
         out.append(grading.Result(name, grades=[grade], person=name.partition("_")[2]))
     return out
 
@@ -306,6 +306,89 @@ def test_points_of_written_questions_are_kept_in_the_csv(tmp_path):
     assert rows[1]["2.a"] == "5" and rows[1]["2.b"] == "2.5" and rows[1]["total"] == "11.5"
     table.write_text(again)
     assert gradebook.files(results, [], table, None)[table] == again, "not the same bytes"
+
+
+def graded_into(table, results, people=(), mark=","):
+    """The rows of the CSV after one more grading, which a second one leaves as they are."""
+    for again in (False, True):
+        text = gradebook.files(results, people, table, None)[table]
+        assert not again or text == table.read_text(), "not the same bytes"
+        table.write_text(text)
+    return list(csv.DictReader(text.splitlines(), delimiter=mark))
+
+
+def test_a_later_grading_loses_nothing_of_the_csv(tmp_path):
+    """Saved by a European spreadsheet; another set; a submission that is gone; own columns."""
+    table = tmp_path / "points.csv"
+    table.write_text(gradebook.as_csv(results_of({"ann": 10, "bob": 4})))
+    text = table.read_text().replace("bob,4,,,", 'bob,4,"4,5",2,').replace("\n", ",\n")
+    text = text.replace("remarks,", "remarks,group").replace("fail,", "fail,B")
+    rows = list(csv.reader([*text.splitlines(), "mean,,,,,8.5,,"]))
+    text = io.StringIO()
+    csv.writer(text, delimiter=";").writerows(rows)
+    table.write_bytes(b"\xef\xbb\xbf" + text.getvalue().encode())
+    first = next(e for e in ALL.values() if e.number == 3)
+    ann, bob, mean = graded_into(table, results_of({"ann": 7}, first), mark=";")
+    assert ann["measures.rankme"] == "10" and ann[first.name] == "7" and ann["total"] == "17"
+    assert bob["2.a"] == "4,5" and bob["2.b"] == "2" and bob["group"] == "B" and bob["3.a"] == ""
+    assert bob["total"] == "10,5" and bob["remarks"] and mean["total"] == "8.5"
+    assert list(ann)[-3:] == ["total", "remarks", "group"]
+
+
+def test_a_later_grading_loses_nothing_of_canvas_columns(tmp_path):
+    path, table = tmp_path / "roster.csv", tmp_path / "canvas.csv"
+    path.write_text(ROSTER)
+    people = gradebook.checked(table, None, path)
+    graded_into(table, results_of({"lee_998": 10, "lee": 1, "cmay": 6}), people)
+    text = table.read_text().replace("lee,,,,1,", "lee,,,,1,3").replace("A,10,", "A,10,5")
+    table.write_text(text.replace("B,6,", "C,6,2") + '"Gone, Gil",7,gil,A,8,4\n')
+    later = results_of({"lee": 2}, next(e for e in ALL.values() if e.number == 3))
+    found = {row["Student"]: list(row.values())[4:] for row in graded_into(table, later, people)}
+    assert found == {"Lee, Ann": ["10", "5", "", ""], "Lee, Bob": ["", "", "", ""],
+                     "May, Cleo": ["6", "2", "", ""], "lee": ["1", "3", "2", ""],
+                     "Gone, Gil": ["8", "4", "", ""]}
+
+
+HEAD = "submission,measures.rankme,2.a,total\n"
+
+
+@pytest.mark.parametrize("content, wrong", [
+    ("day,rain\n1,2\n", "expected none, or one with columns submission and total"),
+    (HEAD + "ann,10,five,10\n", "ann, column 2.a: expected points such as 4 or 2.5, got 'five'"),
+    (HEAD + "ann,10,nan,10\n", "got 'nan'"), (HEAD + "ann,10,-1,10\n", "got '-1'"),
+    (HEAD + "ann,10,4,5,14.5\n", "no more cells than the header"),
+    (HEAD.replace("\n", ",\n") + "ann,10,4,14,?\n", "a column ''"),
+    (HEAD + "ann,10,4,14,für\n", "save it as UTF-8")])
+def test_a_csv_that_cannot_take_the_grades_is_refused_before(content, wrong, tmp_path):
+    table, roster = tmp_path / "points.csv", tmp_path / "roster.csv"
+    table.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"points.csv: .*{re.escape(wrong)}"):
+        gradebook.checked(table, None, None)
+    roster.write_text(ROSTER)
+    with pytest.raises(ValueError, match="points.csv: .*(Set 2: written|UTF-8)"):
+        gradebook.checked(table, None, roster)
+
+
+@pytest.mark.parametrize("said, variant", [("17", 17), ("17.0", 17), ('"17,0"', 17), ("0.0", 0),
+                                           ("", None), ("17,one cell too many", 17)])
+def test_a_variant_is_read_as_spreadsheets_write_it(said, variant, tmp_path):
+    (tmp_path / "roster.csv").write_text(f"name,ID,Variant\nann,1,{said}\n")
+    people = gradebook.checked(None, None, tmp_path / "roster.csv")
+    results = results_of({"ann": 3})
+    assert gradebook.expected_variant(people)(results[0]) == variant
+    assert graded_into(tmp_path / "new.csv", results, people)[0]["Set 2: functions"] == "3"
+
+
+@pytest.mark.parametrize("said, wrong", [
+    ("seventeen", "roster.csv: ann: expected a variant such as 17, or none, got 'seventeen'"),
+    ("\u00b2", "got '\u00b2'"), ("17.5", "got '17.5'"), ("-1", "got '-1'")])
+def test_a_variant_that_is_none_is_refused(said, wrong, tmp_path):
+    (tmp_path / "roster.csv").write_text(f"name,ID,variant\nann,1,{said}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(wrong)):
+        gradebook.checked(None, None, tmp_path / "roster.csv")
+    (tmp_path / "roster.csv").write_text("name\nfür\n", encoding="latin-1")
+    with pytest.raises(ValueError, match="--roster .*roster.csv: .*save it as UTF-8"):
+        gradebook.checked(None, None, tmp_path / "roster.csv")
 
 
 ROSTER = """Student,ID,SIS Login ID,Section,variant

@@ -169,11 +169,11 @@ def test_settings_may_stand_in_the_table():
     (("block1", "block2"), 1), (("1", "2", "10"), 2), (("0", "1", "2", "3"), 2),
     (("10", "embedding", "9", "final_norm"), 0), (("attn", "mlp", "final_norm"), 1)])
 def test_the_last_block_is_found_by_name(layers, last_block):
-    rows = [("x", "a", 0, f"rankme.first.{name}", k) for k, name in enumerate(layers)]
+    rows = [("x", "a", 0, f"rankme.first.{name}", k) for k, name in enumerate(layers, 1)]
     (one,) = from_table(rows)
-    assert one.rankme_at("first", -2).tolist() == [[last_block]]
-    assert one.rankme_at("whatever", -2).tolist() == [[last_block]], "one position: that is it"
-    assert one.table("rankme.answer").tolist() == [[last_block]]
+    assert one.rankme_at("first", -2).tolist() == [[last_block + 1]]
+    assert one.rankme_at("whatever", -2).tolist() == [[last_block + 1]], "one position: that is it"
+    assert one.table("rankme.answer").tolist() == [[last_block + 1]]
 
 
 def test_rankme_may_have_neither_layer_nor_position_and_other_names_dots():
@@ -224,8 +224,9 @@ def test_a_step_twice_is_said_once(tmp_path, capsys):
     path = write(tmp_path / "curves.csv", [("x", "a", 60, "accuracy", 0.0), *rows, *rows])
     status, screen, err = analyse(capsys, path)
     assert status == 0, err
-    assert " ".join(screen.split()).count(
-        "twice, of which the last counts: 21, such as accuracy at step 60 of x") == 1
+    said = " ".join(screen.split())
+    assert said.count("twice, of which the last counts: 21, such as accuracy at step 60 of x") == 1
+    assert screen.split("analysing")[0].endswith("\n"), "a note is a line"
     assert events_of(tmp_path / "curves")["x", "a", "accuracy"] == "50"
 
 
@@ -233,11 +234,11 @@ def test_a_step_twice_is_said_once(tmp_path, capsys):
 # Tables as other programs write them
 
 def planted(path, columns=""):
-    """-> the emergences that are read from a file, {(run, level): step}, and what was said."""
-    runs, notes = report.read_runs(path, columns)
+    """-> the emergences that are read from a file, {(run, level): step}, and its runs."""
+    runs = report.read_runs(path, columns)
     events = event_table(runs)
     return {(one.name, level): events.emergence[r, k] for r, one in enumerate(runs)
-            for k, level in enumerate(events.levels)}, runs, notes
+            for k, level in enumerate(events.levels)}, runs
 
 
 STEPS = range(0, 500, 10)
@@ -249,7 +250,7 @@ def test_a_wide_table_of_a_logger_is_read_by_its_columns(tmp_path):
              "text") for step in STEPS]
     path = write(tmp_path / "history.csv", rows, ("_step", "_runtime", "Wall time", "val/acc",
                                                   "train/loss", "note"))
-    found, (one,), _ = planted(path, "step=_step,accuracy=val/acc,train/loss")
+    found, (one,) = planted(path, "step=_step,accuracy=val/acc,train/loss")
     assert found == {("run", "all"): 200} and set(one.curves) == {"accuracy", "train/loss"}
     assert one.measures == ["train/loss"] and one.table("train/loss")[0, 1] == 5 - 10 / 500
     with pytest.raises(ValueError, match="row 1: note is 'text', no number"):
@@ -262,7 +263,7 @@ def test_a_chart_of_wandb_has_a_column_for_each_run(tmp_path):
         header += [f"{name} - val/acc", f"{name} - val/acc__MIN", f"{name} - val/acc__MAX"]
     rows = [(step, *[float(step >= 100)] * 3, *[float(step >= 300)] * 3) for step in STEPS]
     path = write(tmp_path / "chart.csv", rows, header)
-    found, runs, _ = planted(path, "accuracy=val/acc")
+    found, runs = planted(path, "accuracy=val/acc")
     assert found == {("red-1", "all"): 100, ("blue-2", "all"): 300}
     assert [list(one.curves) for one in runs] == [["accuracy"]] * 2
 
@@ -271,8 +272,8 @@ def test_tags_of_tensorboard_are_quantities_of_levels(tmp_path):
     rows = [("a", 1e9 + step, step, f"eval/{level}", float(step >= at)) for step in STEPS
             for level, at in (("copy", 100), ("sort", 200))]
     path = write(tmp_path / "scalars.csv", rows, ("run", "Wall time", "Step", "tag", "value"))
-    found, (one,), _ = planted(path, "quantity=tag,copy/accuracy=eval/copy,"
-                               "sort/accuracy=eval/sort")
+    found, (one,) = planted(path, "quantity=tag,copy/accuracy=eval/copy,"
+                            "sort/accuracy=eval/sort")
     assert found == {("a", "copy"): 100, ("a", "sort"): 200} and list(one.curves) == ["accuracy"]
     single = write(tmp_path / "tag.csv", [row[1:3] + row[4:] for row in rows[::2]],
                    ("Wall time", "Step", "Value"))                          # one tag, one file
@@ -365,8 +366,9 @@ def test_analyse_makes_everything_of_a_table_in_tokens(tmp_path, capsys):
 
 @pytest.mark.parametrize("rows, drawn", [
     ([("r", "a", 0, "accuracy", 1.0)], {"curves.png"}),                     # a single point
-    ([("r", "a", 0, "accuracy", None), ("r", "a", 1, "accuracy", "")], {"curves.png"}),
-    (step_curve("r", "a", 100, STEPS, "weight norm"), {"curves.png", "measures.png"}),
+    ([("r", "a", 0, "accuracy", None), ("r", "a", 1, "accuracy", 1.0)], {"curves.png"}),
+    ([*step_curve("r", "a", 100, STEPS, "weight norm"), ("r", "a", 0, "accuracy", 0.0)],
+     {"curves.png", "measures.png"}),
     ([*step_curve("r", "a", 100, STEPS), ("r", "a", 5, "loss", 1.0), ("r", "a", 9, "loss", 2.0),
       ("r", "a", 19, "loss", math.inf), ("r", "a", 39, "loss", 2.5)], {"curves.png",
                                                                        "measures.png"}),
@@ -397,7 +399,12 @@ def test_three_lists_are_drawn():
     ("step,value\n0,1\n", "row 1 has no 'quantity'"),
     ("run,level,step,quantity,value\nr,a,0,accuracy,high\n", "row 1: accuracy is 'high'"),
     ("run,level,step,quantity,value\nr,a,soon,accuracy,1\n", "row 1: step is 'soon'"),
-    ("run,level,step,quantity,value\nr,a,-1,accuracy,1\n", "'r' has a step that is no number"),
+    ("run,level,step,quantity,value\nr,a,-1,accuracy,1\n", "row 1: step is -1, no number from 0"),
+    ("step,accuracy\n0,1\n,1\n", "row 2: step is nan, no number from 0 on"),
+    ("run,step,quantity,event\nr,0,accuracy,onset\n", "row 1 has no 'value', only run, step"),
+    ("step,accuracy,rankme\n0,1,0\n", "level all, step 0: rankme 0: a RankMe is at least 1"),
+    ("step,Accuracy,RankMe\n0,1,2\n", "no accuracy, but Accuracy, RankMe; --columns accuracy="),
+    ("step,accuracy,loss\n0,,2\n", "no accuracy, but accuracy, loss; --columns"),
     ("run,level,step,quantity,value\nr,a,0,accuracy,50\n", "divide percent by 100"),
     ("run,level,step,quantity,value\nr,a,0,chance,1\nr,a,0,accuracy,1\n", "chance {'a': 1}"),
     ("step,accuracy\n0,1,2,3\n", "more cells"), (b"\xff\xfe\x00s\x00", "codec can't decode"),
@@ -414,16 +421,69 @@ def test_a_bad_table_is_named_in_one_sentence(content, words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, content, columns, words", [
-    ("x.jsonl", '{"step": 0}\n{"step"', "", "x.jsonl: "), ("x.jsonl", "[1]\n", "", "expected rows"),
+    ("x.jsonl", '{"step": 0}\n\n{"step": 1\n{}', "", "x.jsonl: line 3, column 11: "),
+    ("x.jsonl", "[1]\n", "", "expected rows"),
     ("x.json", '{"a": {"0": 1}}', "", "expected rows"), ("x.txt", "step\n", "", "a .csv, .tsv"),
     ("x.jsonl", '{"step": 0, "a": {"b": 1}}', "", "row 1: a is {'b': 1}"),
     ("x.csv", "step,acc\n0,1\n", "accuracy=val", "there is no 'val', only acc"),
     ("x.csv", "step,acc\n0,1\n", "run=Name", "row 1 has no 'Name'"),
+    ("x.csv", "step,acc\n0,1\n", "accuracy=acc,accuracy=b", "each name once"),
+    ("x.csv", "step,acc\n0,1\n", "accuracy=acc,rankme=acc", "each name once"),
+    ("x.csv", "step,acc\n0,1\n", "acc", "no accuracy, but acc; --columns accuracy="),
     ("x.csv", "step,acc\n0,1\n", "=,", "--columns")])
 def test_a_table_that_does_not_fit_is_named(name, content, columns, words, tmp_path, capsys):
     (tmp_path / name).write_text(content)
     status, _, err = analyse(capsys, tmp_path / name, "--columns", columns)
     assert status == 2 and words in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("name, option", [
+    ("x.csv", "--seeds=7-9"), ("x.csv", "--sizes=nano"), (".", "--columns=accuracy=acc")])
+def test_options_of_sweeps_are_not_for_tables_nor_theirs_for_sweeps(name, option, tmp_path, capsys):
+    write(tmp_path / "x.csv", step_curve("r", "a", 100, STEPS))
+    status, _, err = analyse(capsys, tmp_path / name, option)
+    assert status == 2 and "--columns is for tables, --seeds and --sizes are for" in err
+
+
+def test_an_accuracy_that_one_run_lacks_is_not_called_never(tmp_path, capsys):
+    rows = [*step_curve("x", "a", 100, STEPS), ("y", "a", 0, "loss", 1.0), ("x", "b", 0, "loss", 1)]
+    status, screen, err = analyse(capsys, write(tmp_path / "curves.csv", rows))
+    assert status == 0, err
+    said, found = " ".join(screen.split()), events_of(tmp_path / "curves")
+    assert "accuracy emerged at 100 (accuracy was measured in 1 of 2 seeds)" in said
+    assert "b: RankMe was not measured; accuracy was not measured (all 2 seeds)." in said
+    assert [key for key in found if key[2] == "accuracy"] == [("x", "a", "accuracy")]
+
+
+# ------------------------------------------------------------------------------------------------
+# Configs
+
+def measured_run(config, levels="ab", name="x"):
+    return from_table([row for level in levels
+                       for row in step_curve(0, level, 60, range(0, 300, 10), low=0.5)],
+                      {name: config})
+
+
+def test_a_config_finds_its_run_and_its_levels():
+    for name in (0, "0"):
+        (one,) = measured_run({"chance": {"a": 0.5, "b": 0.5, "later": 0.1}, "size": 5}, name=name)
+        assert one.per_level("chance", 0.0).tolist() == [[0.5], [0.5]] and one.config["size"] == "5"
+    rows = [(run, "a", step, "accuracy", 1) for run, step in ((0, 0), ("0", 1))]
+    assert [one.name for one in from_table(rows)] == ["0"]
+    (one,) = measured_run({"levels": ["a", "later"]}, "a", 0)   # it may still go on
+    assert one.levels == ["a", "later"]
+
+
+@pytest.mark.parametrize("config, words, name", [
+    ({}, r"configs has run 'x', the table \['0'\]", "x"),
+    ({"chance": {"a": 0.1, "B": 0.1}}, "'0': chance names .'B', 'a'., but the levels are", 0),
+    ({"levels": ["a", "y"]}, "'0': levels names .'a', 'y'., but the levels are", 0),
+    ({"chance_log_prob": 0}, "chance_log_prob 0: expected numbers of at least -inf and below 0", 0),
+    ({"warmup": "x"}, "warmup 'x': expected numbers", 0),
+    ({"parameters": "x"}, "parameters 'x': expected numbers", 0)])
+def test_a_config_that_fits_nothing_is_refused(config, words, name):
+    with pytest.raises(ValueError, match=words):
+        measured_run(config, name=name)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -491,7 +551,7 @@ def test_a_callback_writes_curves_while_a_trainer_trains(tmp_path):
         per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True)
     transformers.Trainer(model, arguments, train_dataset=data, eval_dataset=data[:4], callbacks=[
         own_callbacks.for_trainer(tmp_path / "curves.jsonl", measure)]).train()
-    found, (one,), _ = planted(tmp_path / "curves.jsonl")
+    found, (one,) = planted(tmp_path / "curves.jsonl")
     assert one.steps.tolist() == list(range(2, 41, 2)) and found == {("mine", "all"): 10}
     assert set(seen) == {sum(p.numel() for p in model.parameters())}
 
@@ -519,5 +579,5 @@ def test_a_callback_writes_curves_while_lightning_trains(tmp_path):
         enable_model_summary=False, accelerator="cpu", callbacks=[own_callbacks.for_lightning(
             tmp_path / "curves.jsonl", lambda model: {"accuracy": next(values)})])
     trainer.fit(Line(), loader, loader)
-    found, (one,), _ = planted(tmp_path / "curves.jsonl")
+    found, (one,) = planted(tmp_path / "curves.jsonl")
     assert one.steps.tolist() == list(range(2, 41, 2)) and found == {("mine", "all"): 12}

@@ -381,10 +381,22 @@ def test_steps_are_parsed_or_refused_in_one_sentence():
     steps = PYTHIA
     assert pythia.parse_steps("1000:4000:1000,0", steps) == (0, 1000, 2000, 3000, 4000)
     assert pythia.parse_steps("all", (1, 2)) == (1, 2)
-    for text, sentence in (("3", "no step 3"), ("a", "expected"), ("1:2:0", "expected"),
-                           ("5:1", "no step"), ("", "expected")):
+    assert pythia.parse_steps("0:5", steps) == (0, 1, 2, 4)     # of a range, those there are
+    assert pythia.parse_steps(f"0:{10 ** 30}", steps) == steps
+    for text, sentence in (("3", "no step 3: the nearest are 2, 4, 1$"), ("a", "expected"),
+                           ("1:2:0", "expected"), ("5:1", "no step"), ("", "expected"),
+                           ("0,200:0", "no step 200:0"), ("0,8:0:-4", "no step 8:0:-4"),
+                           ("0,600:900", "no step 600:900: the nearest are 512, 256, 1000")):
         with pytest.raises(ValueError, match=sentence):
             pythia.parse_steps(text, steps)
+
+
+@pytest.mark.parametrize("pattern", ["{step}-{step}", "{1}-{step}", "{1}", "{a}{a}{step}",
+                                     "{step}|other"])
+def test_a_pattern_has_one_step_and_no_word_twice(pattern, tmp_path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="expected a pattern such as .* with one {step}, and no"):
+        pythia.manifest(str(tmp_path), revisions=pattern)
 
 
 def test_models_have_short_names():
@@ -469,6 +481,18 @@ def test_a_bad_file_of_probes_is_one_sentence(name, content, sentence, tmp_path)
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=sentence):
         pythia.read_probes(tmp_path / name)
+
+
+def test_two_probe_sets_of_one_name_are_refused(tmp_path):
+    for name in ("a/items", "b/items", "arithmetic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "right": " b", "wrong": " c"}\n')
+    whole = pythia.Audit((0,), {}, ())
+    for name, files in (("items", ("a/items", "b/items")), ("arithmetic", ("arithmetic",))):
+        files = [tmp_path / f"{file}.jsonl" for file in files]
+        with pytest.raises(ValueError, match=f"two probe sets called {name}; rename a file"):
+            pythia.prepare("mine", {0: ()}, whole, "all", ("arithmetic",), files, None, None,
+                           "float32", "cpu", tmp_path, print)
 
 
 def letters(text):
@@ -824,8 +848,9 @@ def test_measure_and_compare_the_series(hub, tmp_path):
     level = rows[0]["levels"]["induction"]
     assert level["n"] == level["distinct"] == 30 and level["chance"] == 0.5
     assert level["loss"] == pytest.approx(math.log(600), rel=0.02)
-    for kind in ("rankme", "rankme_squared_centred"):
-        assert [len(level[kind][position]) for position in pythia.POSITIONS] == [4, 4, 4]
+    assert [len(level["rankme"][position]) for position in pythia.POSITIONS] == [4, 4, 4]
+    [(position, layers)] = level["rankme_squared_centred"].items()
+    assert position == "first" and len(layers) == 4
     last = rows[-3]["levels"]["induction"]
     assert last["accuracy"] == 1 and last["margin"] > 2
     # These are the checkpoint's own numbers: once more, from the tensors that were served.
@@ -1082,6 +1107,11 @@ def test_the_commands(hub, tmp_path, command):
     assert compare.returncode == 0, compare
     assert "step 72 left out: same weights as step 64" in compare.stdout, compare
     assert "12 checkpoints, 2 to 24 steps apart" in compare.stdout, compare
+    assert "next: python run.py pythia compare run" in second.stdout, second
+    bare = command("measure", NAME, "--probes", "none", "--out", "bare", "--yes", "--steps", "0:8")
+    assert f"5 checkpoints; next: python run.py pythia audit {NAME} --run bare" in bare.stdout, bare
+    bare = command("compare", "bare")
+    assert bare.returncode == 2 and "bare was measured without probes" in bare.stderr, bare
     c9 = json.loads((tmp_path / "run" / "c9.json").read_text())
     assert {order["task"]: order["verdict"] for order in c9["orders"]}["facts"] == "never"
     assert "cannot tell" in c9["verdict"]
@@ -1417,6 +1447,37 @@ def test_compare_drops_twins_and_what_was_left_out():
     assert left_out[700] == "same weights as step 300"
     with pytest.raises(ValueError, match="at least 4"):
         compare(rows[:3])
+
+
+def measured(folder, rows, **config):
+    """As `pythia measure` leaves it."""
+    config = {"model": f"tests/{folder.name}", "revisions": "step{step}", "size": "14m", "seed": 0,
+              "parameters": 10 ** 6, "width": 64, "warmup": 0} | config
+    listing = {row["step"]: [["model.safetensors", 9, f"{row['step']}"]] for row in rows}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "manifest.json").write_text(json.dumps(listing))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_compare_counts_a_measurement_once_and_misses_only_what_is_left_out(tmp_path, command):
+    rows = made_up_rows({"a": (400, 700), "b": (700, 400)}, STEPS)
+    measured(tmp_path / "out", rows)
+    measured(tmp_path / "same", rows, model="tests/out")
+    twice = command("compare", "out", "./out")
+    assert twice.returncode == 0 and (tmp_path / "out/c9.json").exists(), twice
+    assert "analysing 1 run " in twice.stdout and "Missing" not in twice.stdout, twice
+    assert "out: 11 checkpoints, 100 to 100 steps apart" in twice.stdout, twice
+    same = command("compare", "out", "same")
+    assert (same.returncode, same.stderr.strip()) == (
+        2, "run.py: out and same measure one model, tests/out: drop one")
+    rows[4]["left_out"] = "not finite"
+    measured(tmp_path / "less", rows)
+    assert "Missing: less, step 400 left out: not finite." in command("compare", "less").stdout
+    (tmp_path / "less/manifest.json").unlink()                  # as a run of a sweep has none
+    for words in (["compare", "less"], ["audit", "14m", "--run", "less"], ["compare", "nowhere"]):
+        done = command(*words)
+        assert done.returncode == 2 and "a directory of `python run.py pythia" in done.stderr
 
 
 def verdict_of(*series):

@@ -551,13 +551,15 @@ def test_sentences_of_the_joint_sweep_give_its_numbers(joint):
     check = findings["lead_check"]
     assert f"z = {check['z']:.2f}" in lines[1]
     assert f"The median onset is at step {check['median_onset']:.0f}." in lines[1]
-    (shams,) = [line for line in lines if line.startswith("Of 4 sham controls 0 emerged")]
-    assert "0 show an onset" in shams
+    assert f"Of 4 shams 0 emerged, {check['sham_onsets']} rise above the others." in lines
     assert lines[0] == report.SENTENCES["rule shams"]
     assert "As shares of their ceilings, floors have a ratio of 1.00." in lines
     (mean,) = [line for line in lines if line.startswith("With any one run or task left out")]
     row = findings["claims"][0]
     assert f"{min(excess for excess, _ in row['without'].values()):.3f}" in mean
+    assert row["centred"][1] or not any("without their mean" in line for line in lines)
+    few = report.sentences(findings | {"claims": [row | {"centred": [0.0418, 2e-5]}]})
+    assert "Of the states without their mean the mean excess is 0.042 (p <.001)." in few
     (llc,) = [line for line in lines if line.startswith("llc on the 11 snapshots of llc")]
     assert "rankme 100%" in llc and "accuracy" in llc and "It is not shown to lead." in llc
     assert not any("None" in line or "nan " in line or "nan%" in line for line in lines)
@@ -646,6 +648,22 @@ def level_row(**changes):
      "seeds).")])
 def test_a_level_has_a_sentence_with_every_figure(changes, sentence):
     assert report.level_sentence(level_row(**changes), "step", 600) == sentence
+
+
+@pytest.mark.parametrize("changes, runs, ending", [
+    (dict(emerged=0, emergence=None), 3, "at 139, but accuracy was not measured (all 3 seeds)."),
+    (dict(emerged=0, emergence=None, recovered=0, onset=None), 3,
+     "and did not recover; accuracy was not measured (all 3 seeds)."),
+    (dict(emerged=1), 1, "emerged at 363 (1 of 2 seeds) (accuracy was measured in 2 of 3 seeds)."),
+    (dict(emerged=1), 2, "accuracy emerged at 363 (accuracy was measured in 1 of 3 seeds).")])
+def test_an_accuracy_that_was_not_measured_is_not_called_absent(changes, runs, ending):
+    unseen = [("nano", "add-2")] * runs + [("micro", "add-2"), ("nano", "add-1")]
+    sentence = report.level_sentence(level_row(**changes), "step", 600, unseen)
+    assert sentence.endswith(ending), sentence
+    size = size_row(seeds=1, levels=3, emerged=1, never=["add-2", "add-3"], order=[["add-4", 9]])
+    assert report.size_sentences(size, "step", [("nano", "add-2"), ("nano", "sham-add-2")])[1:] == [
+        "1 of 2 emerged by step 2000 (add-4 at 9); in 156 of these RankMe had recovered before.",
+        "Never, in any seed: add-3.", "In 1 more, accuracy was not measured."]
 
 
 def size_row(**changes):

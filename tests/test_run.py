@@ -601,11 +601,11 @@ def test_the_arm_stands_in_the_folders_name(name, settings, expected, tmp_path, 
     assert status == 0 and f"{expected}: " in screen.replace("\n", "")
 
 
-def test_an_intervention_on_a_sweep_that_was_begun_without_is_refused(finished, capsys, untimed):
+def test_another_training_in_the_folder_of_a_sweep_is_refused(finished, capsys, untimed):
     folder, _ = finished
     before = (folder / "nano-s0/config.json").read_bytes()
-    status, _, err = call(capsys, "sweep", *SMALL, "--set", "strength=3", "--out", folder.parent)
-    assert status == 2 and one_sentence(err) and "strength was 1" in err
+    status, _, err = call(capsys, "sweep", *SMALL, "--set", "clip=3", "--out", folder.parent)
+    assert status == 2 and one_sentence(err) and "clip was 1" in err
     assert (folder / "nano-s0/config.json").read_bytes() == before
 
 
@@ -670,6 +670,10 @@ ADD = ["sweep", "--task", "add"]
     ([*ADD, "--controls", "99"], 2, "there are 24"),
     ([*ADD, "--seeds", "many"], 2, "--seeds"),
     ([*ADD, "--set", "learning=1"], 2, "a field out of beta1"),
+    ([*ADD, "--set", "levels=add-2"], 2, "a field out of beta1"),
+    ([*ADD, "--set", "strength=3"], 2, "strength 3 does nothing here"),
+    ([*ADD, "--set", "until=5"], 2, "without an intervention"),
+    ([*ADD, "--set", "filler=0", "--set", "filler_shuffled=1"], 2, "here: without filler"),
     ([*ADD, "--set", "lr=fast"], 2, "of type float"),
     ([*ADD, "--set", "lr=0"], 2, "lr: expected a number from 1e-12"),
     ([*ADD, "--set", "dtype=int8"], 2, "float32, bfloat16"),

@@ -660,6 +660,27 @@ def test_a_run_that_was_begun_without_a_checkpoint_begins_again_quietly(tmp_path
     assert record(tmp_path).states == [None] and not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", [
+    lambda row: row["levels"].update(mine=0.5), lambda row: row.pop("levels"),
+    lambda row: row.update(levels=[1]), lambda row: row.update(step=0.5)])
+def test_a_row_that_could_not_be_read_again_is_refused_at_once(tmp_path, change):
+    def odd(snapshot):
+        row = {"levels": {"mine": {"accuracy": 0.5}}}
+        change(row)
+        return row
+    with pytest.raises(TypeError, match="expected .*a whole number, \"levels\": {level"):
+        record(tmp_path, measure=odd)
+    assert sweep.read_rows(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("lacks", ["rows", "wall", "snapshot", "measure"])
+def test_a_checkpoint_that_lacks_something_is_none_of_this_run(tmp_path, lacks):
+    stopped(tmp_path, seconds=0)
+    saved = sweep.load_saved(tmp_path / "checkpoint.pt")
+    sweep.save(tmp_path / "checkpoint.pt", {key: saved[key] for key in saved if key != lacks})
+    refused(tmp_path, sweep.Failed, "is not a checkpoint of this run")
+
+
 def test_a_finished_run_without_its_checkpoint_says_that_it_begins_again(tmp_path, capsys):
     """As a committed run is; until it has got as far again it is not done."""
     record(tmp_path, MadeUp(3), until=2)
