@@ -831,9 +831,9 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
         note_environment(folder, rows)
         path, wall, unsaved = folder / "metrics.jsonl", saved["wall"], None
         write_atomically(path, "".join(map(as_line, rows)))
-        path.with_name(path.name + ".gz").unlink(missing_ok=True)       # there is no second version
-        if not rows:
-            (folder / "done").unlink(missing_ok=True)
+        for stale in (path.with_name(path.name + ".gz"), folder / "done"):
+            if stale.exists() and not (rows and stale.name == "done"):
+                stale.unlink()                                  # there is no second version
         keep_frames(folder / "film.jsonl", rows)
         if hasattr(measure, "state"):
             measure.state = saved["measure"]
@@ -872,6 +872,8 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
 
 def append_frame(path, frame):
     """It is on the disk before a checkpoint can know of its row."""
+    if not path.exists():
+        return write_atomically(path, as_line(frame))
     with open(path, "ab") as file:
         file.write(as_line(frame).encode())
         file.flush()

@@ -179,7 +179,8 @@ def test_a_config_survives_the_command_line_and_the_disk(names, data):
         else:
             values[name] = data.draw(st.floats(1e-6, 0.99))
     texts = [f"{name}={value!r}" for name, value in values.items()]
-    train, measure = run.with_settings(texts, models.TrainConfig(), sweep.MeasureConfig())
+    everything = models.TrainConfig(intervene="rank-up", filler=3)          # else some do nothing
+    train, measure = run.with_settings(texts, everything, sweep.MeasureConfig())
     found = dataclasses.asdict(train) | dataclasses.asdict(measure)
     assert {name: found[name] for name in names} == values
 

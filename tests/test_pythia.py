@@ -1109,7 +1109,8 @@ def test_the_commands(hub, tmp_path, command):
     assert "12 checkpoints, 2 to 24 steps apart" in compare.stdout, compare
     assert "next: python run.py pythia compare run" in second.stdout, second
     bare = command("measure", NAME, "--probes", "none", "--out", "bare", "--yes", "--steps", "0:8")
-    assert f"5 checkpoints; next: python run.py pythia audit {NAME} --run bare" in bare.stdout, bare
+    said = " ".join(bare.stdout.split())                        # however wide the terminal is
+    assert f"5 checkpoints; next: python run.py pythia audit {NAME} --run bare" in said, bare
     bare = command("compare", "bare")
     assert bare.returncode == 2 and "bare was measured without probes" in bare.stderr, bare
     c9 = json.loads((tmp_path / "run" / "c9.json").read_text())

@@ -874,9 +874,9 @@ def test_times_have_a_unit_that_suits_them(seconds, text):
 
 def test_settings_find_their_config_whichever_it_is_in():
     train, measure = run.with_settings(
-        ["lr=0.5", "llc_draws=7", "levels=add-1,copy-2", "measures=llc"],
+        ["lr=0.5", "llc_draws=7", "dtype=bfloat16", "measures=llc"],
         models.TrainConfig(), sweep.MeasureConfig())
-    assert (train.lr, train.levels) == (0.5, ("add-1", "copy-2"))
+    assert (train.lr, train.dtype) == (0.5, "bfloat16")
     assert (measure.llc_draws, measure.measures) == (7, ("llc",))
 
 
