@@ -340,7 +340,7 @@ def test_five_measures_at_five_sizes_are_in_the_runs():
 def test_the_llc_is_noise_alone_at_so_many_snapshots():
     """From step 132 on: the runs themselves say so, in a warning."""
     alone, smaller = {}, 0
-    for size in ("nano", "micro", "small", "medium"):
+    for size in ("nano", "micro", "small", "medium", "large"):
         rows = sweep.read_rows(ROOT / f"results/all/{size}-s0/metrics.jsonl")
         found = [[columns["llc"] for columns in row["levels"].values()] for row in rows
                  if row["step"] >= 132 and row["levels"]["add-1"].get("llc")]
