@@ -202,7 +202,7 @@ def check_values(config):
     for name, value in values.items():
         if isinstance(value, (int, float)):
             low = LEAST.get(name, 1 if isinstance(value, int) else 1e-12)
-            high = MOST.get(name, sys.float_info.max)
+            high = MOST.get(name, 10 ** 9 if isinstance(value, int) else sys.float_info.max)
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got "
                                  f"{str(value)[:60]}")

@@ -670,6 +670,7 @@ ADD = ["sweep", "--task", "add"]
     ([*ADD, "--controls", "99"], 2, "there are 24"),
     ([*ADD, "--seeds", "many"], 2, "--seeds"),
     ([*ADD, "--set", "learning=1"], 2, "a field out of beta1"),
+    ([*ADD, "--set", "eval_examples=99999999999999999999"], 2, "expected a number from"),
     ([*ADD, "--set", "levels=add-2"], 2, "a field out of beta1"),
     ([*ADD, "--set", "strength=3"], 2, "strength 3 does nothing here"),
     ([*ADD, "--set", "until=5"], 2, "without an intervention"),
