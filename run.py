@@ -604,8 +604,8 @@ def run_analyse(paths: list[Path] = typer.Argument(..., metavar="DIR|TABLE...", 
     """Findings and figures again, from the recorded rows alone.
 
     Several are also set side by side.  Of arms of one experiment (only intervene, strength, until
-    or filler differ), the report of the first says what that did to emergence, paired by size and
-    seed.  What is derived of curves.csv goes to curves/; of some runs, to their folder."""
+    or filler differ), the report of the first says what that did to emergence, by size and seed.
+    What is derived of curves.csv goes to curves/; of some of the runs, to a folder named so."""
     import models
     import report
     import sweep

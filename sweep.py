@@ -583,9 +583,8 @@ def read_json(path):
         raise Failed(f"{path} is no readable JSON object ({str(error)[:200]}); {AGAIN}") from None
 
 
-def as_row(line):
-    """A line of metrics.jsonl -> its row.  TypeError for what is none."""
-    row = json.loads(line)
+def checked_row(row):
+    """The same row.  TypeError for what is none."""
     levels = row.get("levels") if isinstance(row, dict) else None
     columns = {type(own) for own in levels.values()} if isinstance(levels, dict) else {None}
     if columns - {dict} or type(row.get("step")) is not int:
@@ -595,9 +594,7 @@ def as_row(line):
 
 def as_line(row):
     """A row -> its line.  TypeError for what could not be read again."""
-    line = json.dumps(rounded(row)) + "\n"
-    as_row(line)
-    return line
+    return json.dumps(checked_row(rounded(row))) + "\n"
 
 
 def read_rows(path):
@@ -614,7 +611,7 @@ def read_rows(path):
             raise Failed(f"{packed} is damaged, or was cut short ({error}); {AGAIN}") from None
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(as_row(line))
+            rows.append(checked_row(json.loads(line)))
         except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines) and isinstance(error, ValueError):
                 break
@@ -831,8 +828,8 @@ def record(folder: Path, config: dict, snapshots: Callable, measure: Callable, u
         note_environment(folder, rows)
         path, wall, unsaved = folder / "metrics.jsonl", saved["wall"], None
         write_atomically(path, "".join(map(as_line, rows)))
-        for stale in (path.with_name(path.name + ".gz"), folder / "done"):
-            if stale.exists() and not (rows and stale.name == "done"):
+        for stale in (path.with_name(path.name + ".gz"), *([] if rows else [folder / "done"])):
+            if stale.exists():
                 stale.unlink()                                  # there is no second version
         keep_frames(folder / "film.jsonl", rows)
         if hasattr(measure, "state"):
