@@ -1870,6 +1870,23 @@ def test_a_loss_that_cannot_be_measured_is_refused_in_one_sentence(name, loss, w
         assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.parametrize("loss, seed, seeds", [
+    (draws_from_python, random.seed, (2, 126, 132, 178)),
+    (draws_from_numpy, np.random.seed, (86, 90, 136, 273))])
+def test_a_random_loss_is_called_random_where_two_of_its_draws_are_close(loss, seed, seeds):
+    """Of these seeds the first two draws differ so little that both losses are the same; the rows
+    alone, which draw later, differ: the loss was said to couple its examples."""
+    python, numpys = random.getstate(), np.random.get_state()
+    try:
+        for number in seeds:
+            seed(number)
+            with pytest.raises(ValueError, match="random"):
+                LOSS_MEASURES["gradient_gram"](small_net(), loss, small_data())
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpys)
+
+
 def test_a_loss_with_a_teacher_leaves_the_teacher_alone():
     def distil(model, batch):
         return (model(batch[0]) - OUTSIDE(batch[0])).square().sum(1)
