@@ -409,13 +409,12 @@ def show_cost(plan, waiting, workers, in_full):
         totals[-1] *= job.to_do()
         if parts and in_full:
             out.print(f"{job.folder.name} also: {', '.join(parts)}")
-    total = max(sum(totals) / workers, max(totals, default=0))  # the longest run has one worker
-    done = f"{len(plan) - len(waiting)} done already"
-    if waiting:
-        out.print(f"{plural(len(waiting), 'run')} to do, {done}; about {minutes(total)} on this "
-                  "machine")
-    else:
-        out.print(f"0 runs to do, {done}: they are analysed again")
+    ends = [0.0] * workers                                      # each takes the next when free
+    for seconds in totals:
+        ends[ends.index(min(ends))] += seconds
+    rest = f"about {minutes(max(ends))} on this machine" if waiting else "they are analysed again"
+    out.print(f"{plural(len(waiting), 'run')} to do, {len(plan) - len(waiting)} done already"
+              f"{';' if waiting else ':'} {rest}")
 
 
 def progress_of(job, begin):

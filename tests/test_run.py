@@ -231,6 +231,21 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert status == 0 and "1 run to do" in screen and not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("sizes, seeds, workers, time", [
+    ("nano", 1, 2, "10 s"), ("nano", 4, 2, "20 s"), ("nano", 4, 3, "20 s"), ("nano", 4, 4, "10 s"),
+    ("micro,nano", 2, 2, "60 s"), ("micro,nano", 3, 2, "1.7 min"), ("micro,nano", 3, 9, "50 s")])
+def test_a_run_begins_when_a_worker_is_free(sizes, seeds, workers, time, tmp_path, capsys,
+                                            monkeypatch):
+    """A shortest run, then the longest first.  Of three of 10 s and three of 50, one worker has 10,
+    50, 10, 10 and the other 50, 50: together 100 s, not half of 180."""
+    monkeypatch.setattr(sweep, "estimate", lambda train, measure: (
+        (8.0, 2.0, 5) if train.size == "nano" else (40.0, 10.0, 5)))
+    status, screen, _ = call(capsys, "sweep", "--task", "add", "--sizes", sizes, "--seeds", seeds,
+                             "--measures", "none", "--workers", workers, "--dry-run",
+                             "--out", tmp_path)
+    assert status == 0 and f"about {time} on this machine" in screen, screen
+
+
 @pytest.mark.parametrize("stop, to_do", [(39, 0), (0, 0), (20, 0)])
 def test_a_plan_leaves_a_finished_run_as_it_is(stop, to_do, copied, capsys):
     """Where its end is another one, too: only a run that goes on notes that."""
