@@ -542,7 +542,8 @@ def medians(events: EventTable) -> list[dict]:
     """One dict per size and level, the smallest size first: medians over seeds with the range.
 
     "collapsed", "recovered" and "emerged" count the seeds in which that happens, "rankme_first"
-    those with an onset before the emergence."""
+    those with an onset before the emergence; in "measured" RankMe was, accuracy in "with_accuracy".
+    """
     return [_level_medians(events.subset(runs=size, levels=[k]))
             for size in by_size(events) for k in range(len(events.levels))]
 
@@ -563,10 +564,17 @@ def _level_medians(one):
             **{name: seed_range(x) for name, x in values.items()}}
 
 
+def seen(events, curves):
+    """(L,): was it measured at all?  curves: (L, S) of one run."""
+    return ~np.isnan(curves[events.rows]).all(1)
+
+
 def _counts(events):
     """In how many of the (R, L) capabilities each of these happens."""
     emerged = np.isfinite(events.emergence)
-    return {"collapsed": int(collapsed(events).sum()),
+    return {"measured": int((~np.isnan(events.floor)).sum()),
+            "with_accuracy": sum(int(seen(events, run.accuracy).sum()) for run in events.runs),
+            "collapsed": int(collapsed(events).sum()),
             "recovered": int(np.isfinite(events.onset).sum()), "emerged": int(emerged.sum()),
             "rankme_first": int((events.onset < events.emergence)[emerged].sum())}
 
@@ -578,15 +586,15 @@ def overview(events: EventTable) -> list[dict]:
     found = []
     for size in by_size(events):
         one = events.subset(runs=size, levels=~events.shams)
-        dates = [(level, seed_range(steps)) for level, steps in zip(one.levels, one.emergence.T)]
-        order = sorted([[level, date["median"]] for level, date in dates if date],
-                       key=itemgetter(1))
+        rows = [_level_medians(one.subset(levels=[k])) for k in range(len(one.levels))]
+        order = [[row["level"], row["emergence"]["median"]] for row in rows if row["emergence"]]
         found.append({
             "size": one.runs[0].config["size"], "seeds": len(one.runs), "levels": len(one.levels),
-            "measured": int((~np.isnan(one.floor)).sum()), **_counts(one),
+            **_counts(one),
             "start": seed_range(one.start.ravel()), "floor": seed_range(one.floor.ravel()),
             "last_step": plain(max(run.steps[-1] for run in one.runs)),
-            "order": order, "never": [level for level, date in dates if not date]})
+            "order": sorted(order, key=itemgetter(1)),
+            "never": [row["level"] for row in rows if row["with_accuracy"] > row["emerged"] == 0]})
     return found
 
 
@@ -597,26 +605,29 @@ def seed_range(values):
         return {"median": statistics.median(known), "low": min(known), "high": max(known)}
 
 
+EVENT = "run", "size", "seed", "task", "level", "sham", "quantity", "event", "step"
+
+
 def event_rows(events: EventTable) -> list[dict]:
-    """A dict for each event: run, size, seed, task, level, sham, quantity, event, step.
+    """A dict of EVENT's keys for each event of what was measured.
 
     event: "onset", of RankMe or a measure; "emergence", of behaviour.  step: None for never."""
     out = []
     by = [events.dated_by[choice] for choice in ("threshold", "persistence", "lasting", "warmup")]
     for r, run in enumerate(events.runs):
-        found = [("rankme", "onset", events.onset[r])]
-        also = [name for name in ("accuracy_train", "token_accuracy") if name in run.curves]
-        for name in ("accuracy", "log_prob", *also):
-            found.append((name, "emergence", emergences(run, name, *by)["emergence"][events.rows]))
+        found = [("rankme", "onset", events.onset[r], ~np.isnan(events.floor[r]))]
+        for name in ("accuracy", "log_prob", "accuracy_train", "token_accuracy"):
+            dates, curves = emergences(run, name, *by)["emergence"], way_from_chance(run, name)[0]
+            found.append((name, "emergence", dates[events.rows], seen(events, curves)))
         for name in run.measures:
-            grid = run.steps[measured_at(run, run.table(name))]
-            dates = date_on(events, run, name, grid, ON_A_GRID)
-            found.append((name, "onset", dates[events.rows]))
+            curves = run.table(name)
+            dates = date_on(events, run, name, run.steps[measured_at(run, curves)], ON_A_GRID)
+            found.append((name, "onset", dates[events.rows], seen(events, curves)))
         for k, level in enumerate(events.levels):
             about = {"run": run.name, "size": run.config["size"], "seed": run.config["seed"],
                      "task": events.tasks[k], "level": level, "sham": bool(events.shams[k])}
             out += [about | {"quantity": quantity, "event": event, "step": plain(steps[k])}
-                    for quantity, event, steps in found]
+                    for quantity, event, steps, measured in found if measured[k]]
     return out
 
 

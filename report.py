@@ -205,8 +205,8 @@ def sheets(kind, events, width, height, top, left=0.5, right=0.25, bottom=0.4, k
             name = name.removesuffix("-")                   # runs of a table may have no size
         else:
             name, row, title = kind, size, f"{size}   {level}".strip()
-        if 0 < medians["emerged"] < medians["seeds"]:
-            title += f" (emerges in {medians['emerged']} of {medians['seeds']})"
+        if 0 < medians["emerged"] < medians["with_accuracy"]:
+            title += f" (emerges in {medians['emerged']} of {medians['with_accuracy']})"
         if not medians["control"]:
             runs = [run for run in events.runs if run.config["size"] == size]
             panel = medians | {"title": title, "runs": runs, "k": runs[0].levels.index(level)}
@@ -849,9 +849,13 @@ def median_cells(row):
     """One row of claims.medians as text: {column: cell}."""
     return {"task-level": row["level"], "floor": spread_text(row["floor"], decimals=1),
             "onset": spread_text(row["onset"]),
-            "emergence": spread_text(row["emergence"]) if row["emerged"] else "never",
+            "emergence": spread_text(row["emergence"]) if row["emerged"] else none_text(row),
             "lead": step_text(row["lead"]["median"]) if row["lead"] else "-",
-            "first": f"{row['rankme_first']}/{row['emerged']}/{row['seeds']}"}
+            "first": f"{row['rankme_first']}/{row['emerged']}/{row['with_accuracy']}"}
+
+
+def none_text(row):
+    return "never" if row["with_accuracy"] else "unmeasured"
 
 
 def spread_text(spread, decimals=None):
@@ -1066,16 +1070,15 @@ def story(events, findings):
     """findings: of run.analyse_runs, with "levels" and "sizes" (claims.medians and .overview)."""
     lines, unit, config = [], findings.get("unit", "step"), events.runs[0].config
     several = len(findings["sizes"]) > 1
-    unseen = [(size, level) for size, _, level in without_accuracy(events)]
     for number, size in enumerate(findings["sizes"]):
         name = size["size"] if several else ""
         if number == 0 and 0 < size["levels"] <= FEW:       # the others follow in short
             rows = [row for row in findings["levels"]
                     if row["size"] == size["size"] and not row["control"]]
-            lines += [f"{name} {level_sentence(row, unit, size['last_step'], unseen)}".strip()
+            lines += [f"{name} {level_sentence(row, unit, size['last_step'])}".strip()
                       for row in rows]
         else:
-            found = size_sentences(size, unit, unseen)
+            found = size_sentences(size, unit)
             lines += [f"{name}: {line}".removeprefix(": ") for line in found]
     if findings["lead_check"]["sham_emergences"]:
         lines.append(HAPPENED["shams"].format(**findings["lead_check"]))
@@ -1089,27 +1092,20 @@ def story(events, findings):
     return Story(lines, *cannot_tell(events, findings))
 
 
-def without_accuracy(events):
-    return [(run.config["size"], run.name, level) for run in events.runs
-            for level, curve in zip(run.levels, run.accuracy) if np.isnan(curve).all()]
-
-
 def told(row):
     return not row["verdict"].startswith("cannot tell")
 
 
-def level_sentence(row, unit, last, unseen=()):
-    """What became of one task-level of one size.  row: of claims.medians.
-    unseen: the (size, level) of each run without an accuracy there."""
+def level_sentence(row, unit, last):
+    """What became of one task-level of one size.  row: of claims.medians."""
     seeds, words, mixed = row["seeds"], {"unit": unit, "last": step_text(last)}, False
-    known = seeds - unseen.count((row["size"], row["level"]))
+    ranked, known = row["measured"], row["with_accuracy"]
     words["none"] = HAPPENED["none" if known else "unseen"].format(**words)
     for key, spread in row.items():
         if isinstance(spread, dict):
             rank = key in ("start", "floor")
             words[key] = f"{spread['median']:.1f}" if rank else step_text(spread["median"])
-    for key in ("collapsed", "recovered", "emerged"):       # how often, where seeds differ
-        of = known if key == "emerged" else seeds
+    for key, of in ("collapsed", ranked), ("recovered", ranked), ("emerged", known):
         some = 0 < row[key] < of
         words[key], mixed = f" ({row[key]} of {of} seeds)" if some else "", mixed or some
     rank, then = "unmeasured", ["emerged"] if row["emerged"] else []
@@ -1120,19 +1116,19 @@ def level_sentence(row, unit, last, unseen=()):
         then.insert(1 if late else 0, "recovered")
     text = HAPPENED[rank] + HAPPENED[" ".join([*(["fell"] if rank == "fell" else []), *then, "."])]
     many = "one seed" if seeds == 1 else f"all {seeds} seeds"
-    if 0 < known < seeds:
-        many, mixed = f"accuracy was measured in {known} of {seeds} seeds", False
+    partly = [f"{what} was measured in {of} of {seeds} seeds"
+              for what, of in (("accuracy", known), ("RankMe", ranked)) if 0 < of < seeds]
+    if partly:
+        many, mixed = ", ".join(partly), False
     return f"{row['level']}: {text.format(**words)}{'' if mixed else f' ({many})'}."
 
 
-def size_sentences(size, unit, unseen=()):
+def size_sentences(size, unit):
     """What became of all task-levels of one size.  size: a row of claims.overview."""
     if not size["levels"]:
         return [HAPPENED["only shams"]]
-    without = [level for name, level in unseen if name == size["size"] and level[:5] != "sham-"]
-    never = [level for level in size["never"] if without.count(level) < size["seeds"]]
-    words = size | {"unit": unit, "last": step_text(size["last_step"]), "without": len(without),
-                    "many": size["seeds"] * size["levels"] - len(without),
+    never, without = size["never"], size["seeds"] * size["levels"] - size["with_accuracy"]
+    words = size | {"unit": unit, "last": step_text(size["last_step"]), "without": without,
                     "seeds": "one seed" if size["seeds"] == 1 else f"{size['seeds']} seeds"}
     lines = ["all unmeasured"]
     if size["measured"]:
@@ -1218,14 +1214,15 @@ def short_tables(medians):
 def dates_text(row):
     """
     >>> step = {"median": 50}
-    >>> dates_text({"onset": step, "emergence": {"median": 126}, "emerged": 9, "seeds": 9})
+    >>> dates_text({"onset": step, "emergence": {"median": 126}, "emerged": 9, "with_accuracy": 9})
     '50 > 126'
-    >>> dates_text({"onset": None, "emergence": step, "emerged": 2, "seeds": 3})
+    >>> dates_text({"onset": None, "emergence": step, "emerged": 2, "with_accuracy": 3})
     '- > 50 (2/3)'
     """
     onset = step_text(row["onset"]["median"]) if row["onset"] else "-"
-    emerged = step_text(row["emergence"]["median"]) if row["emergence"] else "never"
-    share = f" ({row['emerged']}/{row['seeds']})" if 0 < row["emerged"] < row["seeds"] else ""
+    emerged = step_text(row["emergence"]["median"]) if row["emergence"] else none_text(row)
+    of = row["with_accuracy"]
+    share = f" ({row['emerged']}/{of})" if 0 < row["emerged"] < of else ""
     return f"{onset} > {emerged}{share}"
 
 
@@ -1334,14 +1331,11 @@ def glossed(text, met):
 
 
 def events_csv(events):
-    """A row for each event of each run, but of accuracy that was not measured; empty: never."""
-    unseen = [("accuracy", *place) for _, *place in without_accuracy(events)]
-    rows = [row for row in claims.event_rows(events)
-            if (row["quantity"], row["run"], row["level"]) not in unseen]
+    """claims.event_rows, a line each; empty: never."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, claims.EVENT, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(claims.event_rows(events))
     return text.getvalue()
 
 
@@ -1509,10 +1503,10 @@ HAPPENED = {
         "was {rank:.1f} at first and {median:.1f} at its lowest."),
     "all unmeasured": "{levels} task-levels, {seeds}; RankMe was not measured.",
     "some emerged after": (
-        "{emerged} of {many} emerged by {unit} {last} ({dated}); in {rankme_first} of these "
-        "RankMe had recovered before."),
-    "some emerged": "{emerged} of {many} emerged by {unit} {last} ({dated}).",
-    "none emerged": "None of {many} emerged by {unit} {last}.",
+        "{emerged} of {with_accuracy} emerged by {unit} {last} ({dated}); in {rankme_first} of "
+        "these RankMe had recovered before."),
+    "some emerged": "{emerged} of {with_accuracy} emerged by {unit} {last} ({dated}).",
+    "none emerged": "None of {with_accuracy} emerged by {unit} {last}.",
     "never": "Never, in any seed: {never}.",
     "without": "In {without} more, accuracy was not measured.",
     # the whole sweep

@@ -461,8 +461,7 @@ def test_a_table_of_accuracy_alone_gives_emergence_and_no_onset():
     (chess, _) = claims.medians(events)
     assert (chess["size"], chess["seeds"], chess["emerged"], chess["floor"]) == ("", 1, 1, None)
     found = {(row["quantity"], row["event"]): row["step"] for row in claims.event_rows(events)}
-    assert found == {("rankme", "onset"): None, ("accuracy", "emergence"): 7.5,
-                     ("log_prob", "emergence"): None}
+    assert found == {("accuracy", "emergence"): 7.5}
 
 
 def test_what_a_config_lacks_has_a_plain_default():

@@ -452,7 +452,12 @@ def test_an_accuracy_that_one_run_lacks_is_not_called_never(tmp_path, capsys):
     said, found = " ".join(screen.split()), events_of(tmp_path / "curves")
     assert "accuracy emerged at 100 (accuracy was measured in 1 of 2 seeds)" in said
     assert "b: RankMe was not measured; accuracy was not measured (all 2 seeds)." in said
-    assert [key for key in found if key[2] == "accuracy"] == [("x", "a", "accuracy")]
+    assert set(found) == {("x", "a", "accuracy"), ("x", "b", "loss"), ("y", "a", "loss")}
+    rows = json.loads((tmp_path / "curves/findings.json").read_text())["levels"]
+    assert [(row["level"], row["seeds"], row["with_accuracy"]) for row in rows] == [
+        ("a", 2, 1), ("b", 2, 0)]
+    assert "-unmeasured" in "".join(screen.split()) and "never" not in screen
+    assert {row["first"] for row in map(report.median_cells, rows)} == {"0/1/1", "0/0/0"}
 
 
 # ------------------------------------------------------------------------------------------------

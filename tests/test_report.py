@@ -611,15 +611,16 @@ def spread(median, low=None, high=None):
 def level_row(**changes):
     """Three seeds of one task-level in which everything happens: a row of claims.medians."""
     row = {"size": "nano", "level": "add-2", "control": False, "seeds": 3, "collapsed": 3,
-           "recovered": 3, "emerged": 3, "start": spread(5.31), "floor": spread(1.5),
-           "floor_step": spread(75), "onset": spread(139), "emergence": spread(363)}
+           "measured": 3, "with_accuracy": 3, "recovered": 3, "emerged": 3, "start": spread(5.31),
+           "floor": spread(1.5), "floor_step": spread(75), "onset": spread(139),
+           "emergence": spread(363)}
     return row | changes
 
 
 @pytest.mark.parametrize("changes, sentence", [
     ({}, "add-2: RankMe fell from 5.3 to 1.5 by step 75, began to recover at 139, and accuracy "
          "emerged at 363 (all 3 seeds)."),
-    (dict(seeds=1, collapsed=1, recovered=1, emerged=1),
+    (dict(seeds=1, measured=1, with_accuracy=1, collapsed=1, recovered=1, emerged=1),
      "add-2: RankMe fell from 5.3 to 1.5 by step 75, began to recover at 139, and accuracy emerged "
      "at 363 (one seed)."),
     (dict(collapsed=2, emerged=1),
@@ -650,26 +651,31 @@ def test_a_level_has_a_sentence_with_every_figure(changes, sentence):
     assert report.level_sentence(level_row(**changes), "step", 600) == sentence
 
 
-@pytest.mark.parametrize("changes, runs, ending", [
-    (dict(emerged=0, emergence=None), 3, "at 139, but accuracy was not measured (all 3 seeds)."),
-    (dict(emerged=0, emergence=None, recovered=0, onset=None), 3,
+@pytest.mark.parametrize("changes, known, ending", [
+    (dict(emerged=0, emergence=None), 0, "at 139, but accuracy was not measured (all 3 seeds)."),
+    (dict(emerged=0, emergence=None, recovered=0, onset=None), 0,
      "and did not recover; accuracy was not measured (all 3 seeds)."),
-    (dict(emerged=1), 1, "emerged at 363 (1 of 2 seeds) (accuracy was measured in 2 of 3 seeds)."),
-    (dict(emerged=1), 2, "accuracy emerged at 363 (accuracy was measured in 1 of 3 seeds).")])
-def test_an_accuracy_that_was_not_measured_is_not_called_absent(changes, runs, ending):
-    unseen = [("nano", "add-2")] * runs + [("micro", "add-2"), ("nano", "add-1")]
-    sentence = report.level_sentence(level_row(**changes), "step", 600, unseen)
+    (dict(emerged=1), 2, "emerged at 363 (1 of 2 seeds) (accuracy was measured in 2 of 3 seeds)."),
+    (dict(emerged=1), 1, "accuracy emerged at 363 (accuracy was measured in 1 of 3 seeds)."),
+    (dict(collapsed=1, recovered=1, measured=1, emerged=1), 3,
+     "at 139, and accuracy emerged at 363 (1 of 3 seeds) (RankMe was measured in 1 of 3 seeds)."),
+    (dict(collapsed=1, recovered=2, measured=2, emerged=1), 1,
+     "at 139, and accuracy emerged at 363 (accuracy was measured in 1 of 3 seeds, RankMe was "
+     "measured in 2 of 3 seeds).")])
+def test_an_accuracy_that_was_not_measured_is_not_called_absent(changes, known, ending):
+    sentence = report.level_sentence(level_row(**changes, with_accuracy=known), "step", 600)
     assert sentence.endswith(ending), sentence
-    size = size_row(seeds=1, levels=3, emerged=1, never=["add-2", "add-3"], order=[["add-4", 9]])
-    assert report.size_sentences(size, "step", [("nano", "add-2"), ("nano", "sham-add-2")])[1:] == [
+    size = size_row(seeds=1, levels=3, with_accuracy=2, emerged=1, never=["add-3"],
+                    order=[["add-4", 9]])
+    assert report.size_sentences(size, "step")[1:] == [
         "1 of 2 emerged by step 2000 (add-4 at 9); in 156 of these RankMe had recovered before.",
         "Never, in any seed: add-3.", "In 1 more, accuracy was not measured."]
 
 
 def size_row(**changes):
-    row = {"size": "nano", "seeds": 9, "levels": 24, "measured": 216, "collapsed": 210,
-           "recovered": 200, "emerged": 171, "rankme_first": 156, "start": spread(7.42),
-           "floor": spread(2.4, 1.0, 3.2), "last_step": 2000,
+    row = {"size": "nano", "seeds": 9, "levels": 24, "measured": 216, "with_accuracy": 216,
+           "collapsed": 210, "recovered": 200, "emerged": 171, "rankme_first": 156,
+           "start": spread(7.42), "floor": spread(2.4, 1.0, 3.2), "last_step": 2000,
            "order": [["sort-1", 69], ["modadd-2", 1452]], "never": ["add-3", "multiply-3"]}
     return row | changes
 
@@ -685,13 +691,13 @@ def size_row(**changes):
       "and 2.4 at its lowest.",
       "171 of 216 emerged by step 2000 (first sort-1 at 69, last modadd-2 at 1452); in 156 "
       "of these RankMe had recovered before."]),
-    (dict(levels=1, seeds=1, measured=1, collapsed=1, emerged=1, rankme_first=0,
+    (dict(levels=1, seeds=1, measured=1, with_accuracy=1, collapsed=1, emerged=1, rankme_first=0,
           order=[["add-1", 80]], never=[]),
      ["RankMe collapsed in 1 of 1 capabilities (1 task-levels, one seed), from 7.4 to 2.4 (range "
       "1.0 to 3.2).",
       "1 of 1 emerged by step 2000 (add-1 at 80); in 0 of these RankMe had recovered before."]),
     (dict(emerged=0, order=[], never=[f"add-{k}" for k in range(24)], seeds=1, measured=24,
-          collapsed=24),
+          with_accuracy=24, collapsed=24),
      ["RankMe collapsed in 24 of 24 capabilities (24 task-levels, one seed), from 7.4 to 2.4 "
       "(range 1.0 to 3.2).", "None of 24 emerged by step 2000."]),
     (dict(measured=0, collapsed=0, start=None, floor=None, never=[f"add-{k}" for k in range(8)]),

@@ -1,4 +1,5 @@
 """What results/README.md says in numbers is what the committed runs hold."""
+import functools
 import math
 import re
 from pathlib import Path
@@ -144,9 +145,13 @@ def test_the_fall_of_floors_at_large_is_the_doing_of_the_rate():
     assert said in " ".join(PAGE.split())
 
 
+everything = functools.cache(lambda name: run.select(ROOT / "results" / name)[0])
+
+
 def arm_of(name, seeds=None, sizes=("nano",)):
     sizes = sizes if name == "all" else None
-    return run.select(ROOT / "results" / name, seeds, sizes)[0]
+    return [one for one in everything(name) if (seeds is None or one.config["seed"] in seeds)
+            and (sizes is None or one.config["size"] in sizes)]
 
 
 @pytest.mark.slow
@@ -221,14 +226,14 @@ def test_a_table_that_is_far_from_right_spares_little():
 
 
 def test_the_shams_that_rise_above_the_others():
-    runs, _ = run.select(ROOT / "results/all", None, None)
+    runs = arm_of("all", sizes=None)
     found = claims.sham_onsets(emergence.event_table(runs))
     assert f"{found} of 80 shams have an onset too" in " ".join(PAGE.split())
 
 
 @pytest.mark.slow
 def test_when_the_onsets_are_that_come_first():
-    runs, _ = run.select(ROOT / "results/all", None, None)
+    runs = arm_of("all", sizes=None)
     late, events = (emergence.event_table(runs, warmup=warm).only() for warm in (False, True))
     share = claims.collapse_rate(late, None)[0]
     own = np.array([one.rankme_at("first", -2)[late.rows][:, one.steps >= 100][:, 0]
@@ -261,7 +266,7 @@ def as_numbers(cell):
 def test_what_came_out_is_in_the_runs(column):
     header, *lines = table_after("**What came out.** Every column")
     folder, sizes, seeds = COLUMNS[column]
-    runs, _ = run.select(ROOT / "results" / folder, seeds, sizes)
+    runs = arm_of(folder, seeds, sizes)
     found = claims.study(runs, universe=claims.multiverse(runs, claims.specifications(runs=runs)))
     events = emergence.event_table(runs).only()
     claim = {row["claim"]: row for row in found["claims"]}
