@@ -1507,7 +1507,7 @@ HAPPENED = {
         "these RankMe had recovered before."),
     "some emerged": "{emerged} of {with_accuracy} emerged by {unit} {last} ({dated}).",
     "none emerged": "None of {with_accuracy} emerged by {unit} {last}.",
-    "never": "Never, in any seed: {never}.",
+    "never": "Not by {unit} {last}, in any seed: {never}.",
     "without": "In {without} more, accuracy was not measured.",
     # the whole sweep
     "only shams": "Only shams were trained, which cannot be learned: nothing can emerge.",

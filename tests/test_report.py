@@ -669,7 +669,7 @@ def test_an_accuracy_that_was_not_measured_is_not_called_absent(changes, known, 
                     order=[["add-4", 9]])
     assert report.size_sentences(size, "step")[1:] == [
         "1 of 2 emerged by step 2000 (add-4 at 9); in 156 of these RankMe had recovered before.",
-        "Never, in any seed: add-3.", "In 1 more, accuracy was not measured."]
+        "Not by step 2000, in any seed: add-3.", "In 1 more, accuracy was not measured."]
 
 
 def size_row(**changes):
@@ -685,7 +685,7 @@ def size_row(**changes):
           "(range 1.0 to 3.2).",
           "171 of 216 emerged by step 2000 (first sort-1 at 69, last modadd-2 at 1452); in "
           "156 of these RankMe had recovered before.",
-          "Never, in any seed: add-3, multiply-3."]),
+          "Not by step 2000, in any seed: add-3, multiply-3."]),
     (dict(collapsed=0, never=[]),
      ["RankMe collapsed in none of 216 capabilities (24 task-levels, 9 seeds): it was 7.4 at first "
       "and 2.4 at its lowest.",
@@ -703,7 +703,7 @@ def size_row(**changes):
     (dict(measured=0, collapsed=0, start=None, floor=None, never=[f"add-{k}" for k in range(8)]),
      ["24 task-levels, 9 seeds; RankMe was not measured.",
       "171 of 216 emerged by step 2000 (first sort-1 at 69, last modadd-2 at 1452).",
-      "Never, in any seed: add-0, add-1, add-2, add-3, add-4, add-5 and 2 more."])])
+      "Not by step 2000, in any seed: add-0, add-1, add-2, add-3, add-4, add-5 and 2 more."])])
 def test_many_levels_are_grouped_into_a_few_sentences(changes, sentences):
     assert report.size_sentences(size_row(**changes), "step") == sentences
 
