@@ -249,13 +249,13 @@ def spearman(a: Sequence, b: Sequence) -> float:
 
 def order_correlation(events, drawn):
     """Spearman's rho of onset and emergence, mean over runs; what never came comes last.  A level
-    whose onset was not measured (NaN) has no rank and adds nothing, as one without a partner."""
+    of which one is NaN, not measured, has no rank and adds nothing, as one without a partner."""
     tables = []
     for onset, emergence in zip(events.onset, events.arrivals):
         a, b = np.zeros((2, len(onset)))
+        known = ~(np.isnan(onset) | np.isnan(emergence))        # their sum: inf - inf is NaN, too
         for deviations, values in ((a, onset), (b, emergence)):
-            found = ranks(values[~np.isnan(onset)])
-            deviations[~np.isnan(onset)] = found - (len(found) + 1) / 2
+            deviations[known] = ranks(values[known]) - (known.sum() + 1) / 2
         size = math.sqrt((a ** 2).sum() * (b ** 2).sum())
         if size:
             products = b[:, None] * np.nan_to_num(events.of_partners(a[None])[0])   # (L, T)
@@ -264,7 +264,7 @@ def order_correlation(events, drawn):
 
 
 def difficulty(events):
-    """(R, L): 0 easy, 1 middle, 2 hard; -1 for a run that is the only one of its size.
+    """(R, L): 0 easy, 1 middle, 2 hard; -1 where no other run of the size knows.
 
     Terciles of the median emergence over the *other* runs of the size: by a run's own dates, what
     emerges late has had time for an onset."""
@@ -274,9 +274,17 @@ def difficulty(events):
         for r in np.flatnonzero(size):
             others = size & (np.arange(R) != r)
             if others.any():
-                order = ranks(np.median(events.emergence[others], axis=0)) - 1
-                classes[r] = np.minimum(order * 3 // L, 2)
+                steps = median_date(events.emergence[others])
+                known = ~np.isnan(steps)
+                order = ranks(steps[known]) - 1
+                classes[r, known] = np.minimum(order * 3 // known.sum(), 2)
     return classes
+
+
+def median_date(dates):
+    """(L,) medians over runs of dates (R, L), of those that are known; NaN where none is."""
+    known = [x[~np.isnan(x)] for x in dates.T]
+    return np.array([np.median(x) if len(x) else math.nan for x in known])
 
 
 def exchanged_onsets(events, drawn):
@@ -306,7 +314,7 @@ def swap_rate(events, drawn):
     onsets, sizes = exchanged_onsets(events, drawn), by_size(events)
     middle = [np.median(onsets[:, size], axis=1) for size in sizes]         # (M', L) each
     onset = [order_signs(steps) for steps in middle]                        # (M', L, L)
-    emergence = [order_signs(np.median(events.arrivals[size], axis=0)) for size in sizes]
+    emergence = [order_signs(median_date(events.arrivals[size])) for size in sizes]
     right = count = np.zeros(len(onsets))
     for x, y in itertools.combinations(range(len(sizes)), 2):
         i, j = np.triu(emergence[x] * emergence[y] == -1).nonzero()
@@ -388,10 +396,10 @@ ON_A_GRID = 2                         # the persistence where snapshots are few
 def departed(run, name, rise):
     """(L, S): does a measure differ from all shams, at the same step, by more than its error?
 
-    Without shams: from its own first value, by that fraction `rise` of its range."""
+    Without shams' values: from its own first one, by that fraction `rise` of its range."""
     values, error = run.table(name), run.error_of(name)
     shams = latest(run.steps, values[run.shams], run.steps)
-    if not len(shams):
+    if np.isnan(shams).all():                                               # or there are none
         shams = at_start(values)[:, None, None]                             # (L, 1, 1)
         span = np.fmax.reduce(values, axis=1) - np.fmin.reduce(values, axis=1)
         error = np.fmax(error, rise * span[:, None])
@@ -442,7 +450,8 @@ def on_grids(events, name, grids, persistence=ON_A_GRID):
     for r, (run, grid) in enumerate(zip(events.runs, grids)):
         if grid is not None:
             onset[r] = date_on(events, run, name, grid, persistence)[events.rows]
-            emergence[r] = steps_at(grid, np.searchsorted(grid, events.emergence[r]))
+            later = steps_at(grid, np.searchsorted(grid, events.emergence[r]))
+            emergence[r] = np.where(np.isnan(events.emergence[r]), math.nan, later)
             first[r] = np.maximum(grid[0], events.first[r])
     return replace(events, onset=onset, emergence=emergence, first=first)
 
@@ -520,12 +529,13 @@ def lead_check(events: EventTable) -> dict:
     V = sum(V for _, V in found)
     warmup = np.array([[run.config["warmup"]] for run in events.runs])      # (R, 1)
     return {"z": U / math.sqrt(V) if V > 0 else math.nan, "information": V,
-            "shams": shams.onset.size, "onset_rule": events.onset_rule,
+            "shams": int((~np.isnan(shams.emergence)).sum()), "onset_rule": events.onset_rule,
             "sham_onsets": sham_onsets(events),
             "sham_emergences": int(np.isfinite(shams.emergence).sum()),
             "warmup": float(np.median(warmup)),
-            "median_onset": float(np.median(real.onset)),
-            "onsets_in_warmup": float(np.mean(real.onset < warmup))}
+            "median_onset": float(median_date(real.onset.reshape(-1, 1))[0]),
+            "onsets_in_warmup": float((real.onset < warmup).sum()
+                                      / max(np.isfinite(real.onset).sum(), 1))}
 
 
 def class_rates(events, drawn, classes) -> list[dict]:
@@ -542,8 +552,8 @@ def medians(events: EventTable) -> list[dict]:
     """One dict per size and level, the smallest size first: medians over seeds with the range.
 
     "collapsed", "recovered" and "emerged" count the seeds in which that happens, "rankme_first"
-    those with an onset before the emergence; in "measured" RankMe was, accuracy in "with_accuracy".
-    """
+    those with an onset before the emergence, "measured" those with RankMe, "with_accuracy" those
+    with behaviour, in each of which accuracy was watched to step "watched" at least."""
     return [_level_medians(events.subset(runs=size, levels=[k]))
             for size in by_size(events) for k in range(len(events.levels))]
 
@@ -551,29 +561,27 @@ def medians(events: EventTable) -> list[dict]:
 def _level_medians(one):
     """one: an EventTable of a single level, and of the runs of a single size."""
     onset, emergence = one.onset[:, 0], one.emergence[:, 0]
-    finals = [run.accuracy[one.rows[0]] for run in one.runs]                # (S,) each
+    curves = [run.accuracy[one.rows[0]] for run in one.runs]                # (S,) each
+    finals = [(run.steps[known][-1], curve[known][-1]) for run, curve in zip(one.runs, curves)
+              if (known := ~np.isnan(curve)).any()]
     values = {
         "start": one.start[:, 0], "floor": one.floor[:, 0],
         "floor_share": (one.floor / one.ceiling)[:, 0],
         "floor_step": one.floor_step[:, 0], "onset": onset, "emergence": emergence,
         "lead": [lead_time(a, b) for a, b in zip(onset, emergence)],
-        "final_accuracy": [x for curve in finals for x in curve[~np.isnan(curve)][-1:]]}
+        "final_accuracy": [x for _, x in finals]}
     return {"size": one.runs[0].config["size"], "parameters": one.runs[0].config["parameters"],
             "level": one.levels[0], "control": bool(one.shams[0]), "seeds": len(one.runs),
+            "watched": plain(min([step for step, _ in finals], default=math.nan)),
             **_counts(one), "ceiling": plain(one.ceiling[0, 0]),
             **{name: seed_range(x) for name, x in values.items()}}
-
-
-def seen(events, curves):
-    """(L,): was it measured at all?  curves: (L, S) of one run."""
-    return ~np.isnan(curves[events.rows]).all(1)
 
 
 def _counts(events):
     """In how many of the (R, L) capabilities each of these happens."""
     emerged = np.isfinite(events.emergence)
     return {"measured": int((~np.isnan(events.floor)).sum()),
-            "with_accuracy": sum(int(seen(events, run.accuracy).sum()) for run in events.runs),
+            "with_accuracy": int((~np.isnan(events.emergence)).sum()),
             "collapsed": int(collapsed(events).sum()),
             "recovered": int(np.isfinite(events.onset).sum()), "emerged": int(emerged.sum()),
             "rankme_first": int((events.onset < events.emergence)[emerged].sum())}
@@ -593,6 +601,7 @@ def overview(events: EventTable) -> list[dict]:
             **_counts(one),
             "start": seed_range(one.start.ravel()), "floor": seed_range(one.floor.ravel()),
             "last_step": plain(max(run.steps[-1] for run in one.runs)),
+            "watched": min([row["watched"] for row in rows if row["with_accuracy"]], default=None),
             "order": sorted(order, key=itemgetter(1)),
             "never": [row["level"] for row in rows if row["with_accuracy"] > row["emerged"] == 0]})
     return found
@@ -609,25 +618,24 @@ EVENT = "run", "size", "seed", "task", "level", "sham", "quantity", "event", "st
 
 
 def event_rows(events: EventTable) -> list[dict]:
-    """A dict of EVENT's keys for each event of what was measured.
+    """A dict of EVENT's keys for each event of what was measured, and had room to move.
 
     event: "onset", of RankMe or a measure; "emergence", of behaviour.  step: None for never."""
     out = []
     by = [events.dated_by[choice] for choice in ("threshold", "persistence", "lasting", "warmup")]
     for r, run in enumerate(events.runs):
-        found = [("rankme", "onset", events.onset[r], ~np.isnan(events.floor[r]))]
+        found = [("rankme", "onset", events.onset[r])]
         for name in ("accuracy", "log_prob", "accuracy_train", "token_accuracy"):
-            dates, curves = emergences(run, name, *by)["emergence"], way_from_chance(run, name)[0]
-            found.append((name, "emergence", dates[events.rows], seen(events, curves)))
+            found.append((name, "emergence", emergences(run, name, *by)["emergence"][events.rows]))
         for name in run.measures:
-            curves = run.table(name)
-            dates = date_on(events, run, name, run.steps[measured_at(run, curves)], ON_A_GRID)
-            found.append((name, "onset", dates[events.rows], seen(events, curves)))
+            grid = run.steps[measured_at(run, run.table(name))]
+            dates = date_on(events, run, name, grid, ON_A_GRID)
+            found.append((name, "onset", dates[events.rows]))
         for k, level in enumerate(events.levels):
             about = {"run": run.name, "size": run.config["size"], "seed": run.config["seed"],
                      "task": events.tasks[k], "level": level, "sham": bool(events.shams[k])}
             out += [about | {"quantity": quantity, "event": event, "step": plain(steps[k])}
-                    for quantity, event, steps, measured in found if measured[k]]
+                    for quantity, event, steps in found if not math.isnan(steps[k])]
     return out
 
 

@@ -600,7 +600,7 @@ class EventTable:                 # arrays are (R, L); a step that never came is
     dated_by: dict                # the keywords of event_table
     onset_rule: str               # the row of ONSETS that was used
     onset: np.ndarray             # step at which RankMe begins to recover; NaN: it has no date
-    emergence: np.ndarray         # step at which behaviour emerges
+    emergence: np.ndarray         # step at which behaviour emerges; NaN: it was not measured
     first: np.ndarray             # the first snapshot that counts
     censored: np.ndarray          # the last step at which an emergence could be dated
     floor: np.ndarray             # the lowest RankMe; NaN where it was not measured
@@ -675,7 +675,7 @@ def event_table(runs, threshold=0.3, persistence=3, lasting=1.25, behaviour="acc
     threshold: share of the way from chance to perfect that counts as emerged.
     persistence, lasting: how long an emergence, or an onset, must last: see first_lasting.
     behaviour: "accuracy", or "log_prob": 1 - log p of the answer / log p of the best blind answer.
-    onset: the row of ONSETS; where it needs shams, and a sweep has none, "floor" is used.
+    onset: the row of ONSETS; where it needs shams, and a run has RankMe of none, "floor" is used.
     rise: RankMe counts as recovering when it is that fraction above its bar.
     position: whose hidden state: where the "first" answer token is predicted (nothing of the answer
       is known there), all "answer" tokens, or the "last" token of the line (all of it is known).
@@ -686,7 +686,11 @@ def event_table(runs, threshold=0.3, persistence=3, lasting=1.25, behaviour="acc
     lasts = dict(persistence=persistence, lasting=lasting, warmup=warmup)
     where = dict(position=position, layer=layer, smoothing=smoothing, rise=rise)
     dated_by = dict(threshold=threshold, behaviour=behaviour, onset=onset, **lasts, **where)
-    rule, rows = "floor" if onset in NEED_SHAMS and not runs[0].shams.any() else onset, []
+    def bare(run):                                              # RankMe, but of no sham
+        curves = run.rankme_at(position, layer)
+        return np.isnan(curves[run.shams]).all() and not np.isnan(curves).all()
+    needs = onset in NEED_SHAMS and (not runs[0].shams.any() or any(map(bare, runs)))
+    rule, rows = "floor" if needs else onset, []
     for run in runs:
         if run.levels != runs[0].levels:
             raise ValueError(f"event_table: {runs[0].name} and {run.name} have different levels")
@@ -750,11 +754,12 @@ def way_from_chance(run, behaviour):
 
 @functools.lru_cache(maxsize=5000)        # the multiverse of claims.py asks again and again
 def emergences(run, behaviour, threshold, persistence, lasting, warmup):
-    """{"emergence", "first", "censored"}: (L,) steps, of each level on snapshots of its own."""
+    """{"emergence", "first", "censored"}: (L,) steps, of each level on snapshots of its own; NaN, 0
+    and minus infinity where there are none."""
     values, chance = way_from_chance(run, behaviour)
     values = np.where(measured_at(run, values, warmup), values, math.nan)
     examples = run.per_level("examples", math.inf)
-    emergence, first, censored = np.multiply.outer((np.inf, 0, -np.inf), np.ones(len(values)))
+    emergence, first, censored = np.multiply.outer((np.nan, 0, -np.inf), np.ones(len(values)))
     for rows, on in own_grids(values):
         steps = run.steps[on]
         index = emergence_index(values[rows][:, on], steps, chance[rows], examples[rows],
@@ -1079,11 +1084,15 @@ def paired_runs(control, treated):
 
 
 def pair_arms(control, treated, **keywords):
-    """Two EventTables without shams, of `paired_runs` row by row.  keywords: of event_table."""
+    """Two EventTables without shams, of `paired_runs` row by row, and of the task-levels whose
+    behaviour was measured in all of them.  keywords: of event_table."""
     control, treated = paired_runs(control, treated)
     if not control:
         raise ValueError("effect: no pair of one size and seed, with three snapshots in common")
     events, n = event_table([*control, *treated], **keywords).only(), len(control)
+    events = events.subset(levels=~np.isnan(events.emergence).any(0))
+    if not events.levels:
+        raise ValueError("effect: no task-level whose behaviour was measured in all of these runs")
     return events.subset(runs=slice(n)), events.subset(runs=slice(n, None))
 
 

@@ -470,9 +470,10 @@ def aligned_curves(events):
     """x, log10 of step / step of emergence; {name: (curves, points)}, each scaled to 0 ... 1.
 
     Where nothing emerges, the last step takes its place."""
-    x, found, by, never = np.linspace(-2, 1, 61), {}, events.dated_by, np.isinf(events.emergence)
+    x, found, by = np.linspace(-2, 1, 61), {}, events.dated_by
     last = np.array([[run.steps[-1]] for run in events.runs])               # (R, 1)
-    for run, emergences in zip(events.runs, np.where(never.all(), last, events.emergence)):
+    some = np.isfinite(events.emergence).any()
+    for run, emergences in zip(events.runs, np.where(some, events.emergence, last)):
         tables = {"accuracy": run.accuracy, "rankme": run.rankme_at(by["position"], by["layer"])}
         tables |= {name: run.table(name) for name in run.measures}
         for name, table in tables.items():
@@ -1075,8 +1076,7 @@ def story(events, findings):
         if number == 0 and 0 < size["levels"] <= FEW:       # the others follow in short
             rows = [row for row in findings["levels"]
                     if row["size"] == size["size"] and not row["control"]]
-            lines += [f"{name} {level_sentence(row, unit, size['last_step'])}".strip()
-                      for row in rows]
+            lines += [f"{name} {level_sentence(row, unit)}".strip() for row in rows]
         else:
             found = size_sentences(size, unit)
             lines += [f"{name}: {line}".removeprefix(": ") for line in found]
@@ -1096,10 +1096,10 @@ def told(row):
     return not row["verdict"].startswith("cannot tell")
 
 
-def level_sentence(row, unit, last):
+def level_sentence(row, unit):
     """What became of one task-level of one size.  row: of claims.medians."""
-    seeds, words, mixed = row["seeds"], {"unit": unit, "last": step_text(last)}, False
-    ranked, known = row["measured"], row["with_accuracy"]
+    words, mixed = {"unit": unit, "watched": step_text(row["watched"] or 0)}, False
+    seeds, ranked, known = row["seeds"], row["measured"], row["with_accuracy"]
     words["none"] = HAPPENED["none" if known else "unseen"].format(**words)
     for key, spread in row.items():
         if isinstance(spread, dict):
@@ -1128,7 +1128,8 @@ def size_sentences(size, unit):
     if not size["levels"]:
         return [HAPPENED["only shams"]]
     never, without = size["never"], size["seeds"] * size["levels"] - size["with_accuracy"]
-    words = size | {"unit": unit, "last": step_text(size["last_step"]), "without": without,
+    words = size | {"unit": unit, "without": without,
+                    **{key: step_text(size[key] or 0) for key in ("last_step", "watched")},
                     "seeds": "one seed" if size["seeds"] == 1 else f"{size['seeds']} seeds"}
     lines = ["all unmeasured"]
     if size["measured"]:
@@ -1136,13 +1137,13 @@ def size_sentences(size, unit):
         lines = ["all fell" if size["collapsed"] else "none fell"]
     dated = [f"{level} at {step_text(step)}" for level, step in size["order"]]
     words["dated"] = f"first {dated[0]}, last {dated[-1]}" if dated[1:] else "".join(dated)
-    lines.append("some emerged" if dated else "none emerged")
-    if dated and size["measured"]:
-        lines[-1] = "some emerged after"
+    lines.append("none emerged" if size["with_accuracy"] else "none seen")
+    if dated:
+        lines[-1] = "some emerged after" if size["measured"] else "some emerged"
     if dated and never:
         words["never"] = ", ".join(never[:6]) + (f" and {len(never) - 6} more" if never[6:] else "")
         lines.append("never")
-    lines += ["without"] if without else []
+    lines += ["without"] if without and size["with_accuracy"] else []
     return [HAPPENED[line].format(**words) for line in lines]
 
 
@@ -1451,8 +1452,8 @@ FIGURES = {                           # in the order of the page
 
 MEDIAN_LEGEND = (
     "Median (low..high) over seeds. floor: lowest RankMe. onset: where RankMe recovers. lead: "
-    "emergence - onset. first: seeds whose RankMe recovered before emergence / that emerged / all. "
-    "never: not for good within the run.")
+    "emergence - onset. first: seeds whose RankMe recovered before emergence / that emerged / "
+    "in which accuracy was measured. never: not for good within the run.")
 
 CLAIM_LEGEND = (
     "here: the value in these runs, with a 95% interval over tasks or over runs, the wider one. "
@@ -1474,7 +1475,7 @@ EFFECT_LEGEND = (
     "and censored. need: so many pairs show a shift of 10% with power .8. no effect: the 90% "
     "interval is within 10%.")
 
-SHORT_LEGEND = "median (low..high) over seeds; first: RankMe recovered first / emerged / seeds"
+SHORT_LEGEND = "median (low..high) over seeds; first: RankMe recovered first / emerged / measured"
 DATES_LEGEND = "onset of RankMe's recovery > emergence, median steps over seeds"
 
 # A task-level: what RankMe did, then what followed, in the order of its events.
@@ -1484,7 +1485,7 @@ HAPPENED = {
     "unmeasured": "RankMe was not measured",
     "emerged .": "; accuracy emerged at {emergence}{emerged}",
     ".": "; {none}",
-    "none": "accuracy had not emerged for good by {unit} {last}",
+    "none": "accuracy had not emerged for good by {unit} {watched}",
     "unseen": "accuracy was not measured",
     "fell recovered emerged .": (
         ", began to recover at {onset}{recovered}, and accuracy emerged at {emergence}{emerged}"),
@@ -1503,11 +1504,12 @@ HAPPENED = {
         "was {rank:.1f} at first and {median:.1f} at its lowest."),
     "all unmeasured": "{levels} task-levels, {seeds}; RankMe was not measured.",
     "some emerged after": (
-        "{emerged} of {with_accuracy} emerged by {unit} {last} ({dated}); in {rankme_first} of "
-        "these RankMe had recovered before."),
-    "some emerged": "{emerged} of {with_accuracy} emerged by {unit} {last} ({dated}).",
-    "none emerged": "None of {with_accuracy} emerged by {unit} {last}.",
-    "never": "Not by {unit} {last}, in any seed: {never}.",
+        "{emerged} of {with_accuracy} emerged by {unit} {last_step} ({dated}); in {rankme_first} "
+        "of these RankMe had recovered before."),
+    "some emerged": "{emerged} of {with_accuracy} emerged by {unit} {last_step} ({dated}).",
+    "none emerged": "None of {with_accuracy} emerged by {unit} {watched}.",
+    "none seen": "Accuracy was not measured.",
+    "never": "Not by {unit} {watched}, in any seed: {never}.",
     "without": "In {without} more, accuracy was not measured.",
     # the whole sweep
     "only shams": "Only shams were trained, which cannot be learned: nothing can emerge.",

@@ -138,7 +138,7 @@ def test_levels_have_any_names_and_runs_may_have_different_ones():
     rows += step_curve("y", 7, 200, range(0, 500, 10))
     events = event_table(from_table(rows))
     assert events.levels == ("easy ones", "7")
-    assert events.emergence.tolist() == [[100, math.inf], [math.inf, 200]]
+    assert np.array_equal(events.emergence, [[100, math.nan], [math.nan, 200]], equal_nan=True)
     assert events.censored.tolist() == [[392, -math.inf], [-math.inf, 392]]
 
 
@@ -458,6 +458,68 @@ def test_an_accuracy_that_one_run_lacks_is_not_called_never(tmp_path, capsys):
         ("a", 2, 1), ("b", 2, 0)]
     assert "-unmeasured" in "".join(screen.split()) and "never" not in screen
     assert {row["first"] for row in map(report.median_cells, rows)} == {"0/1/1", "0/0/0"}
+
+
+TASKS = {name: 100 + 50 * k for k, name in enumerate("abcdefgh")}
+
+
+def capability(name, task, unseen="", steps=STEPS):
+    """Of one run: RankMe, which falls and recovers, and accuracy unless it was not measured."""
+    onset = 60 + 10 * ord(task) % 80
+    rankme = [(name, f"{task}-1", step, "rankme", 6 if step < 20 else 1.2 if step < onset else 5)
+              for step in STEPS]
+    seen = steps if task not in unseen else ()
+    return rankme + step_curve(name, f"{task}-1", TASKS[task], seen)
+
+
+def test_a_level_without_accuracy_changes_no_order_of_emergence():
+    """What was not measured has no place in an order: not the last one."""
+    for several in ("", "XY"):
+        rows = [row for name in "wxyz" for task in TASKS for row in capability(name, task, "gh")]
+        rows += [(name, "", 0, "size", size) for name, size in zip("wxyz", 2 * several)]
+        events = event_table(from_table(rows))
+        known = events.subset(levels=~np.isnan(events.emergence).any(0))
+        assert len(known.levels) == 6 < len(events.levels)
+        for statistic in (claims.order_correlation, claims.within_class, claims.swap_rate,
+                          claims.precursor_rate, claims.risk_set_excess):
+            alike = [statistic(one, np.arange(len(one.owner))[None])[0] for one in (events, known)]
+            assert alike[0] == pytest.approx(alike[1], nan_ok=True), statistic
+        classes = claims.difficulty(events)[0]
+        assert classes[[*map(events.levels.index, ("g-1", "h-1"))]].tolist() == [-1, -1]
+
+
+def test_an_arm_without_accuracy_has_no_effect_that_could_be_seen():
+    rows = [[row for name in "uvwxyz" for task in "ab" for row in capability(name, task, unseen)]
+            for unseen in ("", "a", "ab")]
+    arms = [from_table(own) for own in rows]
+    found = emergence.effect(arms[0], arms[1])
+    assert [row.level for row in found.levels] == ["b-1"] and found.mean.verdict == "no effect"
+    with pytest.raises(ValueError, match="no task-level whose behaviour was measured in all"):
+        emergence.effect(arms[0], arms[2])
+
+
+def test_shams_whose_rankme_was_not_taken_set_no_bar():
+    rows = [row for task in "ab" for row in capability("x", task)]
+    alone = event_table(from_table(rows))
+    sham = step_curve("x", "sham-a-1", 9999, STEPS)
+    events = event_table(from_table([*rows, *sham]))
+    assert events.onset_rule == "floor" and np.isfinite(alone.onset).all()
+    assert np.array_equal(events.only().onset, alone.onset)
+    rows += [("x", level, step, "norm", float(step > 100 and level == "a-1"))
+             for level in ("a-1", "b-1") for step in STEPS]
+    dates = {(row["level"], row["quantity"]): row["step"]
+             for row in claims.event_rows(event_table(from_table([*rows, *sham])))}
+    assert dates["a-1", "norm"] == STEPS[np.searchsorted(STEPS, 100, "right")]
+    assert dates["b-1", "norm"] is None and dates["sham-a-1", "accuracy"] is None
+    assert ("sham-a-1", "norm") not in dates and ("sham-a-1", "rankme") not in dates
+
+
+def test_what_had_not_emerged_had_not_by_the_last_accuracy(tmp_path, capsys):
+    rows = capability("x", "h", steps=range(0, 210, 10)) + capability("y", "h")
+    rows = [row for row in rows if row[3] != "accuracy" or row[2] < 440 and row[4] == 0]
+    status, screen, err = analyse(capsys, write(tmp_path / "curves.csv", rows))
+    assert status == 0, err
+    assert "had not emerged for good by step 200 (all 2 seeds)" in " ".join(screen.split())
 
 
 # ------------------------------------------------------------------------------------------------

@@ -612,7 +612,7 @@ def level_row(**changes):
     """Three seeds of one task-level in which everything happens: a row of claims.medians."""
     row = {"size": "nano", "level": "add-2", "control": False, "seeds": 3, "collapsed": 3,
            "measured": 3, "with_accuracy": 3, "recovered": 3, "emerged": 3, "start": spread(5.31),
-           "floor": spread(1.5), "floor_step": spread(75), "onset": spread(139),
+           "watched": 600, "floor": spread(1.5), "floor_step": spread(75), "onset": spread(139),
            "emergence": spread(363)}
     return row | changes
 
@@ -648,7 +648,7 @@ def level_row(**changes):
      "add-2: RankMe was not measured; accuracy had not emerged for good by step 600 (all 3 "
      "seeds).")])
 def test_a_level_has_a_sentence_with_every_figure(changes, sentence):
-    assert report.level_sentence(level_row(**changes), "step", 600) == sentence
+    assert report.level_sentence(level_row(**changes), "step") == sentence
 
 
 @pytest.mark.parametrize("changes, known, ending", [
@@ -663,20 +663,25 @@ def test_a_level_has_a_sentence_with_every_figure(changes, sentence):
      "at 139, and accuracy emerged at 363 (accuracy was measured in 1 of 3 seeds, RankMe was "
      "measured in 2 of 3 seeds).")])
 def test_an_accuracy_that_was_not_measured_is_not_called_absent(changes, known, ending):
-    sentence = report.level_sentence(level_row(**changes, with_accuracy=known), "step", 600)
+    sentence = report.level_sentence(level_row(**changes, with_accuracy=known), "step")
     assert sentence.endswith(ending), sentence
     size = size_row(seeds=1, levels=3, with_accuracy=2, emerged=1, never=["add-3"],
                     order=[["add-4", 9]])
     assert report.size_sentences(size, "step")[1:] == [
         "1 of 2 emerged by step 2000 (add-4 at 9); in 156 of these RankMe had recovered before.",
         "Not by step 2000, in any seed: add-3.", "In 1 more, accuracy was not measured."]
+    size |= dict(with_accuracy=0, emerged=0, order=[], never=[], watched=None)
+    assert report.size_sentences(size, "step")[1:] == ["Accuracy was not measured."]
+    size |= dict(with_accuracy=3, watched=90)                   # of several seeds, the shortest
+    assert report.size_sentences(size, "step")[1:] == ["None of 3 emerged by step 90."]
 
 
 def size_row(**changes):
     row = {"size": "nano", "seeds": 9, "levels": 24, "measured": 216, "with_accuracy": 216,
            "collapsed": 210, "recovered": 200, "emerged": 171, "rankme_first": 156,
            "start": spread(7.42), "floor": spread(2.4, 1.0, 3.2), "last_step": 2000,
-           "order": [["sort-1", 69], ["modadd-2", 1452]], "never": ["add-3", "multiply-3"]}
+           "watched": 2000, "order": [["sort-1", 69], ["modadd-2", 1452]],
+           "never": ["add-3", "multiply-3"]}
     return row | changes
 
 

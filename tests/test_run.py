@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,12 @@ def test_events_have_a_row_for_each_event_of_each_level(finished):
     assert kinds == {("rankme", "onset"), ("rankme_centred", "onset"),
                      ("accuracy", "emergence"), ("log_prob", "emergence"),
                      ("token_accuracy", "emergence")}
-    assert len(events) == 7 * 5 and sum(event["sham"] == "True" for event in events) == 5
+    counts = Counter((event["level"], event["quantity"]) for event in events)
+    assert max(counts.values()) == 1 and len({level for level, _ in counts}) == 7
+    behaviour = [event for event in events if event["event"] == "emergence"]
+    assert len(behaviour) == 7 * 3 and sum(event["sham"] == "True" for event in behaviour) == 3
+    assert sum(event["quantity"] == "rankme" for event in events) == 7
+    assert len(events) < 7 * 5, "of rankme_centred, those that had room to move"
 
 
 @pytest.mark.usefixtures("few")
