@@ -272,12 +272,10 @@ def difficulty(events):
     classes = np.full((R, L), -1)
     for size in by_size(events):
         for r in np.flatnonzero(size):
-            others = size & (np.arange(R) != r)
-            if others.any():
-                steps = median_date(events.emergence[others])
-                known = ~np.isnan(steps)
-                order = ranks(steps[known]) - 1
-                classes[r, known] = np.minimum(order * 3 // known.sum(), 2)
+            steps = median_date(events.emergence[size & (np.arange(R) != r)])
+            known = ~np.isnan(steps)
+            order = ranks(steps[known]) - 1
+            classes[r, known] = np.minimum(order * 3 // max(known.sum(), 1), 2)
     return classes
 
 
@@ -594,14 +592,15 @@ def overview(events: EventTable) -> list[dict]:
     found = []
     for size in by_size(events):
         one = events.subset(runs=size, levels=~events.shams)
-        rows = [_level_medians(one.subset(levels=[k])) for k in range(len(one.levels))]
+        rows = medians(one)
         order = [[row["level"], row["emergence"]["median"]] for row in rows if row["emergence"]]
         found.append({
             "size": one.runs[0].config["size"], "seeds": len(one.runs), "levels": len(one.levels),
-            **_counts(one),
-            "start": seed_range(one.start.ravel()), "floor": seed_range(one.floor.ravel()),
+            **_counts(one), "start": seed_range(one.start.ravel()),
+            "floor": seed_range(one.floor.ravel()),
             "last_step": plain(max(run.steps[-1] for run in one.runs)),
-            "watched": min([row["watched"] for row in rows if row["with_accuracy"]], default=None),
+            "watched": min([row["watched"] for row in rows if row["watched"] is not None],
+                           default=None),
             "order": sorted(order, key=itemgetter(1)),
             "never": [row["level"] for row in rows if row["with_accuracy"] > row["emerged"] == 0]})
     return found

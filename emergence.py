@@ -754,8 +754,7 @@ def way_from_chance(run, behaviour):
 
 @functools.lru_cache(maxsize=5000)        # the multiverse of claims.py asks again and again
 def emergences(run, behaviour, threshold, persistence, lasting, warmup):
-    """{"emergence", "first", "censored"}: (L,) steps, of each level on snapshots of its own; NaN, 0
-    and minus infinity where there are none."""
+    """{"emergence", "first", "censored"}: (L,) steps, of each level on snapshots of its own."""
     values, chance = way_from_chance(run, behaviour)
     values = np.where(measured_at(run, values, warmup), values, math.nan)
     examples = run.per_level("examples", math.inf)
@@ -1047,8 +1046,13 @@ def effect(control, treated, **keywords) -> Effect:
     deviation is at least what dates rounded to snapshots give: their distance / sqrt(6).
     Verdict: "no effect" where the 90% interval lies within log 1.1 either way (of each level by
     itself); else "earlier" or "later" where p < .05; else "cannot tell".
-    keywords: of event_table.  ValueError if nothing pairs, or the levels differ."""
-    before, after = pair_arms(control, treated, **keywords)
+    keywords: of event_table.  ValueError if nothing pairs, the levels differ, or no level has been
+    measured in all of these runs: those that have not are left out."""
+    arms = pair_arms(control, treated, **keywords)
+    known = ~np.isnan([arm.emergence for arm in arms]).any((0, 1))          # (L,)
+    if not known.any():
+        raise ValueError("effect: no task-level whose behaviour was measured in all of these runs")
+    before, after = (arm.subset(levels=known) for arm in arms)
     times, steps = np.stack([before.emergence, after.emergence]), before.runs[0].steps
     since = steps[np.maximum(np.searchsorted(steps, times) - 1, 0)]         # the snapshot before
     soonest = steps[steps > 0][0]                                           # 0 has no logarithm
@@ -1084,15 +1088,11 @@ def paired_runs(control, treated):
 
 
 def pair_arms(control, treated, **keywords):
-    """Two EventTables without shams, of `paired_runs` row by row, and of the task-levels whose
-    behaviour was measured in all of them.  keywords: of event_table."""
+    """Two EventTables without shams, of `paired_runs` row by row.  keywords: of event_table."""
     control, treated = paired_runs(control, treated)
     if not control:
         raise ValueError("effect: no pair of one size and seed, with three snapshots in common")
     events, n = event_table([*control, *treated], **keywords).only(), len(control)
-    events = events.subset(levels=~np.isnan(events.emergence).any(0))
-    if not events.levels:
-        raise ValueError("effect: no task-level whose behaviour was measured in all of these runs")
     return events.subset(runs=slice(n)), events.subset(runs=slice(n, None))
 
 

@@ -1078,8 +1078,7 @@ def story(events, findings):
                     if row["size"] == size["size"] and not row["control"]]
             lines += [f"{name} {level_sentence(row, unit)}".strip() for row in rows]
         else:
-            found = size_sentences(size, unit)
-            lines += [f"{name}: {line}".removeprefix(": ") for line in found]
+            lines += [f"{name}: {line}".removeprefix(": ") for line in size_sentences(size, unit)]
     if findings["lead_check"]["sham_emergences"]:
         lines.append(HAPPENED["shams"].format(**findings["lead_check"]))
     lines += [HAPPENED["chance"].format(**row) for row in findings["claims"]
@@ -1475,7 +1474,7 @@ EFFECT_LEGEND = (
     "and censored. need: so many pairs show a shift of 10% with power .8. no effect: the 90% "
     "interval is within 10%.")
 
-SHORT_LEGEND = "median (low..high) over seeds; first: RankMe recovered first / emerged / measured"
+SHORT_LEGEND = "median (low..high) over seeds; first: RankMe first / emerged / measured"
 DATES_LEGEND = "onset of RankMe's recovery > emergence, median steps over seeds"
 
 # A task-level: what RankMe did, then what followed, in the order of its events.

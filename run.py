@@ -412,9 +412,9 @@ def show_cost(plan, waiting, workers, in_full):
     ends = [0.0] * workers                                      # each takes the next when free
     for seconds in totals:
         ends[ends.index(min(ends))] += seconds
-    rest = f"about {minutes(max(ends))} on this machine" if waiting else "they are analysed again"
+    rest = f"; about {minutes(max(ends))} on this machine"
     out.print(f"{plural(len(waiting), 'run')} to do, {len(plan) - len(waiting)} done already"
-              f"{';' if waiting else ':'} {rest}")
+              f"{rest if waiting else ': they are analysed again'}")
 
 
 def progress_of(job, begin):

@@ -220,8 +220,8 @@ def test_the_public_names_are_there():
 # Rooms that have grown past one sitting: measures and pythia ask much of what they are given, so
 # that no wrong number passes in silence; report has what happened in words, and a page; the others
 # hold what interventions, own data and the film need.
-LONGER = {"measures.py": 1285, "pythia.py": 1359, "claims.py": 1229, "emergence.py": 1155,
-          "report.py": 1789, "sweep.py": 1182, "run.py": 1168}
+LONGER = {"measures.py": 1285, "pythia.py": 1359, "claims.py": 1228, "emergence.py": 1155,
+          "report.py": 1788, "sweep.py": 1182, "run.py": 1168}
 
 BESIDE = {"README.md", "pyproject.toml", "LICENSE", "CITATION.cff", "tests", "results"}
 

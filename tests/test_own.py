@@ -498,6 +498,17 @@ def test_an_arm_without_accuracy_has_no_effect_that_could_be_seen():
         emergence.effect(arms[0], arms[2])
 
 
+def test_where_one_kind_of_behaviour_was_not_measured_the_other_is_counted():
+    """b-1 has log p alone, which dates it where that is asked for; and its accuracy, none."""
+    rows = [row for task in "ab" for row in capability("x", task, "b")]
+    rows += [("x", f"{task}-1", step, "log_prob", -3 * (step < 100)) for task in "ab"
+             for step in STEPS]
+    events = event_table(from_table(rows, {"x": {"chance_log_prob": -3.0}}), behaviour="log_prob")
+    (size,) = claims.overview(events)
+    assert (size["with_accuracy"], size["emerged"], size["watched"]) == (2, 2, STEPS[-1])
+    assert [row["watched"] for row in claims.medians(events)] == [STEPS[-1], None]
+
+
 def test_shams_whose_rankme_was_not_taken_set_no_bar():
     rows = [row for task in "ab" for row in capability("x", task)]
     alone = event_table(from_table(rows))
